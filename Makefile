@@ -1,0 +1,65 @@
+# `make demo` and `make test` do their own set-up; nothing but Python >= 3.11 with venv, and make, is assumed.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SWEEP := outputs/sweeps/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install install-dev demo test test-all lint format bench lock clean
+
+help:  ## Say what each target does
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/\1\t\2/' | expand -t 14
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Thaw needs Python >= 3.11, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+
+# One stamp per lock: the environment is brought up to date only when its lock or the project's metadata changed.
+.venv/installed: requirements.lock pyproject.toml | .venv/bin/python
+	@echo "Installing the pinned dependencies into .venv (about a minute the first time) ..."
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch .venv/installed
+
+.venv/installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+	@echo "Installing the pinned development dependencies into .venv (about a minute the first time) ..."
+	$(PIP) install --require-hashes -r requirements-dev.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch .venv/installed .venv/installed-dev
+
+install: .venv/installed  ## Make .venv with what running needs
+
+install-dev: .venv/installed-dev  ## Make .venv with what developing needs too
+
+demo: .venv/installed  ## Four strategies on real data: sweep, export, analyse, draw (under 3 minutes)
+	$(BIN)/python -m src.train -m experiment=four_strategies hydra.sweep.dir=$(SWEEP)
+	$(BIN)/python scripts/export_sweep.py $(SWEEP) --out $(SWEEP)/sweep.parquet --history $(SWEEP)/history.parquet
+	$(BIN)/python scripts/analyze_sweep.py $(SWEEP)/sweep.parquet
+
+test: .venv/installed-dev  ## The fast tests (under 5 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2
+
+test-all: .venv/installed-dev  ## Every test, the slow ones too
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: .venv/installed-dev  ## ruff (format and rules) and pyright
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+format: .venv/installed-dev  ## Rewrite the files as ruff wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/installed-dev  ## Every benchmark that docs/performance.md quotes
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
+
+UV_COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-emit-index-url \
+  --no-emit-find-links --no-annotate --quiet --python-version 3.11 --fork-strategy fewest --custom-compile-command "make lock"
+
+lock:  ## Refresh both lock files (needs uv; UPGRADE=--upgrade takes newer versions)
+	$(UV_COMPILE) $(UPGRADE) --group build --output-file requirements.lock
+	$(UV_COMPILE) $(UPGRADE) --group dev --extra dashboard --extra joblib --constraint requirements.lock --output-file requirements-dev.lock
+
+clean:  ## Remove the environment and the tools' caches; outputs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache ./*.egg-info build

@@ -1,0 +1,42 @@
+"""What a user is told when something they gave cannot work: one sentence, no traceback."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Input that cannot work. The message is one sentence: the key, what was given, what is allowed."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the closest allowed word, or ``""`` where none is close."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def listed(words: Iterable[str], limit: int = 12) -> str:
+    """Return ``"a, b, c"``, cut after ``limit`` words with the number of those left out."""
+    words = list(words)
+    rest = f" and {len(words) - limit} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + rest
+
+
+def wants_traceback() -> bool:
+    """Tell whether the user asked for whole tracebacks (Hydra's own variable, ``HYDRA_FULL_ERROR=1``)."""
+    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Run a script's ``main``; a :class:`UserError` becomes one sentence on stderr and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        if wants_traceback():
+            raise
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
