@@ -25,9 +25,13 @@ def listed(words: Iterable[str], limit: int = 12) -> str:
     return ", ".join(words[:limit]) + rest
 
 
+# Read once: the command line sets the variable for itself while Hydra runs (src/messages.py).
+_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+
 def wants_traceback() -> bool:
     """Tell whether the user asked for whole tracebacks (Hydra's own variable, ``HYDRA_FULL_ERROR=1``)."""
-    return os.environ.get("HYDRA_FULL_ERROR") == "1"
+    return _TRACEBACK
 
 
 def run_script(main: Callable[[], None]) -> None:

@@ -1,0 +1,1 @@
+"""Where the two tasks come from: one small file a source."""

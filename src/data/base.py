@@ -1,0 +1,179 @@
+"""From raw tables to the two tasks: checks, splits and standardisation, the same for every source."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from src.config import FRACTION, NATURAL, knob
+from src.engine.loop import Split
+from src.errors import UserError, listed
+
+
+@dataclass(frozen=True)
+class Table:
+    """One task as it was found: features row by row, and what is to be predicted."""
+
+    x: Float[np.ndarray, "N D"]
+    y: Shaped[np.ndarray, " N"]  # numbers for regression; labels of any kind for classification
+    origin: str  # the configuration key, or the file, that errors name
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Both tasks, ready for training."""
+
+    kind: str  # "regression" or "classification"
+    source: dict[str, Split]  # "train" and "test"
+    target: dict[str, Split]  # "train", "val" and "test"
+    source_outputs: int  # units of the head that the source task needs
+    outputs: int  # and the target task
+    new_head: bool  # whether the target's label space differs from the source's
+
+    def parts(self) -> Iterator[tuple[str, Split]]:
+        """Yield every part with its name; the source's are prefixed with ``source_``."""
+        yield from ((f"source_{name}", part) for name, part in self.source.items())
+        yield from self.target.items()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over every part's values, shapes and order."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name, part in self.parts():
+            for array in part:
+                digest.update(f"{name}{array.shape}{array.dtype}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Base of every data source. A file says how its two tables are read; the rest is here.
+
+    ``source_test_fraction`` of the pre-training part is kept to test on; ``val_fraction`` and ``test_fraction`` of the
+    fine-tuning part choose and report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs of
+    different seeds see the same rows.
+    """
+
+    source_test_fraction: float = knob(0.2, FRACTION)
+    val_fraction: float = knob(0.25, FRACTION)
+    test_fraction: float = knob(0.25, FRACTION)
+    split_seed: int = knob(0, NATURAL)
+
+    def tables(self) -> tuple[Table, Table, str]:
+        """Return the source table, the target table, and ``"regression"`` or ``"classification"``."""
+        raise TypeError(f"{type(self).__name__} does not say where its tables come from")
+
+    def load(self) -> Transfer:
+        """Read, check, split and standardise.
+
+        Features, and the targets of a regression, are standardised with the mean and standard deviation of the
+        pre-training rows alone: what fine-tuning will meet is not known at that time. A feature that is constant there
+        is only centred.
+
+        Raises:
+            UserError: the tables cannot be used; the message names the file or key and the reason.
+        """
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError(
+                f"data.val_fraction + data.test_fraction is {self.val_fraction + self.test_fraction:g}; "
+                "allowed: less than 1, so that rows to train on are left"
+            )
+        source, target, kind = self.tables()
+        for table in (source, target):
+            check_table(table, kind)
+        if source.x.shape[1] != target.x.shape[1]:
+            raise UserError(
+                f"{source.origin} has {source.x.shape[1]} features and {target.origin} has {target.x.shape[1]}; "
+                "both parts need the same ones"
+            )
+        rng = np.random.default_rng(self.split_seed)
+        pre = cut(source, rng, {"test": self.source_test_fraction})
+        fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
+        scale_x = standardiser(pre["train"][0])
+        if kind == "classification":
+            return classes(pre, fine, source, target, scale_x)
+        scale_y = standardiser(pre["train"][1])
+
+        def numbers(parts: Parts) -> dict[str, Split]:
+            return {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()}
+
+        return Transfer(kind, numbers(pre), numbers(fine), 1, 1, new_head=False)
+
+
+Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def check_table(table: Table, kind: str) -> None:
+    """Refuse a table that training could only stumble over."""
+    if len(table.x) != len(table.y):
+        raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; they must be as many")
+    if table.x.ndim != 2 or table.x.shape[1] == 0:
+        raise UserError(f"{table.origin} has features of shape {table.x.shape}; allowed: (rows, at least one feature)")
+    for name, values in (("x", table.x), *((("y", table.y),) if kind == "regression" else ())):
+        if not np.issubdtype(values.dtype, np.number):
+            raise UserError(f"{table.origin} holds {values.dtype} in {name}; allowed: numbers")
+        bad = ~np.isfinite(values)
+        if bad.any():
+            row = int(np.argwhere(bad)[0][0])
+            raise UserError(
+                f"{table.origin} holds {int(bad.sum())} missing or infinite value(s) in {name}, the first in row {row}; "
+                "allowed: finite numbers"
+            )
+
+
+def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
+    """Shuffle a table's rows and cut off the named fractions; the rest is ``train``, which comes first."""
+    order = rng.permutation(len(table.x))
+    parts: Parts = {}
+    for name, fraction in fractions.items():
+        size = math.floor(fraction * len(table.x) + 0.5)
+        parts[name], order = (table.x[order[:size]], table.y[order[:size]]), order[size:]
+    parts = {"train": (table.x[order], table.y[order]), **dict(reversed(parts.items()))}
+    for name, (x, _) in parts.items():
+        if len(x) == 0:
+            raise UserError(f"{table.origin} has {len(table.x)} rows, which leaves its {name} part empty; give it more")
+    return parts
+
+
+class standardiser:  # noqa: N801  (reads as a verb where it is used)
+    """Centre and scale with the statistics of the given rows; a constant column is only centred."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        rows = rows.astype(np.float64)
+        self.mean, spread = rows.mean(axis=0), rows.std(axis=0)
+        self.scale = np.where(spread > 1e-12 * np.maximum(np.abs(self.mean), 1.0), spread, 1.0)
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        """Return the rows in units of those standard deviations, as float32."""
+        return ((rows - self.mean) / self.scale).astype(np.float32)
+
+
+def classes(pre: Parts, fine: Parts, source: Table, target: Table, scale_x: standardiser) -> Transfer:
+    """Number each task's labels from 0 in sorted order; tasks with different labels get different heads."""
+    names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
+    for table, labels in zip((source, target), names, strict=True):
+        if len(labels) < 2:
+            raise UserError(f"{table.origin} has one label only ({listed(map(str, labels))}); allowed: at least two")
+
+    def numbered(parts: Parts, labels: list[object]) -> dict[str, Split]:
+        index = {label: i for i, label in enumerate(labels)}
+        return {
+            name: Split(scale_x(x), np.array([index[label] for label in y.tolist()], np.int32))
+            for name, (x, y) in parts.items()
+        }
+
+    return Transfer(
+        "classification",
+        numbered(pre, names[0]),
+        numbered(fine, names[1]),
+        len(names[0]),
+        len(names[1]),
+        new_head=names[0] != names[1],
+    )

@@ -1,0 +1,38 @@
+"""``data=diabetes``: pre-train on the patients of one sex, fine-tune on the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+from src.config import knob
+from src.data.base import Source, Table
+from src.data.embedded import read_embedded
+
+Sex = Enum("Sex", ["first", "second"])  # the study codes them 1 and 2 and does not say which is which
+SEX_COLUMN = 1
+
+
+@dataclass(frozen=True)
+class Diabetes(Source):
+    """Disease progression of 442 patients after a year (Efron et al., Least Angle Regression, 2004), a regression.
+
+    Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex, as the study
+    codes it, whose patients make the source task (``first``: 235 patients; ``second``: 207).
+    """
+
+    pretrain_on: Sex = knob(Sex.first)
+
+    def tables(self) -> tuple[Table, Table, str]:
+        """Return the two sexes' patients."""
+        x = read_embedded("diabetes_data_raw.csv.gz")
+        y = read_embedded("diabetes_target.csv.gz")
+        chosen = x[:, SEX_COLUMN] == self.pretrain_on.value
+        x = np.delete(x, SEX_COLUMN, axis=1)  # constant within each part
+        return (
+            Table(x[chosen], y[chosen], "the diabetes data's pre-training part"),
+            Table(x[~chosen], y[~chosen], "the diabetes data's fine-tuning part"),
+            "regression",
+        )

@@ -1,0 +1,45 @@
+"""``data=synthetic``: two regressions whose similarity is a knob."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from src.config import COUNT, NATURAL, NON_NEGATIVE, UNIT, knob
+from src.data.base import Source, Table
+
+
+@dataclass(frozen=True)
+class Synthetic(Source):
+    """Targets of two random teachers ``v . tanh(W x)`` with standard normal inputs and additive noise.
+
+    ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b`` for
+    ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing.
+    """
+
+    similarity: float = knob(0.8, UNIT)
+    source_rows: int = knob(1000, COUNT)
+    target_rows: int = knob(200, COUNT)
+    features: int = knob(10, COUNT)
+    teacher_width: int = knob(8, COUNT)
+    noise: float = knob(0.1, NON_NEGATIVE)  # standard deviation, in units of the noiseless targets' own
+    data_seed: int = knob(0, NATURAL)
+
+    def tables(self) -> tuple[Table, Table, str]:
+        """Return the two teachers' rows."""
+        rng = np.random.default_rng(self.data_seed)
+        shapes = (self.teacher_width, self.features), (self.teacher_width,)
+        first, other = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))
+        mixed = [self.similarity * a + np.sqrt(1 - self.similarity**2) * b for a, b in zip(first, other, strict=True)]
+
+        def rows(count: int, teacher: list[np.ndarray], origin: str) -> Table:
+            x = rng.standard_normal((count, self.features))
+            clean = np.tanh(x @ teacher[0].T / np.sqrt(self.features)) @ teacher[1]
+            return Table(x, clean + self.noise * clean.std() * rng.standard_normal(count), origin)
+
+        return (
+            rows(self.source_rows, first, "the synthetic source (data.source_rows)"),
+            rows(self.target_rows, mixed, "the synthetic target (data.target_rows)"),
+            "regression",
+        )

@@ -1,0 +1,1 @@
+"""How parameters move: partition, optimizer, the training loop. Knows flat dicts, never a model class."""

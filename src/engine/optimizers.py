@@ -1,0 +1,125 @@
+"""Optimizers: one Optax chain over the trainable half, with every rate an argument of the compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import optax
+
+from src.config import NON_NEGATIVE, POSITIVE, UNIT, knob
+from src.engine.partition import FROZEN
+
+
+class Form(Enum):
+    """How frozen parameters are kept still; all three give the same bits."""
+
+    split = 1  # only the trainable half is differentiated and optimised
+    multi_transform = 2  # optax.multi_transform with optax.set_to_zero for the frozen label
+    masked = 3  # optax.masked for the trainable half chained with masked(set_to_zero) for the rest
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What every optimizer has: ``weight_decay`` (decoupled, per unit of learning rate) and ``clip_norm``.
+
+    ``clip_norm`` bounds the global norm of the *trainable* gradients; ``null`` leaves them alone.
+    """
+
+    weight_decay: float = knob(0.0, NON_NEGATIVE, traced=True)
+    clip_norm: float | None = knob(None, POSITIVE, traced=True)
+
+    def direction(self) -> optax.GradientTransformation:
+        """Return the transformation from gradients to the step before decay and learning rate."""
+        raise TypeError(f"{type(self).__name__} does not say its direction")
+
+
+@dataclass(frozen=True)
+class Sgd(Optimizer):
+    """``optimizer=sgd``: the gradient itself."""
+
+    def direction(self) -> optax.GradientTransformation:
+        """Return the identity."""
+        return optax.identity()
+
+
+@dataclass(frozen=True)
+class Momentum(Optimizer):
+    """``optimizer=momentum``: heavy-ball or Nesterov momentum (Sutskever et al. 2013)."""
+
+    momentum: float = knob(0.9, UNIT, traced=True)
+    nesterov: bool = knob(False)
+
+    def direction(self) -> optax.GradientTransformation:
+        """Return the running sum ``m = momentum * m + gradient``."""
+        return optax.trace(decay=self.momentum, nesterov=self.nesterov)
+
+
+@dataclass(frozen=True)
+class Adam(Optimizer):
+    """``optimizer=adam`` (Kingma and Ba, arXiv 1412.6980). ``b1`` and ``b2`` are compiled in.
+
+    As traced numbers they would round ``1 - b2`` in float32 and change Adam's updates.
+    """
+
+    b1: float = knob(0.9, UNIT)
+    b2: float = knob(0.999, UNIT)
+    eps: float = knob(1e-8, POSITIVE)
+
+    def direction(self) -> optax.GradientTransformation:
+        """Return Adam's bias-corrected ratio of moments."""
+        return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
+
+
+@dataclass(frozen=True)
+class Adamw(Adam):
+    """``optimizer=adamw``: Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101)."""
+
+    weight_decay: float = knob(0.01, NON_NEGATIVE, traced=True)
+
+
+def transformation(
+    optimizer: Optimizer, rate: Callable[[Any], Any], multiplier: Mapping[str, Any], form: Form
+) -> optax.GradientTransformation:
+    """Return the whole transformation for one stage.
+
+    Args:
+        optimizer: its settings, traced ones possibly tracers.
+        rate: from the number of updates made to the learning rate.
+        multiplier: path -> learning-rate multiplier or ``FROZEN``, for every parameter.
+        form: how frozen parameters are kept still. With ``Form.split`` the transformation must only be given the
+            trainable half; the other two take all parameters.
+    """
+    moving = {path: value for path, value in multiplier.items() if value is not FROZEN}
+    steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []
+    steps += [optimizer.direction(), optax.add_decayed_weights(optimizer.weight_decay)]
+    if any(not isinstance(value, float) or value != 1.0 for value in moving.values()):
+        steps.append(_scale_by_path(moving))
+    steps.append(optax.scale_by_schedule(lambda count: -rate(count)))
+    train = optax.chain(*steps)
+    if form is Form.split:
+        return train
+    if form is Form.multi_transform:
+        labels = {path: "frozen" if value is FROZEN else "trainable" for path, value in multiplier.items()}
+        return optax.multi_transform({"trainable": train, "frozen": optax.set_to_zero()}, labels)
+    mask = {path: value is not FROZEN for path, value in multiplier.items()}
+    # Alone, masked() lets the raw gradient of a masked-out leaf pass through, and apply_updates *adds* it: gradient
+    # ascent without a learning rate. The second half turns those into zeros.
+    return optax.chain(
+        optax.masked(train, mask),
+        optax.masked(optax.set_to_zero(), {path: not value for path, value in mask.items()}),
+    )
+
+
+def _scale_by_path(multiplier: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Scale each update by its path's multiplier, after the optimizer: Adam would undo a scaled gradient."""
+
+    def scale(updates: dict[str, Any], _params: Any) -> dict[str, Any]:
+        return {
+            path: update if isinstance(update, optax.MaskedNode) else update * multiplier[path]
+            for path, update in updates.items()
+        }
+
+    return optax.stateless(scale)

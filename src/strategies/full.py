@@ -1,0 +1,17 @@
+"""``strategy=full``: everything moves at the same rate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.engine.partition import Groups, Line
+from src.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Full(Strategy):
+    """Full fine-tuning: the most freedom, and the most to lose when labels are few."""
+
+    def table(self, groups: Groups) -> tuple[Line, ...]:  # noqa: ARG002
+        """Return one line for everything."""
+        return ((".*", 1.0),)

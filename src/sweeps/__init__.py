@@ -1,0 +1,1 @@
+"""Sweeps: which job is which."""

@@ -1,0 +1,47 @@
+"""Job identity: a hash of everything in the resolved configuration that can change a job's numbers.
+
+A job's folder is named by it, so the same job has the same folder in the same sweep, whatever its place in the grid, and
+whichever launcher runs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+VOLATILE = frozenset({"hydra", "tracker", "name", "progress"})  # how a run is watched and called, not what it computes
+LONGEST_SLUG = 100  # characters; file systems allow names of 255
+
+
+def job_id(config: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a plain, resolved task configuration."""
+    kept = {key: value for key, value in config.items() if key not in VOLATILE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return a task configuration as plain data, interpolations resolved, Hydra's own node left out."""
+    keys = [key for key in cfg if key != "hydra"]
+    masked = OmegaConf.masked_copy(cfg, keys)
+    masked._set_parent(cfg._get_parent())
+    plain = OmegaConf.to_container(masked, resolve=True, enum_to_str=True)
+    return {str(key): value for key, value in dict(plain).items()}  # type: ignore[call-overload]
+
+
+def job_folder(cfg: DictConfig) -> str:
+    """Return a folder's name: the job's overrides in a form that shells and file systems take, and its identity."""
+    overrides = sorted(override.lstrip("+~") for override in cfg.hydra.overrides.task)
+    swept = [override for override in overrides if not override.startswith(("name=", "experiment=", "tracker"))]
+    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", "_".join(swept)).strip("_.")
+    return f"{slug[:LONGEST_SLUG]}_{job_id(resolved(cfg))[:10]}".lstrip("_")
+
+
+def register_resolvers() -> None:
+    """Make ``${job_folder:}`` and ``${study_folder:...}`` known to OmegaConf."""
+    OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("study_folder", lambda name, time: time if name is None else name, replace=True)

@@ -1,0 +1,131 @@
+"""What the terminal shows. Colours follow NO_COLOR; the progress bar exists in a terminal only."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+from rich.tree import Tree
+
+from src.engine.partition import FROZEN, Placement
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from src.recipe import Outcome
+
+
+@functools.cache
+def console() -> Console:
+    """Return the console; when the output is not a terminal, lines are not cut to a width nobody set."""
+    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def say(text: str, style: str | None = None) -> None:
+    """Print one line."""
+    console().print(text, style=style, markup=False)
+
+
+def show_config(cfg: DictConfig) -> None:
+    """Print the composed configuration as a tree, a branch a group."""
+    tree = Tree("[bold]configuration")
+    _grow(tree, OmegaConf.to_container(cfg, resolve=True))
+    console().print(tree)
+
+
+def _grow(tree: Tree, node: Any) -> None:
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            name = value.get("name")
+            branch = tree.add(f"[bold]{key}[/]" + (f" = [cyan]{name}[/]" if name else ""))
+            _grow(branch, {k: v for k, v in value.items() if k != "name"})
+        else:
+            text = "null" if value is None else str(value)
+            tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
+
+
+def show_placement(placed: Placement, sizes: Mapping[str, int]) -> None:
+    """Print what each line of the strategy's table matched, and how many parameters move."""
+    table = Table("pattern", "learning rate", "parameters", "matched", title="what moves in fine-tuning", title_justify="left")
+    for pattern, value, paths in placed.matched:
+        rate = "frozen" if value is FROZEN else f"{float(value):.4g} x lr_fine"
+        names = ", ".join(paths) if paths else "nothing that a line above had not taken"
+        table.add_row(pattern.replace("[", "\\["), rate, f"{sum(sizes[p] for p in paths):,}", names)
+    console().print(table)
+    moving, total = sum(sizes[path] for path in placed.trainable), sum(sizes.values())
+    say(f"{moving:,} of {total:,} parameters move ({moving / total:.1%})")
+
+
+def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None) -> None:
+    """Print how a run ended: a table for a single run, a line for a job of a sweep (when ``overrides`` are given)."""
+    if overrides is not None:
+        say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
+        return
+    if outcome.metrics:
+        console().print(_result_table(outcome.metrics))
+    else:
+        say(f"diverged: the loss stopped being finite after update {outcome.last_finite_step}; try a lower rate", "red")
+    seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
+    say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.flops_per_step:,.0f} FLOPs an update; {seconds}")
+    say(f"record: {near(folder)}")
+
+
+def _result_table(metrics: Mapping[str, float]) -> Table:
+    """Return a table of the metrics: a row a split, a column a metric."""
+    splits = {"train": "train", "val": "validation", "test": "test", "source_test": "source test, before fine-tuning"}
+    names = [key.removeprefix("train_") for key in metrics if key.startswith("train_")]
+    table = Table("", *names, title="result", title_justify="left")
+    for split, label in splits.items():
+        table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
+    return table
+
+
+class Bar:
+    """A progress bar over both stages; does nothing outside a terminal."""
+
+    def __init__(self, stages: Mapping[str, int], enabled: bool) -> None:
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        if enabled and console().is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description:>9}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console(),
+                transient=True,
+            )
+            for stage, steps in stages.items():
+                self._tasks[stage] = self._progress.add_task(stage, total=steps, note="", start=False)
+            self._progress.start()
+
+    def update(self, stage: str, row: Mapping[str, float]) -> None:
+        """Move a stage's bar to a logged row."""
+        if self._progress is None:
+            return
+        task = self._tasks[stage]
+        self._progress.start_task(task)
+        self._progress.update(task, completed=row["step"])
+        elapsed = self._progress.tasks[task].elapsed or 0.0
+        speed = f"{row['step'] / elapsed:,.0f} steps/s" if elapsed > 0 and row["step"] else ""
+        self._progress.update(task, note=f"loss {row['loss']:.4f}  {speed}" if "loss" in row else "")
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+
+def near(path: Path) -> str:
+    """Return a path relative to the working folder where it lies below it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,92 @@
+"""Tracking one job: everything that happens to it goes to its record, and from there to W&B."""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from src.sweeps.identity import job_id
+from src.tracking.options import Wandb
+from src.tracking.publisher import Publisher, enabled, publisher
+from src.tracking.record import JobRecord, git_state, versions
+
+
+class JobTracking:
+    """Follows a job from its configuration to its summary; leaving the block by an error records it as failed."""
+
+    def __init__(self, folder: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
+        self.folder, self.config, self.overrides = folder, config, overrides
+        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self._clock = time.perf_counter()
+        self._publisher: Publisher | None = None
+        self._options = Wandb()
+        self._ended = False
+        self.record = JobRecord(folder)
+
+    def open_view(self, options: Any) -> None:
+        """Start what the job's tracker needs; no W&B run begins before :meth:`publish`."""
+        if enabled(options):
+            self._options, self._publisher = options, publisher()
+
+    def publish(self, group: str | None) -> None:
+        """Begin the job's W&B run, if its tracker makes one; ``group`` is the sweep's name."""
+        if self._publisher is None:
+            return
+        options = self._options
+        self._publisher.start(
+            options,
+            {
+                "project": options.project,
+                "entity": options.entity,
+                "group": options.group or group,
+                "job_type": self.config["strategy"]["name"],
+                "tags": list(options.tags),
+                "name": self.folder.name,
+                "dir": str(self.folder.absolute()),
+                "config": {**self.config, "job_id": job_id(self.config)},
+            },
+        )
+
+    def log(self, stage: str, row: Mapping[str, float]) -> None:
+        """Record a logged step of a stage."""
+        self.record.log(stage, row)
+        if self._publisher is not None:
+            self._publisher.log(stage, row)
+
+    def finish(self, status: str, **facts: Any) -> None:
+        """Write the summary; ``facts`` fill in what a job of that status can know (docs/architecture.md)."""
+        summary = {
+            "status": status,
+            "job_id": job_id(self.config),
+            "overrides": self.overrides,
+            "config": self.config,
+            "objective": None,
+            "metrics": {},
+            "error": None,
+            "last_finite_step": None,
+            "parameters": None,
+            "flops_per_step": None,
+            "data": None,
+            **facts,
+            "seconds": round(time.perf_counter() - self._clock, 4),
+            "versions": versions(),
+            "git": git_state(),
+            "started": self.started,
+        }
+        self.record.finish(summary)
+        self._ended = True
+        if self._publisher is not None:
+            shown = {**summary["metrics"], **{k: summary[k] for k in ("status", "objective", "flops_per_step", "seconds")}}
+            self._publisher.finish(shown, exit_code=int(status == "failed"))
+
+    def __enter__(self) -> JobTracking:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None) -> None:
+        # An interrupt is no result: such a job keeps no summary and counts as unfinished.
+        if isinstance(error, Exception) and not self._ended:
+            self.finish("failed", error=f"{(str(error).strip() or repr(error)).splitlines()[0]}")

@@ -1,0 +1,120 @@
+"""The training process's side of W&B: sends each job's rows to the writer process and never waits for it until the end."""
+
+from __future__ import annotations
+
+import atexit
+import glob
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from src.tracking.options import Mode, Wandb
+
+ROOT = Path(__file__).parents[2]
+
+
+class Publisher:
+    """One writer process, which serves every job of this process one after the other."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "src.tracking.wandb_writer"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,  # Ctrl-C is for the training; the writer still has to end its run
+        )
+
+    def start(self, options: Wandb, run: Mapping[str, Any]) -> None:
+        """Begin a run; ``run`` are keyword arguments of ``wandb.init``."""
+        mode = options.mode.name
+        if options.mode is Mode.auto:
+            mode = {"offline": "offline", "dryrun": "offline", "online": "online"}.get(os.environ.get("WANDB_MODE", ""), mode)
+        self._send(op="start", mode=mode, timeout=options.timeout, run=dict(run))
+
+    def log(self, stage: str, row: Mapping[str, float]) -> None:
+        """Log a row under its stage's own step axis."""
+        self._send(op="log", row={f"{stage}/{name}": value for name, value in row.items()})
+
+    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        """End the current run."""
+        self._send(op="finish", summary=dict(summary), exit_code=exit_code)
+
+    def _send(self, **message: Any) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(message) + "\n")
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError):
+            pass  # the writer is gone and close() says so; the record on disk has everything
+
+    def close(self) -> list[dict[str, Any]]:
+        """Wait until everything is written; return the writer's answers: folders, addresses, warnings."""
+        try:
+            answers, _ = self._process.communicate()
+        except (BrokenPipeError, ValueError):
+            answers = ""
+        found = [json.loads(line) for line in answers.splitlines()]
+        if self._process.returncode:
+            found.append({"warning": f"W&B's writer process ended with exit code {self._process.returncode}"})
+        return found
+
+
+_publisher: Publisher | None = None
+
+
+def publisher() -> Publisher:
+    """Return this process's publisher, started at the first call and closed at exit."""
+    global _publisher
+    if _publisher is None:
+        _publisher = Publisher()
+        atexit.register(_report, _publisher)
+    return _publisher
+
+
+def enabled(options: Any) -> bool:
+    """Tell whether a tracker wants W&B at all."""
+    if not isinstance(options, Wandb) or options.mode is Mode.disabled:
+        return False
+    return not (options.mode is Mode.auto and os.environ.get("WANDB_MODE") == "disabled")
+
+
+def _report(closing: Publisher) -> None:
+    from src.tracking.console import say
+
+    answers = closing.close()
+    for warning in dict.fromkeys(answer["warning"] for answer in answers if "warning" in answer):
+        say(f"warning: {warning}", style="yellow")
+    runs = [answer for answer in answers if "folder" in answer]
+    online = [answer["url"] for answer in runs if answer["url"]]
+    offline = [answer["folder"] for answer in runs if not answer["url"]]
+    if online:
+        say(f"W&B: {online[0]}" + (f" and {len(online) - 1} more runs" if len(online) > 1 else ""))
+    if offline:
+        say(f"W&B: {len(offline)} run{'s' * (len(offline) > 1)} kept offline; to upload: wandb sync {_pattern(offline)}")
+
+
+def _pattern(folders: list[str]) -> str:
+    """Return a path, or the shell pattern of several jobs' runs, relative to the working folder where it lies below."""
+
+    def near(path: str) -> str:
+        relative = os.path.relpath(path)
+        return path if relative.startswith("..") else relative
+
+    if len(folders) == 1:
+        return shell_word(near(folders[0]))
+    jobs = os.path.commonpath([str(Path(folder).parents[1]) for folder in folders])
+    return f"{shell_word(near(jobs))}/*/wandb/offline-run-*"
+
+
+def shell_word(path: str) -> str:
+    """Quote a path for a shell where it needs that."""
+    import shlex
+
+    return shlex.quote(glob.escape(path) if "[" in path else path)

@@ -1,0 +1,104 @@
+"""The record of a job on disk (see docs/architecture.md): rows as they happen, and a summary when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from src import __version__
+
+SUMMARY, METRICS, CHECKPOINT = "summary.json", "metrics.jsonl", "model.safetensors"
+
+
+class JobRecord:
+    """Writes one job's folder. A crash leaves whole rows and no summary; a summary is whole or absent."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier try in the same folder
+        self._rows = (folder / METRICS).open("w", encoding="utf-8", buffering=1)
+
+    def log(self, stage: str, row: Mapping[str, float]) -> None:
+        """Append a logged step; the line is handed to the operating system at once."""
+        self._rows.write(to_json({"stage": stage, **row}) + "\n")
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write the summary, which makes the job count as ended."""
+        self._rows.close()
+        with replacing(self.folder / SUMMARY) as file:
+            file.write((to_json(summary, indent=2) + "\n").encode())
+
+    def save_params(self, params: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+        """Write parameters as safetensors, ``{"Dense_0/kernel": array}``."""
+        from safetensors.numpy import save
+
+        import numpy as np
+
+        with replacing(self.folder / CHECKPOINT) as file:
+            file.write(save({path: np.asarray(value) for path, value in params.items()}, dict(metadata)))
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON that every reader takes: numbers that are not finite become strings (see the module's page)."""
+    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file that takes ``path``'s place when the block ends, or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions that numbers may depend on."""
+    names = ("jax", "jaxlib", "flax", "optax", "numpy", "hydra-core", "omegaconf")
+    return {
+        "thaw": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in names},
+    }
+
+
+@functools.cache
+def git_state() -> dict[str, Any] | None:
+    """Return the project's commit and whether its files differ from it; ``None`` outside a git checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

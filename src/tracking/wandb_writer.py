@@ -1,0 +1,126 @@
+"""The process that talks to W&B: reads JSON lines from stdin, makes one run a job, answers on stdout.
+
+It is a process of its own so that importing W&B, starting its service and waiting for a server run beside the training on
+another core, and so that nothing that goes wrong there can hurt it. Its input ends when the training process ends, however that happens: a run
+that was not finished by then is marked as failed.
+
+Messages (one JSON object a line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary and
+exit code. Answers: where each run is, and warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from typing import Any, TextIO
+
+SERVICE_SETTINGS = {  # what W&B would collect for each run and the record on disk has already
+    "console": "off",
+    "disable_code": True,
+    "disable_git": True,
+    "quiet": True,
+    "silent": True,
+    "x_disable_machine_info": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+
+
+class Writer:
+    """Makes W&B runs from messages."""
+
+    def __init__(self, answers: TextIO) -> None:
+        self.answers = answers
+        self.online: bool | None = None  # decided once, at the first run
+        self.run: Any = None
+
+    def handle(self, message: dict[str, Any]) -> None:
+        """Act on one message."""
+        kind = message.pop("op")
+        if kind == "start":
+            self.start(**message)
+        elif self.run is not None and kind == "log":
+            self.run.log(message["row"])
+        elif self.run is not None and kind == "finish":
+            self.run.summary.update(message["summary"])
+            self.finish(message["exit_code"])
+
+    def start(self, mode: str, timeout: float, run: dict[str, Any]) -> None:
+        """Begin a run: online where that is asked for and possible, else offline."""
+        import wandb
+
+        if self.online is None:
+            self.online = self.may_go_online(mode, timeout)
+        settings = {**SERVICE_SETTINGS, "init_timeout": timeout, "finish_timeout": 6 * timeout}
+
+        def init(mode: str) -> Any:
+            # create_new: by default a second init in a process returns the first run and forgets the new settings.
+            return wandb.init(**run, mode=mode, reinit="create_new", settings=wandb.Settings(**settings))  # type: ignore[arg-type]
+
+        if self.online:
+            try:
+                self.run = init("online")
+            except (wandb.Error, TimeoutError, OSError) as error:
+                self.online = False
+                self.answer(warning=f"W&B's server cannot be used ({first_line(error)}): going on offline")
+        if not self.online:
+            self.run = init("offline")
+        for stage in ("pretrain", "finetune"):
+            self.run.define_metric(f"{stage}/step", hidden=True)
+            self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
+        self.answer(folder=os.path.dirname(self.run.dir), url=self.run.url if self.online else None)  # noqa: PTH120
+
+    def may_go_online(self, mode: str, timeout: float) -> bool:
+        """Decide between online and offline without ever asking anybody anything."""
+        import wandb
+
+        if mode == "offline":
+            return False
+        try:
+            if wandb.login(prompt=False, verify=False, timeout=int(timeout) or 1):
+                return True
+            reason = "no API key was found"
+        except (wandb.Error, TimeoutError, OSError, ValueError) as error:
+            reason = first_line(error)
+        if mode == "online":
+            self.answer(warning=f"W&B cannot log in ({reason}): going on offline")
+        return False
+
+    def finish(self, exit_code: int) -> None:
+        """End the current run, if there is one."""
+        run, self.run = self.run, None
+        if run is not None:
+            run.finish(exit_code=exit_code)
+
+    def answer(self, **fields: Any) -> None:
+        """Tell the training process something."""
+        print(json.dumps(fields), file=self.answers, flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """Return an error's first line, or its name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def main() -> None:
+    """Handle messages until the input ends."""
+    # Whatever W&B prints must not be mistaken for an answer.
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    writer = Writer(answers)
+    # The pipe is emptied at once, so that the training process never waits for W&B.
+    inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=lambda: [*map(inbox.put, sys.stdin), inbox.put("")], daemon=True).start()
+    for line in iter(inbox.get, ""):
+        try:
+            writer.handle(json.loads(line))
+        except Exception as error:  # noqa: BLE001  (a view of the record may fail; the training goes on)
+            writer.answer(warning=f"W&B: {first_line(error)}")
+    writer.finish(exit_code=1)
+
+
+if __name__ == "__main__":
+    main()

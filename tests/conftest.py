@@ -1,0 +1,20 @@
+"""What every test runs under: no network, no key, a compilation cache of its own, and strict shapes."""
+
+import os
+import tempfile
+from pathlib import Path
+
+# Set before anything imports JAX or W&B, and inherited by every command line that a test starts. The cache is kept between
+# test runs: compiling is most of the suite's time.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"thaw-tests-jax-{os.getuid()}"))
+os.environ["WANDB_MODE"] = "offline"
+os.environ["NO_COLOR"] = "1"
+for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):
+    os.environ.pop(name, None)
+
+import jax
+
+from src.engine.compiled import prepare_jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+prepare_jax()
