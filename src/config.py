@@ -139,8 +139,7 @@ def build(group: str, node: DictConfig, key: str | None = None) -> Any:
     values = {str(k): v for k, v in node.items_ex(resolve=False) if k != "name"}
     nested = {str(k): values.pop(str(k)) for k in list(values) if is_option(values[k])}
     built = {name: build(name, child, f"{key}.{name}") for name, child in nested.items()}
-    detached = OmegaConf.create(values, parent=node._get_parent())
-    return typed(cls, detached, key, **built)
+    return typed(cls, DictConfig(values, parent=node._get_parent()), key, **built)
 
 
 def is_option(value: Any) -> bool:

@@ -53,7 +53,11 @@ def sentence(error: Exception) -> str:
 
 
 def _unknown_key(text: str) -> str | None:
-    for pattern in (r"Could not override '([^']+)'", r"Could not append to config.*?'([^']+)'", r"In '[^']+': .*?Key '([^']+)'"):
+    for pattern in (
+        r"Could not override '([^']+)'",
+        r"Could not append to config.*?'([^']+)'",
+        r"In '[^']+': .*?Key '([^']+)'",
+    ):
         if found := re.search(pattern, text, re.DOTALL):
             return found[1].removeprefix("/")
     return None

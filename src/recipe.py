@@ -18,7 +18,20 @@ from jaxtyping import Array, ArrayLike, Float
 
 from src.config import Knobs, knob, static_part
 from src.data.base import Transfer
-from src.engine.loop import Fit, Row, Split, Stage, Watch, fit, ignore, initial, number, placement, programs, traced
+from src.engine.loop import (
+    Fit,
+    Row,
+    Split,
+    Stage,
+    Watch,
+    fit,
+    ignore,
+    initial,
+    number,
+    placement,
+    programs,
+    traced,
+)
 from src.engine.optimizers import Optimizer, Sgd
 from src.engine.partition import Placement
 from src.engine.schedules import Constant, Schedule
@@ -150,13 +163,27 @@ def run(recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None]) -> Ou
     metrics = measure(pretraining_stage(recipe, data), pre.params, {"source_test": data.source["test"]})
     halfway = time.perf_counter()
     if pre.diverged:
-        return Outcome(pre.params, {}, True, pre.last_finite_step, placed, pre.flops_per_step, {"pretrain": halfway - started})
+        return Outcome(
+            pre.params,
+            {},
+            True,
+            pre.last_finite_step,
+            placed,
+            pre.flops_per_step,
+            {"pretrain": halfway - started},
+        )
     fine = finetune(recipe, data, pre.params, partial(watch, "finetune"))
     metrics |= measure(finetuning_stage(recipe, data), fine.params, data.target)
     seconds = {"pretrain": halfway - started, "finetune": time.perf_counter() - halfway}
     diverged = fine.diverged or not all(map(math.isfinite, metrics.values()))
     return Outcome(
-        fine.params, {} if diverged else metrics, diverged, fine.last_finite_step, placed, fine.flops_per_step, seconds
+        fine.params,
+        {} if diverged else metrics,
+        diverged,
+        fine.last_finite_step,
+        placed,
+        fine.flops_per_step,
+        seconds,
     )
 
 

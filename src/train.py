@@ -76,14 +76,22 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
             console.show_placement(placed, sizes)
         stages = {"pretrain": recipe.pretrain_steps, "finetune": recipe.finetune_steps}
         with console.Bar(stages, cfg.progress) as bar:
-            outcome = steps.run(recipe, data, lambda *row: (tracking.log(*row), bar.update(*row)))
+
+            def watch(stage: str, row: dict[str, float]) -> None:
+                tracking.log(stage, row)
+                bar.update(stage, row)
+
+            outcome = steps.run(recipe, data, watch)
         tracking.record.save_params(outcome.params, {"strategy": cfg.strategy.name})
         tracking.finish(
             outcome.status,
             objective=outcome.objective,
             metrics=outcome.metrics,
             last_finite_step=outcome.last_finite_step,
-            parameters={"trainable": sum(sizes[path] for path in placed.trainable), "total": sum(sizes.values())},
+            parameters={
+                "trainable": sum(sizes[path] for path in placed.trainable),
+                "total": sum(sizes.values()),
+            },
             flops_per_step=outcome.flops_per_step,
             data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
         )

@@ -4,8 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-# Set before anything imports JAX or W&B, and inherited by every command line that a test starts. The cache is kept between
-# test runs: compiling is most of the suite's time.
+# Set before anything imports JAX or W&B, and inherited by every command line that a test starts. The cache is kept
+# between test runs: compiling is most of the suite's time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"thaw-tests-jax-{os.getuid()}"))
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_COLOR"] = "1"

@@ -26,7 +26,12 @@ def by_hand(seed, x_pre, y_pre, x_fine, y_fine, lr_pre, lr_fine, finetune_steps)
     first = Reference().init(jax.random.PRNGKey(int(seed)), jnp.asarray(x_pre, jnp.float32))["params"]
     w0, b0, w1, b1 = (
         np.asarray(first[layer][name], np.float64)
-        for layer, name in (("Dense_0", "kernel"), ("Dense_0", "bias"), ("Dense_1", "kernel"), ("Dense_1", "bias"))
+        for layer, name in (
+            ("Dense_0", "kernel"),
+            ("Dense_0", "bias"),
+            ("Dense_1", "kernel"),
+            ("Dense_1", "bias"),
+        )
     )
 
     def step(x, y, lr, trunk):
@@ -74,12 +79,15 @@ def test_a_wrong_network_would_be_noticed():
     """The oracle is sensitive: another seed, rate or number of steps moves it by far more than the tolerance."""
     seed, *arrays, lr_pre, lr_fine, _ = random_case(0)
     base = by_hand(seed, *arrays, lr_pre, lr_fine, 37)
-    for other in (by_hand(seed + 1, *arrays, lr_pre, lr_fine, 37), by_hand(seed, *arrays, lr_pre, lr_fine, 36)):
+    for other in (
+        by_hand(seed + 1, *arrays, lr_pre, lr_fine, 37),
+        by_hand(seed, *arrays, lr_pre, lr_fine, 36),
+    ):
         assert abs(other / base - 1) > 1e-3
 
 
 def test_seed_and_steps_are_cast_to_int():
-    seed, *arrays, lr_pre, lr_fine, _ = random_case(0)
+    _, *arrays, lr_pre, lr_fine, _ = random_case(0)
     cast = pretrain_then_finetune(3.9, *arrays, lr_pre, lr_fine, 5.9)
     np.testing.assert_array_equal(cast, pretrain_then_finetune(3, *arrays, lr_pre, lr_fine, 5))
 

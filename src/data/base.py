@@ -57,8 +57,8 @@ class Source:
     """Base of every data source. A file says how its two tables are read; the rest is here.
 
     ``source_test_fraction`` of the pre-training part is kept to test on; ``val_fraction`` and ``test_fraction`` of the
-    fine-tuning part choose and report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs of
-    different seeds see the same rows.
+    fine-tuning part choose and report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs
+    of different seeds see the same rows.
     """
 
     source_test_fraction: float = knob(0.2, FRACTION)
@@ -123,7 +123,7 @@ def check_table(table: Table, kind: str) -> None:
         if bad.any():
             row = int(np.argwhere(bad)[0][0])
             raise UserError(
-                f"{table.origin} holds {int(bad.sum())} missing or infinite value(s) in {name}, the first in row {row}; "
+                f"{table.origin} holds {int(bad.sum())} missing or infinite values in {name}, the first in row {row}; "
                 "allowed: finite numbers"
             )
 

@@ -61,8 +61,9 @@ class Csv(Source):
             if not pd.api.types.is_numeric_dtype(frame[column]):
                 text = next((str(v) for v in frame[column] if not _is_number(v)), "")
                 raise UserError(f"{origin}: column '{column}' holds '{text}'; allowed: numbers")
-        if frame[self.label].isna().any():
-            row = int(np.argmax(frame[self.label].isna()))
+        missing = np.asarray(frame[self.label].isna())
+        if missing.any():
+            row = int(np.argmax(missing))
             raise UserError(f"{origin}: column '{self.label}' has no value in row {row}")
         return Table(frame[wanted].to_numpy(np.float64), frame[self.label].to_numpy(), origin)
 

@@ -19,8 +19,8 @@ SEX_COLUMN = 1
 class Diabetes(Source):
     """Disease progression of 442 patients after a year (Efron et al., Least Angle Regression, 2004), a regression.
 
-    Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex, as the study
-    codes it, whose patients make the source task (``first``: 235 patients; ``second``: 207).
+    Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex, as the
+    study codes it, whose patients make the source task (``first``: 235 patients; ``second``: 207).
     """
 
     pretrain_on: Sex = knob(Sex.first)

@@ -1,4 +1,4 @@
-"""The tables that scikit-learn installs, read from its files: importing scikit-learn itself takes a second and a half."""
+"""The tables that scikit-learn installs, read from its files: importing scikit-learn takes more than a second."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from src.data.base import Source, Table
 class Synthetic(Source):
     """Targets of two random teachers ``v . tanh(W x)`` with standard normal inputs and additive noise.
 
-    ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b`` for
-    ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing.
+    ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b``
+    for ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing.
     """
 
     similarity: float = knob(0.8, UNIT)

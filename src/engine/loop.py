@@ -1,8 +1,8 @@
 """One training stage: a pure program over a logging interval, and the loop on the host that drives it.
 
-Everything that is fixed about a stage is a :class:`Stage`; its traced hyperparameters travel as arguments, so stages that
-differ only in those share one compiled program. Between two logged steps the device is on its own: data, parameters and
-losses stay there, and the host reads an interval's numbers while the next one is running.
+Everything that is fixed about a stage is a :class:`Stage`; its traced hyperparameters travel as arguments, so stages
+that differ only in those share one compiled program. Between two logged steps the device is on its own: data,
+parameters and losses stay there, and the host reads an interval's numbers while the next one is running.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from src.config import bind, hyperparameters, knob, static_part
 from src.engine.compiled import Compiled
@@ -39,8 +39,8 @@ def ignore(_row: Row) -> None:
 class Split(NamedTuple):
     """A part of a task's data: inputs and targets, row by row."""
 
-    x: Float[Array, "N ..."]
-    y: Array
+    x: Float[Any, "N ..."]  # of NumPy on the host, of JAX inside a program
+    y: Shaped[Any, " N"]
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class Interval(NamedTuple):
     """What comes back from the device for one logging interval."""
 
     step: int  # updates made before it
-    count: int  # updates in it
+    updates: int  # made in it
     losses: Losses
     metrics: Mapping[str, Array]  # of the parameters after it
 
@@ -267,7 +267,15 @@ def fit(stage: Stage, params: Params, data: Split, splits: Mapping[str, Split], 
     flops, end = math.nan, None
     for step in range(0, stage.steps, stage.log_every):
         count = min(stage.log_every, stage.steps - step)
-        args = (hyper, state, frozen, data, order and order(hyper, np.int32(step)), np.int32(step), np.int32(count))
+        args = (
+            hyper,
+            state,
+            frozen,
+            data,
+            order and order(hyper, np.int32(step)),
+            np.int32(step),
+            np.int32(count),
+        )
         flops = compiled.advance.flops(*args) if step == 0 else flops
         state, losses = compiled.advance(*args)
         waiting.append(Interval(step, count, losses, judged()))
@@ -282,18 +290,18 @@ def fit(stage: Stage, params: Params, data: Split, splits: Mapping[str, Split], 
 
 
 def _report(interval: Interval, watch: Watch) -> int | None:
-    """Pass an interval's row to ``watch``; return the last update with a finite loss if the losses stop being finite."""
-    series = {name: np.asarray(values)[: interval.count] for name, values in interval.losses._asdict().items()}
+    """Pass an interval's row to ``watch``; return the last update with a finite loss if the next one's is not."""
+    series = {name: np.asarray(values)[: interval.updates] for name, values in interval.losses._asdict().items()}
     finite = np.isfinite(series["loss"])
-    kept = interval.count if finite.all() else int(np.argmin(finite))
+    kept = interval.updates if finite.all() else int(np.argmin(finite))
     row: Row = {"step": interval.step + kept}
     if kept:
         row |= {name: number(values[kept - 1]) for name, values in series.items()}
-    if kept == interval.count:
+    if kept == interval.updates:
         row |= {name: number(value) for name, value in interval.metrics.items()}
     if len(row) > 1:
         watch(row)
-    return None if kept == interval.count else interval.step + kept
+    return None if kept == interval.updates else interval.step + kept
 
 
 def number(value: Any) -> float:

@@ -116,7 +116,7 @@ def transformation(
 def _scale_by_path(multiplier: Mapping[str, Any]) -> optax.GradientTransformation:
     """Scale each update by its path's multiplier, after the optimizer: Adam would undo a scaled gradient."""
 
-    def scale(updates: dict[str, Any], _params: Any) -> dict[str, Any]:
+    def scale(updates: Any, _params: Any) -> Any:
         return {
             path: update if isinstance(update, optax.MaskedNode) else update * multiplier[path]
             for path, update in updates.items()

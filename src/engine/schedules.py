@@ -27,7 +27,7 @@ class Schedule:
 class Constant(Schedule):
     """``schedule=constant``: the peak rate throughout."""
 
-    def shape(self, step: Any, total_steps: Any) -> float:  # noqa: ARG002
+    def shape(self, step: Any, total_steps: Any) -> float:
         """Return 1."""
         return 1.0
 

@@ -28,7 +28,7 @@ class Model:
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
         """Return initial parameters for inputs of shape ``(N, *features)``; only the shape matters."""
         variables = self.module(outputs).init(key, jnp.zeros((1, *features)))
-        return flatten_dict(variables["params"], sep="/")
+        return flatten_dict(variables["params"], sep="/")  # type: ignore[return-value]
 
     def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int) -> Float[Array, "N outputs"]:
         """Return the network's outputs for a batch."""

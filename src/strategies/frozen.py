@@ -16,6 +16,6 @@ class Frozen(Strategy):
 
     form: ClassVar[Form] = Form.multi_transform
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:  # noqa: ARG002
+    def table(self, groups: Groups) -> tuple[Line, ...]:
         """Return: the head moves, the rest does not."""
         return (("head", 1.0), (".*", FROZEN))

@@ -22,7 +22,7 @@ class Masked(Strategy):
     form: ClassVar[Form] = Form.masked
     trainable: tuple[str, ...] = knob(("head",))
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:  # noqa: ARG002
+    def table(self, groups: Groups) -> tuple[Line, ...]:
         """Return one line a pattern, then: the rest does not move."""
         if not self.trainable:
             raise UserError("strategy.trainable is empty: it leaves nothing to train")

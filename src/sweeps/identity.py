@@ -1,6 +1,6 @@
 """Job identity: a hash of everything in the resolved configuration that can change a job's numbers.
 
-A job's folder is named by it, so the same job has the same folder in the same sweep, whatever its place in the grid, and
+A job's folder is named by it, so the same job has the same folder in the same sweep, whatever its place in the grid and
 whichever launcher runs it.
 """
 
@@ -26,7 +26,7 @@ def job_id(config: Mapping[str, Any]) -> str:
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Return a task configuration as plain data, interpolations resolved, Hydra's own node left out."""
-    keys = [key for key in cfg if key != "hydra"]
+    keys = [str(key) for key in cfg if key != "hydra"]
     masked = OmegaConf.masked_copy(cfg, keys)
     masked._set_parent(cfg._get_parent())
     plain = OmegaConf.to_container(masked, resolve=True, enum_to_str=True)

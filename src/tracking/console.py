@@ -52,7 +52,14 @@ def _grow(tree: Tree, node: Any) -> None:
 
 def show_placement(placed: Placement, sizes: Mapping[str, int]) -> None:
     """Print what each line of the strategy's table matched, and how many parameters move."""
-    table = Table("pattern", "learning rate", "parameters", "matched", title="what moves in fine-tuning", title_justify="left")
+    table = Table(
+        "pattern",
+        "learning rate",
+        "parameters",
+        "matched",
+        title="what moves in fine-tuning",
+        title_justify="left",
+    )
     for pattern, value, paths in placed.matched:
         rate = "frozen" if value is FROZEN else f"{float(value):.4g} x lr_fine"
         names = ", ".join(paths) if paths else "nothing that a line above had not taken"
@@ -70,15 +77,25 @@ def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None
     if outcome.metrics:
         console().print(_result_table(outcome.metrics))
     else:
-        say(f"diverged: the loss stopped being finite after update {outcome.last_finite_step}; try a lower rate", "red")
+        say(
+            f"diverged: the loss stopped being finite after update {outcome.last_finite_step}; try a lower rate",
+            "red",
+        )
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
-    say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.flops_per_step:,.0f} FLOPs an update; {seconds}")
+    say(
+        f"objective (validation loss) {outcome.objective:.4f}; {outcome.flops_per_step:,.0f} FLOPs an update; {seconds}"
+    )
     say(f"record: {near(folder)}")
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
     """Return a table of the metrics: a row a split, a column a metric."""
-    splits = {"train": "train", "val": "validation", "test": "test", "source_test": "source test, before fine-tuning"}
+    splits = {
+        "train": "train",
+        "val": "validation",
+        "test": "test",
+        "source_test": "source test, before fine-tuning",
+    }
     names = [key.removeprefix("train_") for key in metrics if key.startswith("train_")]
     table = Table("", *names, title="result", title_justify="left")
     for split, label in splits.items():

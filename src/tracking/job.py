@@ -80,13 +80,18 @@ class JobTracking:
         self.record.finish(summary)
         self._ended = True
         if self._publisher is not None:
-            shown = {**summary["metrics"], **{k: summary[k] for k in ("status", "objective", "flops_per_step", "seconds")}}
+            shown = {
+                **summary["metrics"],
+                **{k: summary[k] for k in ("status", "objective", "flops_per_step", "seconds")},
+            }
             self._publisher.finish(shown, exit_code=int(status == "failed"))
 
     def __enter__(self) -> JobTracking:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
+    ) -> None:
         # An interrupt is no result: such a job keeps no summary and counts as unfinished.
         if isinstance(error, Exception) and not self._ended:
             self.finish("failed", error=f"{(str(error).strip() or repr(error)).splitlines()[0]}")

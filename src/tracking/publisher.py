@@ -1,4 +1,4 @@
-"""The training process's side of W&B: sends each job's rows to the writer process and never waits for it until the end."""
+"""The training process's side of W&B: sends each job's rows to the writer process, waits for it only at the end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ class Publisher:
     """One writer process, which serves every job of this process one after the other."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-m", "src.tracking.wandb_writer"],
             stdin=subprocess.PIPE,
@@ -35,7 +38,9 @@ class Publisher:
         """Begin a run; ``run`` are keyword arguments of ``wandb.init``."""
         mode = options.mode.name
         if options.mode is Mode.auto:
-            mode = {"offline": "offline", "dryrun": "offline", "online": "online"}.get(os.environ.get("WANDB_MODE", ""), mode)
+            mode = {"offline": "offline", "dryrun": "offline", "online": "online"}.get(
+                os.environ.get("WANDB_MODE", ""), mode
+            )
         self._send(op="start", mode=mode, timeout=options.timeout, run=dict(run))
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
@@ -97,7 +102,9 @@ def _report(closing: Publisher) -> None:
     if online:
         say(f"W&B: {online[0]}" + (f" and {len(online) - 1} more runs" if len(online) > 1 else ""))
     if offline:
-        say(f"W&B: {len(offline)} run{'s' * (len(offline) > 1)} kept offline; to upload: wandb sync {_pattern(offline)}")
+        say(
+            f"W&B: {len(offline)} run{'s' * (len(offline) > 1)} kept offline; to upload: wandb sync {_pattern(offline)}"
+        )
 
 
 def _pattern(folders: list[str]) -> str:

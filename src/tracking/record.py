@@ -41,9 +41,8 @@ class JobRecord:
 
     def save_params(self, params: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write parameters as safetensors, ``{"Dense_0/kernel": array}``."""
-        from safetensors.numpy import save
-
         import numpy as np
+        from safetensors.numpy import save
 
         with replacing(self.folder / CHECKPOINT) as file:
             file.write(save({path: np.asarray(value) for path, value in params.items()}, dict(metadata)))

@@ -1,11 +1,11 @@
 """The process that talks to W&B: reads JSON lines from stdin, makes one run a job, answers on stdout.
 
-It is a process of its own so that importing W&B, starting its service and waiting for a server run beside the training on
-another core, and so that nothing that goes wrong there can hurt it. Its input ends when the training process ends, however that happens: a run
-that was not finished by then is marked as failed.
+It is a process of its own so that importing W&B, starting its service and waiting for a server go on beside the
+training, and so that nothing that goes wrong there can hurt it. Its input ends when the training process ends, however
+that happens: a run that was not finished by then is marked as failed.
 
-Messages (one JSON object a line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary and
-exit code. Answers: where each run is, and warnings.
+Messages (one JSON object a line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary
+and exit code. Answers: where each run is, and warnings.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Writer:
 
         def init(mode: str) -> Any:
             # create_new: by default a second init in a process returns the first run and forgets the new settings.
-            return wandb.init(**run, mode=mode, reinit="create_new", settings=wandb.Settings(**settings))  # type: ignore[arg-type]
+            options: Any = {**run, "mode": mode, "reinit": "create_new", "settings": wandb.Settings(**settings)}
+            return wandb.init(**options)
 
         if self.online:
             try:

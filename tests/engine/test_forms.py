@@ -58,7 +58,7 @@ def test_same_bits(pretrained, optimizer, batch_size):
 
 
 def test_naive_masked_is_gradient_ascent():
-    """What the recipe's text claims of ``optax.masked``, and what it does: the raw gradient is added to a frozen leaf."""
+    """What the recipe's text claims of ``optax.masked``, and what it does: a frozen leaf has the raw gradient added."""
     params = {"trunk": jnp.ones(3), "head": jnp.ones(3)}
     grads = {"trunk": jnp.full(3, 3.0), "head": jnp.full(3, 3.0)}
 

@@ -1,0 +1,68 @@
+"""The record: readable by every JSON reader, whole or absent."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from src.tracking.record import JobRecord, git_state, replacing, to_json, versions
+
+
+def strict(text):
+    """Parse JSON as other languages do: no NaN, no Infinity."""
+
+    def refuse(word):
+        raise ValueError(word)
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_numbers_that_are_not_finite_stay_readable():
+    text = to_json({"a": math.nan, "b": [math.inf, {"c": -math.inf}], "d": 0.1, "e": None})
+    assert strict(text) == {"a": "NaN", "b": ["Infinity", {"c": "-Infinity"}], "d": 0.1, "e": None}
+
+
+def test_a_row_is_on_disk_when_it_is_logged(tmp_path):
+    record = JobRecord(tmp_path / "job")
+    record.log("pretrain", {"step": 1, "loss": 0.5})
+    assert strict((tmp_path / "job/metrics.jsonl").read_text()) == {"stage": "pretrain", "step": 1, "loss": 0.5}
+    assert not (tmp_path / "job/summary.json").exists()
+    record.finish({"status": "completed"})
+    assert strict((tmp_path / "job/summary.json").read_text()) == {"status": "completed"}
+
+
+def test_a_second_try_starts_clean(tmp_path):
+    first = JobRecord(tmp_path)
+    first.log("pretrain", {"step": 1})
+    first.finish({"status": "failed"})
+    JobRecord(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_replacing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(RuntimeError), replacing(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    with replacing(path) as file:
+        file.write(b"new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_parameters_come_back(tmp_path):
+    params = {"Dense_0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    JobRecord(tmp_path).save_params(params, {"strategy": "full"})
+    loaded = load_file(tmp_path / "model.safetensors")
+    np.testing.assert_array_equal(loaded["Dense_0/kernel"], params["Dense_0/kernel"])
+
+
+def test_versions_and_commit():
+    assert {"thaw", "jax", "flax", "optax"} <= set(versions())
+    state = git_state()
+    assert state is None or (len(state["commit"]) == 40 and isinstance(state["dirty"], bool))
