@@ -1,0 +1,30 @@
+"""Create a W&B workspace that compares strategies (needs the extra `dashboard`).
+
+python scripts/create_dashboard.py --project thaw --entity my-team --group demo
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import _root  # noqa: F401
+
+from src.errors import run_script
+from src.results.dashboard import build_workspace, save_workspace, workspace_json
+
+
+def main() -> None:
+    """Build the workspace; print it or save it."""
+    parser = argparse.ArgumentParser(description="Create a W&B workspace that compares strategies.")
+    parser.add_argument("--project", required=True, help="W&B project that holds the runs")
+    parser.add_argument("--entity", default="", help="user or team (default: that of whoever is logged in)")
+    parser.add_argument("--group", metavar="SWEEP", help="show only the runs of this group")
+    parser.add_argument("--name", default="Fine-tuning", help="title of the workspace (default: %(default)s)")
+    parser.add_argument("--dry-run", action="store_true", help="print its JSON; no login, no network")
+    arguments = parser.parse_args()
+    workspace = build_workspace(arguments.project, arguments.entity, arguments.group, arguments.name)
+    print(workspace_json(workspace) if arguments.dry_run else f"created {save_workspace(workspace)}")
+
+
+if __name__ == "__main__":
+    run_script(main)
