@@ -19,7 +19,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING as OMITTED
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
 from src.errors import UserError, did_you_mean, listed
@@ -136,10 +136,19 @@ def build(group: str, node: DictConfig, key: str | None = None) -> Any:
     """
     key = key or group
     cls = option_class(group, str(node.get("name")))
-    values = {str(k): v for k, v in node.items_ex(resolve=False) if k != "name"}
-    nested = {str(k): values.pop(str(k)) for k in list(values) if is_option(values[k])}
-    built = {name: build(name, child, f"{key}.{name}") for name, child in nested.items()}
-    return typed(cls, DictConfig(values, parent=node._get_parent()), key, **built)
+    values = {name: value for name, value in settings(node).items() if name != "name"}
+    nested = {name: build(name, values.pop(name), f"{key}.{name}") for name in list(values) if is_option(values[name])}
+    return typed(cls, values, key, **nested)
+
+
+def settings(node: DictConfig) -> dict[str, Any]:
+    """Return a node's values with interpolations resolved; options of groups stay nodes, missing values stay ``???``."""
+
+    def value(name: str) -> Any:
+        found = OMITTED if OmegaConf.is_missing(node, name) else node[name]
+        return OmegaConf.to_container(found, resolve=True) if isinstance(found, ListConfig) else found
+
+    return {str(name): value(str(name)) for name in node}
 
 
 def is_option(value: Any) -> bool:
@@ -147,14 +156,14 @@ def is_option(value: Any) -> bool:
     return isinstance(value, DictConfig) and "name" in value
 
 
-def typed(cls: type, node: DictConfig, key: str, **ready: Any) -> Any:
+def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     """Make a ``cls`` from plain values with OmegaConf's conversion and the fields' own checks.
 
     Args:
         cls: a dataclass declared with :func:`knob`.
-        node: the values; ``ready`` holds fields that are objects already.
-        key: the node's place in the configuration, ``""`` at the top.
-        ready: fields to set as they are.
+        values: what was configured.
+        key: the values' place in the configuration, ``""`` at the top.
+        ready: fields that are objects already, set as they are.
 
     Raises:
         UserError: unknown field, wrong type, or a value that its check refuses.
@@ -168,8 +177,8 @@ def typed(cls: type, node: DictConfig, key: str, **ready: Any) -> Any:
         [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields],
     )
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), node)
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
+        converted = OmegaConf.to_container(merged, throw_on_missing=True)
     except ConfigKeyError as error:
         bad = str(error.key)
         raise UserError(
@@ -181,7 +190,7 @@ def typed(cls: type, node: DictConfig, key: str, **ready: Any) -> Any:
     except MissingMandatoryValue as error:
         lost = f"{prefix}{error.full_key}"
         raise UserError(f"{lost} is missing: give it as {lost}=...") from error
-    made = cls(**{str(k): _frozen(v) for k, v in dict(values).items()}, **ready)  # type: ignore[call-overload]
+    made = cls(**{str(k): _frozen(v) for k, v in dict(converted).items()}, **ready)  # type: ignore[call-overload]
     check_values(made, key)
     return made
 

@@ -111,8 +111,7 @@ def build_recipe(cfg: DictConfig) -> Recipe:
     for key in (str(key) for key in cfg if key not in known):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
     groups = {name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule")}
-    knobs = DictConfig({name: cfg._get_node(name) for name in Knobs.__dataclass_fields__})
-    return typed(Recipe, knobs, "", **groups)
+    return typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups)
 
 
 def main() -> None:

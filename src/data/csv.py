@@ -47,6 +47,8 @@ class Csv(Source):
             frame = pd.read_csv(path)
         except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
             raise UserError(f"{origin} cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        if frame.empty:
+            raise UserError(f"{origin} has no rows below its header")
         columns = [str(column) for column in frame.columns]
         wanted = [c for c in columns if c != self.label] if self.features is None else list(self.features)
         for name, column in (("data.label", self.label), *(("data.features", feature) for feature in wanted)):

@@ -94,4 +94,5 @@ class JobTracking:
     ) -> None:
         # An interrupt is no result: such a job keeps no summary and counts as unfinished.
         if isinstance(error, Exception) and not self._ended:
-            self.finish("failed", error=f"{(str(error).strip() or repr(error)).splitlines()[0]}")
+            self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+        self.record.close()

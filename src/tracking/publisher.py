@@ -21,10 +21,10 @@ class Publisher:
     """One writer process, which serves every job of this process one after the other."""
 
     def __init__(self) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        }
+        # An empty WANDB_MODE is an error to W&B; whoever sets one means that none is set.
+        environment = {key: value for key, value in os.environ.items() if (key, value) != ("WANDB_MODE", "")}
+        environment["WANDB_SILENT"] = "true"
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         self._process = subprocess.Popen(
             [sys.executable, "-m", "src.tracking.wandb_writer"],
             stdin=subprocess.PIPE,

@@ -33,9 +33,13 @@ class JobRecord:
         """Append a logged step; the line is handed to the operating system at once."""
         self._rows.write(to_json({"stage": stage, **row}) + "\n")
 
+    def close(self) -> None:
+        """Close the file of rows; without a summary the job counts as unfinished."""
+        self._rows.close()
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which makes the job count as ended."""
-        self._rows.close()
+        self.close()
         with replacing(self.folder / SUMMARY) as file:
             file.write((to_json(summary, indent=2) + "\n").encode())
 

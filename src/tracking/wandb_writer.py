@@ -83,11 +83,10 @@ class Writer:
         try:
             if wandb.login(prompt=False, verify=False, timeout=int(timeout) or 1):
                 return True
-            reason = "no API key was found"
+            if mode == "online":
+                self.answer(warning="W&B has no API key here (`wandb login` asks for one): going on offline")
         except (wandb.Error, TimeoutError, OSError, ValueError) as error:
-            reason = first_line(error)
-        if mode == "online":
-            self.answer(warning=f"W&B cannot log in ({reason}): going on offline")
+            self.answer(warning=f"W&B cannot log in ({first_line(error)}): going on offline")
         return False
 
     def finish(self, exit_code: int) -> None:

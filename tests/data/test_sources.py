@@ -101,7 +101,8 @@ def write(path, text):
     return str(path)
 
 
-GOOD = "a,b,y\n" + "\n".join(f"{i},{i % 3},{i * 2}" for i in range(20))
+HEAD = "a,b,y\n"
+GOOD = HEAD + "\n".join(f"{i},{i % 3},{i * 2}" for i in range(20))
 
 
 def test_csv_reads_columns_by_name(tmp_path):
@@ -141,17 +142,17 @@ def test_csv_classification_with_text_labels(tmp_path):
         ("a,c,y\n1,2,3", {"features": ("a", "b")}, "has no column 'b'.*it has a, c, y"),
         ("a,b,z\n1,2,3", {}, "data.label: .* has no column 'y'.*it has a, b, z"),
         ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n6,7", {}, "has 2 features and .* has 1"),
-        ("a,b,y\n" + "1,oops,2\n" * 9, {}, "column 'b' holds 'oops'; allowed: numbers"),
-        ("a,b,y\n" + "1,2,bad\n" * 9, {}, "column 'y' holds 'bad'; allowed: numbers"),
-        ("a,b,y\n1,2,3\n1,,3\n" * 9, {}, "9 missing or infinite values in x, the first in row 1"),
-        ("a,b,y\n1,2,3\n1,2,\n" * 9, {}, "column 'y' has no value in row 1"),
-        ("a,b,y\n1,inf,3\n" * 9, {}, "missing or infinite"),
-        ("a,b,y\n", {}, "0 rows, which leaves its train part empty"),
-        ("a,b,y\n1,2,3", {}, "1 rows, which leaves its"),
+        (HEAD + "1,oops,2\n" * 9, {}, "column 'b' holds 'oops'; allowed: numbers"),
+        (HEAD + "1,2,bad\n" * 9, {}, "column 'y' holds 'bad'; allowed: numbers"),
+        (HEAD + "1,2,3\n1,,3\n" * 9, {}, "9 missing or infinite values in x, the first in row 1"),
+        (HEAD + "1,2,3\n1,2,\n" * 9, {}, "column 'y' has no value in row 1"),
+        (HEAD + "1,inf,3\n" * 9, {}, "missing or infinite"),
+        (HEAD, {}, "has no rows below its header"),
+        (HEAD + "1,2,3", {}, "1 rows, which leaves its"),
         ("", {}, "cannot be read as CSV"),
-        ("a,b,y\n1,2,3\n1,2,3,4,5\n", {}, "cannot be read as CSV"),
-        ("a,b,y\n1,2,3\n" * 9, {"features": ("a", "y")}, "names the label 'y'"),
-        ("a,b,y\n1,2,3\n" * 9, {"kind": Kind.classification}, "one label only"),
+        (HEAD + "1,2,3\n1,2,3,4,5\n", {}, "cannot be read as CSV"),
+        (HEAD + "1,2,3\n" * 9, {"features": ("a", "y")}, "names the label 'y'"),
+        (HEAD + "1,2,3\n" * 9, {"kind": Kind.classification}, "one label only"),
     ],
 )
 def test_csv_that_cannot_be_used(tmp_path, target, settings, message):

@@ -37,7 +37,7 @@ def test_a_second_try_starts_clean(tmp_path):
     first = JobRecord(tmp_path)
     first.log("pretrain", {"step": 1})
     first.finish({"status": "failed"})
-    JobRecord(tmp_path)
+    JobRecord(tmp_path).close()
     assert not (tmp_path / "summary.json").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
@@ -57,7 +57,9 @@ def test_replacing_is_all_or_nothing(tmp_path):
 
 def test_parameters_come_back(tmp_path):
     params = {"Dense_0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    JobRecord(tmp_path).save_params(params, {"strategy": "full"})
+    record = JobRecord(tmp_path)
+    record.save_params(params, {"strategy": "full"})
+    record.close()
     loaded = load_file(tmp_path / "model.safetensors")
     np.testing.assert_array_equal(loaded["Dense_0/kernel"], params["Dense_0/kernel"])
 

@@ -90,7 +90,7 @@ def test_a_server_that_cannot_be_reached_costs_seconds_and_a_warning(tmp_path, m
 def test_no_key_no_question(tmp_path):
     done = train(tmp_path, "tracker=wandb", "tracker.mode=online", WANDB_MODE="", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert "no API key" in done.stdout
+    assert "W&B has no API key here" in done.stdout
     assert len(wandb_files(tmp_path)) == 1
 
 
