@@ -24,29 +24,15 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("table", type=Path, help="the table that scripts/export_sweep.py wrote")
     parser.add_argument("--metric", default="test_loss", help="what is reported (default: %(default)s)")
     parser.add_argument("--select", help="what chooses the tuned values (default: the metric's val_ twin)")
-    parser.add_argument(
-        "--tune", nargs="+", metavar="COLUMN", help="what is chosen for each arm (default: lr_fine)"
-    )
-    parser.add_argument(
-        "--arm", nargs="+", metavar="COLUMN", help="what is compared (default: all else that varies)"
-    )
+    parser.add_argument("--tune", nargs="+", metavar="COLUMN", help="what is chosen for each arm (default: lr_fine)")
+    parser.add_argument("--arm", nargs="+", metavar="COLUMN", help="what is compared (default: all else that varies)")
     parser.add_argument("--pair", metavar="COLUMN", help="what pairs the jobs of two arms (default: seed)")
-    parser.add_argument(
-        "--reference", metavar="ARM", help="the arm to compare with (default: frozen, or the first)"
-    )
+    parser.add_argument("--reference", metavar="ARM", help="the arm to compare with (default: frozen, or the first)")
     direction = parser.add_mutually_exclusive_group()
-    direction.add_argument(
-        "--higher", action="store_const", const=True, dest="higher", help="higher is better"
-    )
-    direction.add_argument(
-        "--lower", action="store_const", const=False, dest="higher", help="lower is better"
-    )
-    parser.add_argument(
-        "--history", type=Path, help="table of the logged steps (default: history.* beside the table)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for analysis.md and pictures (default: beside the table)"
-    )
+    direction.add_argument("--higher", action="store_const", const=True, dest="higher", help="higher is better")
+    direction.add_argument("--lower", action="store_const", const=False, dest="higher", help="lower is better")
+    parser.add_argument("--history", type=Path, help="table of the logged steps (default: history.* beside the table)")
+    parser.add_argument("--out", type=Path, help="folder for analysis.md and pictures (default: beside the table)")
     return parser.parse_args()
 
 

@@ -21,16 +21,10 @@ from src.results.records import STATUSES, Job
 def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="One tidy row a job, for pandas or a spreadsheet.")
-    parser.add_argument(
-        "sweep_dir", nargs="?", metavar="SWEEP_DIR", help="folder with the jobs' folders, at any depth"
-    )
-    parser.add_argument(
-        "--wandb", metavar="ENTITY/PROJECT[/GROUP]", help="read W&B's runs instead of a folder"
-    )
+    parser.add_argument("sweep_dir", nargs="?", metavar="SWEEP_DIR", help="folder with the jobs' folders, at any depth")
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT[/GROUP]", help="read W&B's runs instead of a folder")
     parser.add_argument("--out", required=True, type=Path, help="the table: .parquet or .csv")
-    parser.add_argument(
-        "--history", type=Path, help="a second table with one row a logged step: .parquet or .csv"
-    )
+    parser.add_argument("--history", type=Path, help="a second table with one row a logged step: .parquet or .csv")
     arguments = parser.parse_args()
     if (arguments.sweep_dir is None) == (arguments.wandb is None):
         parser.error("give either SWEEP_DIR or --wandb")
@@ -60,9 +54,7 @@ def main() -> None:
         check_format(path)  # before minutes of reading
     jobs = load(arguments)
     count = Counter(job.status for job in jobs)
-    print(
-        f"{len(jobs)} jobs: " + ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
-    )
+    print(f"{len(jobs)} jobs: " + ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status]))
     for status in ("failed", "damaged"):
         if named := [f"{job.name} ({job.error})" for job in jobs if job.status == status]:
             print(f"{status}: {listed(named, limit=5)}")

@@ -6,6 +6,7 @@ composing, and refusing, a configuration does not.
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -116,6 +117,7 @@ def build_recipe(cfg: DictConfig) -> Recipe:
 
 def main() -> None:
     """Run the command line; what a user got wrong ends in one sentence and exit code 1."""
+    gc.set_threshold(100_000)  # imports and tracing make many objects and little garbage: a tenth of the start-up
     with reported():
         train()
 

@@ -27,9 +27,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_job(
-    folder: Path, config: dict[str, Any], rows: list[dict[str, Any]] | None = None, **summary: Any
-) -> Path:
+def write_job(folder: Path, config: dict[str, Any], rows: list[dict[str, Any]] | None = None, **summary: Any) -> Path:
     """Write one job's folder; ``status=None`` leaves it without summary.json."""
     (folder / ".hydra").mkdir(parents=True)
     # Every JSON document is a YAML document.

@@ -82,7 +82,10 @@ def test_build_gives_frozen_typed_objects():
     [
         (["optimizer=adam", "optimizer.b1=2"], "optimizer.b1 is 2.0; allowed: a number from 0 to 1"),
         (["optimizer.clip_norm=0"], "optimizer.clip_norm is 0.0; allowed: a finite number > 0"),
-        (["pretrain.optimizer.weight_decay=-1"], "pretrain.optimizer.weight_decay is -1.0; allowed: a finite number >="),
+        (
+            ["pretrain.optimizer.weight_decay=-1"],
+            "pretrain.optimizer.weight_decay is -1.0; allowed: a finite number >=",
+        ),
         (["model.widths=[8,0]"], r"model.widths is \(8, 0\); allowed: a whole number >= 1"),
         (["model.activation=rel"], "model.activation: Invalid value 'rel', expected one of .relu, gelu"),
         (["strategy.nam=full"], "nam"),

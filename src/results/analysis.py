@@ -103,9 +103,7 @@ def require(table: pd.DataFrame, names: Iterable[str]) -> None:
     for name in names:
         if name not in table:
             guess = did_you_mean(name, table.columns)
-            raise UserError(
-                f"the table has no column '{name}'{guess}; it has {listed(table.columns, limit=40)}"
-            )
+            raise UserError(f"the table has no column '{name}'{guess}; it has {listed(table.columns, limit=40)}")
 
 
 def is_higher_better(name: str) -> bool | None:
@@ -155,9 +153,7 @@ def make_question(
             raise UserError(f"is a higher or a lower '{name}' better? Say --higher or --lower")
     if arms is None:
         arms = default_arms(table, tune, pair)
-    return Question(
-        metric, select, bool(directions[metric]), bool(directions[select]), tune, tuple(arms), pair
-    )
+    return Question(metric, select, bool(directions[metric]), bool(directions[select]), tune, tuple(arms), pair)
 
 
 def default_arms(table: pd.DataFrame, tune: Sequence[str], pair: str | None) -> list[str]:
@@ -239,9 +235,7 @@ def tabulate_points(table: pd.DataFrame, question: Question) -> pd.DataFrame:
         best = None
         # Groups come in rising order of the tuned values: of equal means the smallest rate stays.
         for key, group in jobs.groupby(list(question.tune) or "arm", dropna=False):
-            point: dict[str, Any] = {"arm": arm} | (
-                dict(zip(question.tune, key, strict=True)) if question.tune else {}
-            )
+            point: dict[str, Any] = {"arm": arm} | (dict(zip(question.tune, key, strict=True)) if question.tune else {})
             point |= summarize_point(group, question, seeds)
             rows.append(point)
             if point["eligible"] and (best is None or sign * point["mean"] < sign * best["mean"]):
@@ -296,9 +290,7 @@ def analyze(table: pd.DataFrame, question: Question, reference: str | None = Non
     sign = -1 if question.select_higher else 1
     arms.sort(key=lambda arm: sign * arm.validation.mean if arm.chosen is not None else math.inf)
     damaged = int((table["status"] == "damaged").sum())
-    return Analysis(
-        question, arms, points, take_notes(arms, points, question, damaged), recommend(arms, question)
-    )
+    return Analysis(question, arms, points, take_notes(arms, points, question, damaged), recommend(arms, question))
 
 
 def chosen_jobs(jobs: pd.DataFrame, points: pd.DataFrame, label: str, question: Question) -> pd.DataFrame:

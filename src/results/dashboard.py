@@ -11,9 +11,7 @@ from src.errors import UserError
 STRATEGY = "strategy.name"  # configuration keys as the runs log them
 
 
-def build_workspace(
-    project: str, entity: str = "", group: str | None = None, name: str = "Fine-tuning"
-) -> Any:
+def build_workspace(project: str, entity: str = "", group: str | None = None, name: str = "Fine-tuning") -> Any:
     """Describe the workspace; needs neither a login nor a network.
 
     Args:
@@ -40,9 +38,7 @@ def build_workspace(
             ws.Section(name="Which strategy, which learning rate", panels=comparison_panels(), is_open=True),
             ws.Section(name="Loss curves by strategy", panels=curve_panels(), is_open=True),
         ],
-        settings=ws.WorkspaceSettings(
-            max_runs=100
-        ),  # a panel shows 10 by default, fewer than most sweeps have
+        settings=ws.WorkspaceSettings(max_runs=100),  # a panel shows 10 by default, fewer than most sweeps have
         runset_settings=ws.RunsetSettings(filters=[ws.Metric("Group") == group] if group else []),
     )
 
@@ -105,9 +101,7 @@ def curve_panels() -> list[Any]:
 
 def workspace_json(workspace: Any) -> str:
     """Return what would be sent to W&B, as indented JSON."""
-    return json.dumps(
-        json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=2
-    )
+    return json.dumps(json.loads(workspace._to_model().model_dump_json(by_alias=True, exclude_none=True)), indent=2)
 
 
 def save_workspace(workspace: Any) -> str:

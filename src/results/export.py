@@ -45,9 +45,7 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     jobs = {job.name: job for job in load_jobs(sweep_dir)}
     folders = list(job_folders(sweep_dir))
     recorded = {
-        folder
-        for folder in folders
-        if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl"))
+        folder for folder in folders if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl"))
     }
     files = [file for file in sorted(sweep_dir.rglob("*.wandb")) if recorded.isdisjoint(file.parents)]
     files = list({file.resolve(): file for file in files}.values())  # `latest-run` is a link to one of them
@@ -112,10 +110,7 @@ def jobs_table(jobs: Iterable[Job]) -> pd.DataFrame:
     taken = own | set(names.values())
     rows, config_columns, version_columns = [], {}, {}
     for job in jobs:
-        config = {
-            f"config.{key}" if key in taken else key: value
-            for key, value in flatten_config(job.config).items()
-        }
+        config = {f"config.{key}" if key in taken else key: value for key, value in flatten_config(job.config).items()}
         metrics = {names[key]: value for key, value in job.metrics.items()}
         versions = {f"version.{key}": value for key, value in job.versions.items()}
         fixed = {key: getattr(job, "name" if key == "job" else key) for key in own}
@@ -211,9 +206,7 @@ def read_table(path: Path | str) -> pd.DataFrame:
         if path.suffix == ".parquet":
             return pd.read_parquet(path)
         names = pd.read_csv(path, nrows=0).columns
-        text = {
-            name for name in names if name in (*IDENTITY, *ORIGIN, "error") or name.startswith("version.")
-        }
+        text = {name for name in names if name in (*IDENTITY, *ORIGIN, "error") or name.startswith("version.")}
         table = pd.read_csv(
             path,
             dtype=dict.fromkeys(text, str),  # a commit may read like 12345e67

@@ -87,9 +87,7 @@ def legend_below(axes: Sequence[Axes]) -> None:
         entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
     if entries:
         figure = axes[0].figure
-        figure.legend(
-            entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries))
-        )
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))
 
 
 def plot_rates(analysis: Analysis, path: Path) -> bool:
@@ -114,9 +112,7 @@ def plot_rates(analysis: Analysis, path: Path) -> bool:
         if len(lost):
             draw_lost(ax, analysis, lost, name)
         ax.set_xlabel(in_words(name))
-        ax.set_ylabel(
-            f"{in_words(question.select)}, {'higher' if question.select_higher else 'lower'} is better"
-        )
+        ax.set_ylabel(f"{in_words(question.select)}, {'higher' if question.select_higher else 'lower'} is better")
         legend_below([ax])
     return True
 
@@ -195,9 +191,7 @@ def draw_curves(ax: Axes, analysis: Analysis, title: str, curves: dict[str, pd.D
     ax.set_xlabel("updates")
 
 
-def stage_curves(
-    analysis: Analysis, history: pd.DataFrame, stage: str
-) -> tuple[str, dict[str, pd.DataFrame]]:
+def stage_curves(analysis: Analysis, history: pd.DataFrame, stage: str) -> tuple[str, dict[str, pd.DataFrame]]:
     """Return a stage's panel: the value's name, and each arm's mean, min and max over seeds by step."""
     rows = history[history["stage"].fillna("") == stage]
     for value in (analysis.question.select, "val_loss", "loss"):

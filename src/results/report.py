@@ -54,9 +54,7 @@ def result_columns(analysis: Analysis) -> dict[str, Callable[[Arm], str]]:
         return show_interval(arm.difference, sign=True) + (" *" if arm.difference.excludes_zero else "")
 
     tuned = {
-        name: lambda arm, name=name: (
-            show(arm.chosen[name]) + " !" * (name in arm.edges) if arm.chosen else "none"
-        )
+        name: lambda arm, name=name: show(arm.chosen[name]) + " !" * (name in arm.edges) if arm.chosen else "none"
         for name in question.tune
     }
     return {
@@ -171,7 +169,5 @@ def markdown(analysis: Analysis, pictures: dict[str, str], source: Path) -> str:
     for name, title in pictures.items():
         parts += [f"## {title}", f"![{title}]({name})"]
     parts += ["## What it costs", markdown_table(cost_columns(), analysis.arms)]
-    parts += [
-        f"From `{source.name}`: {int(analysis.points['jobs'].sum())} jobs at {len(analysis.points)} points."
-    ]
+    parts += [f"From `{source.name}`: {int(analysis.points['jobs'].sum())} jobs at {len(analysis.points)} points."]
     return "\n\n".join(parts) + "\n"

@@ -42,9 +42,7 @@ def read_records(path: Path) -> Iterator[Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     if content[: len(HEADER)] != HEADER[: len(content)]:  # a process can be killed within the header, too
-        raise UserError(
-            f"{path} is not a .wandb file that this version can read: it starts with {content[:7]!r}"
-        )
+        raise UserError(f"{path} is not a .wandb file that this version can read: it starts with {content[:7]!r}")
     position, parts = len(HEADER), []
     while position + PIECE.size <= len(content):
         left_in_block = BLOCK - position % BLOCK
@@ -176,7 +174,5 @@ def job_from_offline_run(run: OfflineRun) -> Job:
         summary=run.summary,
         history=lambda: run.history,
         git_commit=run.commit,
-        started=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds")
-        if run.started
-        else None,
+        started=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds") if run.started else None,
     )

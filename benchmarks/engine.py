@@ -1,0 +1,117 @@
+"""What the engine's loop saves against the loop one writes first, and what a frozen trunk saves against full fine-tuning.
+
+python benchmarks/engine.py
+"""
+
+import dataclasses
+
+from _timing import machine, seconds, table
+
+import jax
+import numpy as np
+import optax
+
+from src.config import bind, static_part
+from src.data.diabetes import Diabetes
+from src.engine.compiled import prepare_jax
+from src.engine.loop import Split, Stage, fit, ignore, start, traced, update
+from src.engine.optimizers import Adamw
+from src.engine.schedules import Constant
+from src.models.mlp import Mlp
+from src.objectives.supervised import OBJECTIVES
+from src.recipe import Recipe, finetuning_stage, initial_params
+from src.strategies.frozen import Frozen
+from src.strategies.full import Full
+
+STEPS = 1000
+
+
+def loops() -> None:
+    """Time 1,000 updates of the diabetes recipe."""
+    data = Diabetes().load()
+    stage = finetuning_stage(Recipe(finetune_steps=STEPS, strategy=Full(), log_every=100), data)
+    params = initial_params(stage, data)
+    x, y = data.target["train"]
+    optimizer = optax.sgd(0.05)
+
+    @jax.jit
+    def step(params, state):
+        def loss_of(p):
+            return ((stage.model.apply(p, x, 1)[:, 0] - y) ** 2).mean()
+
+        loss, grads = jax.value_and_grad(loss_of)(params)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    def plain(synchronise: bool) -> None:
+        p, state = params, optimizer.init(params)
+        for _ in range(STEPS):
+            p, state, loss = step(p, state)
+            if synchronise:
+                float(loss)
+        jax.block_until_ready(p)
+
+    measured = {
+        "Thaw, a row logged every 100": seconds(lambda: fit(stage, params, data.target["train"], {}, ignore)),
+        "Thaw, a row logged every update": seconds(
+            lambda: fit(dataclasses.replace(stage, log_every=1), params, data.target["train"], {}, ignore)
+        ),
+        "a jitted step in a Python loop": seconds(lambda: plain(False)),
+        "the same, reading each loss": seconds(lambda: plain(True)),
+    }
+    floor = measured["Thaw, a row logged every 100"]
+    table(
+        ("1,000 updates of the diabetes recipe", "us an update", "ratio"),
+        [(name, f"{value / STEPS * 1e6:.1f}", f"{value / floor:.1f}") for name, value in measured.items()],
+    )
+
+
+def frozen_and_full() -> None:
+    """Time one update of a wide perceptron, trunk frozen and not."""
+    rng = np.random.default_rng(0)
+    batch = Split(rng.standard_normal((64, 256), np.float32), rng.standard_normal(64, np.float32))
+    found = {}
+    for strategy in (Full(), Frozen()):
+        stage = Stage(
+            Mlp(widths=(256,) * 6),
+            1,
+            OBJECTIVES["regression"],
+            strategy,
+            Adamw(clip_norm=1.0),
+            Constant(),
+            0.01,
+            100,
+            0,
+        )
+        state, frozen = start(stage, stage.model.init(jax.random.PRNGKey(0), (256,), 1))
+
+        def step(hyper, state, frozen, batch, stage=static_part(stage)):
+            return update(bind(stage, hyper), state, frozen, batch, 0)
+
+        compiled = jax.jit(step).lower(traced(stage), state, frozen, batch).compile()
+        flops = compiled.cost_analysis()["flops"]
+
+        def run(compiled=compiled, arguments=(traced(stage), state, frozen, batch)) -> None:
+            jax.block_until_ready([compiled(*arguments) for _ in range(20)])
+
+        found[type(strategy).__name__.lower()] = (flops, seconds(run, repeats=9) / 20)
+    full = found["full"]
+    table(
+        ("an update, 6 x 256, batch 64, AdamW", "MFLOP", "ratio to full", "ms", "ratio to full"),
+        [
+            (name, f"{f / 1e6:.1f}", f"{f / full[0]:.2f}", f"{t * 1e3:.2f}", f"{t / full[1]:.2f}")
+            for name, (f, t) in found.items()
+        ],
+    )
+
+
+def main() -> None:
+    prepare_jax()
+    print(machine())
+    loops()
+    print()
+    frozen_and_full()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""The real command line: what one run prints and leaves behind, and every way to give it something it cannot use."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from tests.commands import ROOT, command, rows, summary, sweep, train
+
+FAST = ("pretrain_steps=20", "finetune_steps=20")
+
+
+def test_a_run_from_start_to_record(tmp_path):
+    done = train(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for words in (
+        "configuration",
+        "strategy = frozen",
+        "Dense_1/bias, Dense_1/kernel",
+        "9 of 89 parameters move (10.1%)",
+    ):
+        assert words in done.stdout
+    assert "FLOPs an update" in done.stdout
+    assert str(tmp_path) in done.stdout
+    assert "\x1b" not in done.stdout  # neither colours nor a progress bar outside a terminal
+    record = summary(tmp_path)
+    assert record["status"] == "completed"
+    assert record["parameters"] == {"trainable": 9, "total": 89}
+    assert record["objective"] == record["metrics"]["val_loss"] == rows(tmp_path)[-1]["val_loss"]
+    assert record["last_finite_step"] == 100
+    assert record["data"]["fingerprint"]
+    assert record["metrics"]["test_r2"] > 0.3  # half of the variance is about what linear regression explains here
+    assert set(load_file(tmp_path / "model.safetensors")) == {
+        "Dense_0/kernel",
+        "Dense_0/bias",
+        "Dense_1/kernel",
+        "Dense_1/bias",
+    }
+    assert {path.name for path in (tmp_path / ".hydra").iterdir()} == {"config.yaml", "hydra.yaml", "overrides.yaml"}
+    stages = [(row["stage"], row["step"]) for row in rows(tmp_path)]
+    assert stages == [("pretrain", s) for s in range(10, 201, 10)] + [("finetune", s) for s in range(0, 101, 10)]
+
+
+def test_the_same_command_gives_the_same_bits(tmp_path):
+    for name in ("a", "b"):
+        assert train(tmp_path / name, "batch_size=16", "strategy=full", "optimizer=adam").returncode == 0
+    assert (tmp_path / "a/metrics.jsonl").read_text() == (tmp_path / "b/metrics.jsonl").read_text()
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data=synthetic", "data.similarity=0.3"),
+        ("experiment=digits", *FAST),
+        ("experiment=reference",),
+        ("debug=fast", "optimizer=adamw", "schedule=warmup_cosine"),
+        ("debug=nans",),
+        ("strategy=masked", "strategy.trainable=[head,Dense_0/bias]", "schedule=warmup_linear"),
+        ("finetune_steps=0",),
+        ("pretrain_steps=0",),
+    ],
+    ids=" ".join,
+)
+def test_it_runs(tmp_path, arguments):
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert math.isfinite(summary(tmp_path)["objective"])
+
+
+def test_the_user_s_own_tables(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("source", "target"):
+        x = rng.standard_normal((400, 3))
+        label = np.where(x @ [1, -1, 0.5] > 0, "yes", "no")
+        lines = [",".join([*map(str, row), word]) for row, word in zip(x, label, strict=True)]
+        (tmp_path / f"{name}.csv").write_text("a,b,c,answer\n" + "\n".join(lines))
+    done = train(
+        tmp_path / "run",
+        "data=csv",
+        f"data.source_path={tmp_path}/source.csv",
+        f"data.target_path={tmp_path}/target.csv",
+        "data.label=answer",
+        "data.kind=classification",
+        "optimizer=adam",
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "run")["metrics"]["test_accuracy"] > 0.8
+
+
+def test_divergence_is_a_result(tmp_path):
+    done = train(tmp_path, "lr_fine=1e4", "strategy=full", "log_every=7")
+    assert done.returncode == 0, done.stderr
+    record = summary(tmp_path)
+    assert record["status"] == "diverged"
+    assert record["objective"] == "Infinity"
+    assert record["metrics"] == {}
+    last = rows(tmp_path)[-1]
+    assert last["step"] == record["last_finite_step"] > 0
+    assert math.isfinite(last["loss"])
+    assert "diverged" in done.stdout
+
+
+def test_divergence_while_pretraining(tmp_path):
+    done = train(tmp_path, "lr_pre=1e6")
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path)["status"] == "diverged"
+    assert {row["stage"] for row in rows(tmp_path)} == {"pretrain"}
+
+
+BAD = [
+    (("strategy=frozzen",), "strategy=frozzen: there is no such option (did you mean 'frozen'?); allowed: discrim"),
+    (("data=diabetis",), "did you mean 'diabetes'"),
+    (("lr_fin=0.1",), "there is no key 'lr_fin' (did you mean 'lr_fine'?)"),
+    (("strat=frozen",), "there is no key 'strat' (did you mean 'strategy'?)"),
+    (("strategy=discriminative", "strategy.decya=0.5"), "'strategy.decya' (did you mean 'decay'?)"),
+    (("+lr_fin=0.1",), "there is no key 'lr_fin' (did you mean 'lr_fine'?)"),
+    (("lr_fine=abc",), "lr_fine: Value 'abc' of type 'str' could not be converted to Float"),
+    (("lr_fine=-0.1",), "lr_fine is -0.1; allowed: a finite number > 0"),
+    (("lr_fine=0",), "lr_fine is 0.0; allowed: a finite number > 0"),
+    (("lr_fine=nan",), "lr_fine is nan; allowed: a finite number > 0"),
+    (("lr_pre=inf",), "lr_pre is inf; allowed: a finite number > 0"),
+    (("lr_fine=0.1,0.2",), "--multirun"),
+    (("finetune_steps=2.5",), "finetune_steps: Value '2.5' of type 'float' could not be converted to Integer"),
+    (("finetune_steps=-1",), "finetune_steps is -1; allowed: a whole number >= 0"),
+    (("pretrain_steps=-3",), "pretrain_steps is -3; allowed: a whole number >= 0"),
+    (("batch_size=0",), "batch_size is 0; allowed: a whole number >= 1"),
+    (("seed=-1",), "seed is -1; allowed: a whole number from 0"),
+    (("model.widths=[8,0]",), "model.widths is (8, 0); allowed: a whole number >= 1"),
+    (("model.activation=rleu",), "model.activation: Invalid value 'rleu', expected one of [relu, gelu, tanh, silu]"),
+    (("strategy=masked", "strategy.trainable=[Dnse_1/.*]"), "matches no parameter"),
+    (("strategy=masked", "strategy.trainable=[Dnse_1/.*]"), "Dense_0/bias, Dense_0/kernel, Dense_1/bias"),
+    (("strategy=masked", "strategy.trainable=[]"), "strategy.trainable is empty: it leaves nothing to train"),
+    (("data.val_fraction=0.7", "data.test_fraction=0.3"), "allowed: less than 1"),
+    (("data=csv",), "data.source_path is missing: give it as data.source_path=..."),
+    (("data=csv", "data.source_path=no.csv", "data.target_path=b", "data.label=y"), "no.csv: there is no such file"),
+    (("lr_fine",), "lr_fine"),
+    (("experiment=nothing",), "experiment=nothing: there is no such option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: " ".join(value)[:60])
+def test_bad_input_is_one_sentence(tmp_path, arguments, message):
+    done = train(tmp_path, *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.glob("metrics.jsonl")) or rows(tmp_path) == []  # nothing was trained
+
+
+TABLES = [
+    ("a,b,y\n1,2,3\n2,,4\n" * 1 + "1,2,3\n" * 9, "1 missing or infinite values in x, the first in row 1"),
+    ("a,b,y\n" + "1,oops,3\n" * 9, "column 'b' holds 'oops'; allowed: numbers"),
+    ("a,c,y\n" + "1,2,3\n" * 9, "has no column 'b'"),
+    ("a,c,y\n" + "1,2,3\n" * 9, "it has a, c, y"),
+    ("a,b,y\n", "has no rows below its header"),
+]
+
+
+@pytest.mark.parametrize(("target", "message"), TABLES)
+def test_bad_tables_are_one_sentence(tmp_path, target, message):
+    (tmp_path / "source.csv").write_text("a,b,y\n" + "\n".join(f"{i},{i % 3},{i * 2}" for i in range(20)))
+    (tmp_path / "target.csv").write_text(target)
+    arguments = ("data=csv", f"data.source_path={tmp_path}/source.csv", f"data.target_path={tmp_path}/target.csv")
+    done = train(tmp_path / "run", *arguments, "data.label=y", "data.features=[a,b]")
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_tables_of_different_width_are_refused(tmp_path):
+    (tmp_path / "source.csv").write_text("a,b,y\n" + "1,2,3\n" * 9)
+    (tmp_path / "target.csv").write_text("a,y\n" + "1,3\n" * 9)
+    arguments = ("data=csv", f"data.source_path={tmp_path}/source.csv", f"data.target_path={tmp_path}/target.csv")
+    done = train(tmp_path / "run", *arguments, "data.label=y")
+    assert done.returncode == 1
+    assert "has 2 features and" in done.stderr
+    assert "both parts need the same ones" in done.stderr
+
+
+def test_the_whole_traceback_on_request(tmp_path):
+    done = train(tmp_path, "lr_fine=-1", HYDRA_FULL_ERROR="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_the_sweep(tmp_path):
+    """Strategies x rates x seeds; `frozen` and `masked` are the same computation to the bit."""
+    study = tmp_path / "study"
+    done = sweep(study, "lr_fine=0.01,0.1", "strategy=frozen,masked,full", "seed=0,1", "batch_size=32")
+    assert done.returncode == 0, done.stderr
+    jobs = {
+        (s["config"]["strategy"]["name"], s["config"]["lr_fine"], s["config"]["seed"]): path.parent
+        for path in study.glob("*/summary.json")
+        for s in [summary(path.parent)]
+    }
+    assert len(jobs) == 12
+    for lr in (0.01, 0.1):
+        for seed in (0, 1):
+            frozen, masked, full = (jobs[name, lr, seed] for name in ("frozen", "masked", "full"))
+            assert (frozen / "metrics.jsonl").read_text() == (masked / "metrics.jsonl").read_text()
+            assert load_equal(frozen, masked)
+            assert not load_equal(frozen, full)
+
+
+def load_equal(a: Path, b: Path) -> bool:
+    left, right = (load_file(folder / "model.safetensors") for folder in (a, b))
+    return all(np.array_equal(left[path], right[path]) for path in left)
+
+
+def test_one_bad_point_does_not_stop_the_others(tmp_path):
+    done = sweep(tmp_path, "lr_fine=0.1,-1,0.01", *FAST)
+    assert done.returncode == 1
+    statuses = sorted(summary(path.parent)["status"] for path in tmp_path.glob("*/summary.json"))
+    assert statuses == ["completed", "completed", "failed"]
+    assert "lr_fine is -1.0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_misspelt_choice_stops_a_sweep_before_its_first_job(tmp_path):
+    done = sweep(tmp_path, "strategy=frozen,frozzen", *FAST)
+    assert done.returncode == 1
+    assert "did you mean 'frozen'" in done.stderr
+    assert not list(tmp_path.glob("*/metrics.jsonl"))
+
+
+def test_joblib_launches_the_same_jobs(tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the joblib launcher is an extra")
+    arguments = ("seed=0,1", *FAST)
+    assert sweep(tmp_path / "basic", *arguments).returncode == 0
+    done = sweep(tmp_path / "joblib", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert done.returncode == 0, done.stderr
+    folders = sorted(path.parent.name for path in (tmp_path / "basic").glob("*/summary.json"))
+    assert len(folders) == 2
+    for folder in folders:
+        one, other = ((tmp_path / launcher / folder / "metrics.jsonl").read_text() for launcher in ("basic", "joblib"))
+        assert one == other
+
+
+def test_the_console_script_is_the_same_command(tmp_path):
+    script = Path(sys.executable).parent / "thaw"
+    if not script.exists():
+        pytest.skip("the project is not installed in this environment")
+    done = subprocess.run(
+        [script, f"hydra.run.dir={tmp_path}", "tracker=disk", *FAST],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path)["status"] == "completed"
+
+
+def test_help_and_configuration_without_training():
+    done = command("--cfg", "job")
+    assert done.returncode == 0
+    assert "lr_fine: 0.05" in done.stdout
+    assert command("--help").returncode == 0
