@@ -224,8 +224,16 @@ def test_the_cheaper_of_equals_is_named():
 
 @pytest.mark.parametrize(
     ("name", "higher"),
-    [("test_loss", False), ("val_mse", False), ("test_nll", False), ("test_accuracy", True), ("f1", True)]
-    + [("source_test_r2", True), ("lossless", None), ("score", None), ("loss_accuracy", None)],
+    [
+        *[
+            ("test_loss", False),
+            ("val_mse", False),
+            ("test_nll", False),
+            ("test_accuracy", True),
+            ("f1", True),
+        ],
+        *[("source_test_r2", True), ("lossless", None), ("score", None), ("loss_accuracy", None)],
+    ],
 )
 def test_directions(name, higher):
     assert is_higher_better(name) is higher
