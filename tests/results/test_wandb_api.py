@@ -61,6 +61,11 @@ def test_a_run_becomes_a_job():
     assert job.rows() == [{"stage": "finetune", "step": 1, "loss": math.inf}]
 
 
+def test_the_identity_in_the_configuration_is_the_jobs():
+    (job,) = load_wandb_project("a/b", Api([make_run(config={"seed": 1, "job_id": "5c0f"})]))
+    assert (job.job_id, job.config) == ("5c0f", {"seed": 1})
+
+
 def test_without_a_group():
     api = Api([])
     assert load_wandb_project("team/project", api) == []
