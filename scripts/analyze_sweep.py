@@ -41,8 +41,8 @@ def main() -> None:
     arguments = read_arguments()
     table = read_table(arguments.table)
     beside = (arguments.table.with_name(f"history{suffix}") for suffix in (".parquet", ".csv"))
-    path = arguments.history or next((path for path in beside if path.exists()), None)
-    history = read_table(path) if path else None
+    logged = arguments.history or next((path for path in beside if path.exists()), None)
+    history = read_table(logged) if logged else None
     question = make_question(
         table,
         metric=arguments.metric,
@@ -53,9 +53,10 @@ def main() -> None:
         higher=arguments.higher,
     )
     analysis = analyze(table, question, arguments.reference)
-    print_analysis(analysis, Console())
-    for written in write_report(analysis, history, arguments.out or arguments.table.parent, arguments.table):
-        print(f"wrote {written}")
+    files = write_report(analysis, history, arguments.out or arguments.table.parent, arguments.table)
+    print_analysis(analysis, Console())  # after the files, which `| head` must not cut short
+    for path in files:
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> None:
     count = Counter(job.status for job in jobs)
     print(f"{len(jobs)} jobs: " + ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status]))
     for status in ("failed", "damaged"):
-        if named := [f"{job.name} ({job.error})" for job in jobs if job.status == status]:
+        if named := [f"{job.name} ({job.error or 'no reason recorded'})" for job in jobs if job.status == status]:
             print(f"{status}: {listed(named, limit=5)}")
     table = jobs_table(jobs)
     write_table(table, arguments.out)

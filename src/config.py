@@ -142,7 +142,7 @@ def build(group: str, node: DictConfig, key: str | None = None) -> Any:
 
 
 def settings(node: DictConfig) -> dict[str, Any]:
-    """Return a node's values with interpolations resolved; options of groups stay nodes, missing values stay ``???``."""
+    """Return a node's values, interpolations resolved; options of groups stay nodes, missing values stay ``???``."""
 
     def value(name: str) -> Any:
         found = OMITTED if OmegaConf.is_missing(node, name) else node[name]

@@ -167,9 +167,11 @@ def default_arms(table: pd.DataFrame, tune: Sequence[str], pair: str | None) -> 
     names = [name for name in config_columns(table) if name not in keys and varies(told[name])]
     names = [name for name in names if not any(follows(told[name], told[key]) for key in keys)]
     arms: list[str] = []
+    told_apart = 1
     for name in sorted(names, key=lambda name: name != "strategy"):
-        if len(told[[*arms, name]].drop_duplicates()) > max(1, len(told[arms].drop_duplicates())):
-            arms.append(name)
+        count = len(told[[*arms, name]].drop_duplicates())
+        if count > told_apart:
+            arms, told_apart = [*arms, name], count
     return arms or [name for name in ("strategy",) if name in table]
 
 
@@ -183,10 +185,12 @@ def follows(values: pd.Series, key: pd.Series) -> bool:
 
 def label_arms(table: pd.DataFrame, arms: Sequence[str]) -> pd.Series:
     """Name each job's arm: text stands for itself, another value comes with its column's last word."""
+    last = [name.split(".")[-1] for name in arms]
+    short = dict(zip(arms, last if len(set(last)) == len(last) else arms, strict=True))
 
     def label(row: tuple[Any, ...]) -> str:
         known = [(name, value) for name, value in zip(arms, row, strict=True) if not pd.isna(value)]
-        words = [v if isinstance(v, str) else f"{name.split('.')[-1]}={show(v)}" for name, v in known]
+        words = [v if isinstance(v, str) else f"{short[name]}={show(v)}" for name, v in known]
         return ", ".join(words) or "none"
 
     if not arms:
@@ -394,9 +398,11 @@ def recommend(arms: Sequence[Arm], question: Question) -> str:
             "interval that excludes 0: validation and test disagree, so choose with more validation data."
         )
     if not tied:
+        arm, least = min(differences, key=lambda pair: abs(pair[1].mean))
         return (
             f"Use {name}: it has the {extreme} {question.select}, and its {question.metric} is {better} than "
-            f"every other arm's, with paired 95 % intervals that exclude 0 ({n} seeds)."
+            f"every other arm's, with paired 95 % intervals that exclude 0 at {n} seeds; the closest, "
+            f"{arm.label}, is {abs(least.mean):.2g} away."
         )
     costs = {arm.label: arm.cost("trainable_parameters") for arm in (best, *tied)}
     cheapest = min(costs, key=lambda label: costs[label])

@@ -39,7 +39,7 @@ def build_workspace(project: str, entity: str = "", group: str | None = None, na
             ws.Section(name="Loss curves by strategy", panels=curve_panels(), is_open=True),
         ],
         settings=ws.WorkspaceSettings(max_runs=100),  # a panel shows 10 by default, fewer than most sweeps have
-        runset_settings=ws.RunsetSettings(filters=[ws.Metric("Group") == group] if group else []),
+        runset_settings=ws.RunsetSettings(filters=ws.And(ws.Metric("Group") == group) if group else ""),
     )
 
 

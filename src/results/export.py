@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -191,7 +192,8 @@ def write_table(table: pd.DataFrame, path: Path | str) -> None:
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
@@ -212,7 +214,6 @@ def read_table(path: Path | str) -> pd.DataFrame:
             dtype=dict.fromkeys(text, str),  # a commit may read like 12345e67
             keep_default_na=False,
             na_values=[""],  # a strategy may be called "none" or "NA"
-            float_precision="round_trip",
         )
     except FileNotFoundError as error:
         raise UserError(f"there is no table '{path}' (scripts/export_sweep.py writes one)") from error

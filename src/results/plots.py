@@ -24,9 +24,10 @@ from matplotlib.figure import Figure
 
 from src.results.analysis import LOST, Analysis, Arm, show, show_choice
 from src.results.records import STAGES
+from src.results.statistics import Interval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # lengths without a common factor: 315 looks
 LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)))
 LOOK = {
     "font.size": 11,
@@ -101,8 +102,12 @@ def plot_rates(analysis: Analysis, path: Path) -> bool:
     if name is None or not pd.api.types.is_numeric_dtype(points[name]) or points[name].nunique() < 2:
         return False
     with picture(path, f"{BAND} Ring: the chosen value.", height=4.6) as (ax,):
-        if (points[name] > 0).all():
+        tried = sorted(points[name].unique())
+        if tried[0] > 0:
             ax.set_xscale("log")
+        if len(tried) <= 8:  # the values themselves say more than powers of ten
+            ax.set_xticks(tried, [show(value) for value in tried])
+            ax.minorticks_off()
         lost = points[points["completed"] < points["jobs"]]
         for arm in analysis.arms:
             draw_rates(ax, analysis, arm.label, name)
@@ -112,7 +117,8 @@ def plot_rates(analysis: Analysis, path: Path) -> bool:
         if len(lost):
             draw_lost(ax, analysis, lost, name)
         ax.set_xlabel(in_words(name))
-        ax.set_ylabel(f"{in_words(question.select)}, {'higher' if question.select_higher else 'lower'} is better")
+        better = "higher" if question.select_higher else "lower"
+        ax.set_ylabel(f"{in_words(question.select)}\n({better} is better)")
         legend_below([ax])
     return True
 
@@ -124,12 +130,19 @@ def draw_rates(ax: Axes, analysis: Analysis, label: str, name: str) -> None:
     points = points.drop_duplicates(name).sort_values(name)  # other tuned columns at their best
     look = style(analysis, label)
     x = points[name].to_numpy(dtype=float)
-    ax.fill_between(x, points["low"], points["high"], color=look["color"], alpha=0.13, linewidth=0)
+    draw_band(ax, x, points["low"], points["high"], look["color"])
     ax.plot(x, points["mean"], label=label, **look)
     partial = points[points["completed"] < points["jobs"]]
     ax.plot(partial[name], partial["mean"], **(look | {"linestyle": "none", "markerfacecolor": "white"}))
     chosen = points[points["chosen"]]
     ax.plot(chosen[name], chosen["mean"], "o", ms=14, mfc="none", mec=look["color"], mew=1.8)
+
+
+def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
+    """Draw a band whose edges stay visible where bands of several arms overlap."""
+    ax.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
+    for edge in (low, high):
+        ax.plot(x, edge, color=colour, alpha=0.5, linewidth=0.7)
 
 
 def draw_lost(ax: Axes, analysis: Analysis, lost: pd.DataFrame, name: str) -> None:
@@ -185,7 +198,7 @@ def draw_curves(ax: Axes, analysis: Analysis, title: str, curves: dict[str, pd.D
         curves, title = {"": first}, f"{title}, shared by all"
     for label, curve in curves.items():
         look = style(analysis, label) | {"marker": None} if label else {"color": "#555555"}
-        ax.fill_between(curve.index, curve["min"], curve["max"], color=look["color"], alpha=0.13, linewidth=0)
+        draw_band(ax, curve.index, curve["min"], curve["max"], look["color"])
         ax.plot(curve.index, curve["mean"], label=label, **look)
     ax.set_title(title, color="#333333")
     ax.set_xlabel("updates")
@@ -208,7 +221,7 @@ def stage_curves(analysis: Analysis, history: pd.DataFrame, stage: str) -> tuple
 
 
 def plot_arms(analysis: Analysis, path: Path) -> bool:
-    """Draw each arm's reported metric at its choice: the mean, its interval, every seed.
+    """Draw each arm's reported metric at its choice, and beside it the paired difference from the reference.
 
     Returns:
         Whether there was something to draw.
@@ -217,28 +230,37 @@ def plot_arms(analysis: Analysis, path: Path) -> bool:
     if not arms:
         return False
     question = analysis.question
+    reference = next((arm.values for arm in arms if arm.label == question.reference), {})
+    paired = any(arm.difference is not None and arm.difference.n for arm in arms)
     caption = "Marker: mean. Bar: its 95 % interval. Dots: seeds."
-    with picture(path, caption, height=1.5 + 0.5 * len(arms)) as (ax,):
+    with picture(path, caption, height=1.6 + 0.5 * len(arms), panels=1 + paired) as axes:
         for place, arm in enumerate(arms):
-            look = style(analysis, arm.label) | {"linestyle": "none"}
-            seeds = list(arm.values.values())
-            ax.plot(seeds, [place + 0.2] * len(seeds), ".", color=look["color"], alpha=0.7, ms=10, mew=0)
-            if not np.isnan(arm.test.low):
-                ax.plot(
-                    [arm.test.low, arm.test.high],
-                    [place] * 2,
-                    color=look["color"],
-                    lw=2.5,
-                    solid_capstyle="butt",
-                )
-            ax.plot(arm.test.mean, place, ms=9, **{key: look[key] for key in ("color", "marker")})
-        if needs_log([value for arm in arms for value in arm.values.values()]):
-            ax.set_xscale("log")
-        ax.set_yticks(range(len(arms)), [row_label(arm) for arm in arms])
-        ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.grid(axis="y", visible=False)
-        ax.set_xlabel(f"{in_words(question.metric)}, {'higher' if question.higher else 'lower'} is better")
+            look = style(analysis, arm.label)
+            draw_interval(axes[0], place, arm.test, list(arm.values.values()), look)
+            if paired and arm.difference is not None:
+                pairs = [arm.values[key] - reference[key] for key in arm.values if key in reference]
+                draw_interval(axes[1], place, arm.difference, pairs, look)
+        better = "higher" if question.higher else "lower"
+        axes[0].set_xlabel(f"{in_words(question.metric)}\n({better} is better)")
+        axes[0].set_yticks(range(len(arms)), [row_label(arm) for arm in arms])
+        if paired:
+            axes[1].axvline(0, color="#555555", linewidth=1)
+            axes[1].set_xlabel(f"{in_words(question.metric)} minus {question.reference}'s,\npaired by {question.pair}")
+            axes[1].set_yticks(range(len(arms)), [])
+        for ax in axes:
+            ax.set_ylim(len(arms) - 0.5, -0.5)
+            ax.grid(axis="y", visible=False)
+            ax.locator_params(axis="x", nbins=5)
     return True
+
+
+def draw_interval(ax: Axes, place: int, interval: Interval, values: list[float], look: dict[str, Any]) -> None:
+    """Draw a mean with its interval, and the values it is of just below."""
+    ax.plot(values, [place + 0.22] * len(values), ".", color=look["color"], alpha=0.7, ms=10, mew=0)
+    if not np.isnan(interval.low):
+        ends = [interval.low, interval.high]
+        ax.plot(ends, [place] * 2, color=look["color"], linewidth=2.5, solid_capstyle="butt")
+    ax.plot(interval.mean, place, ms=9, color=look["color"], marker=look["marker"])
 
 
 def row_label(arm: Arm) -> str:

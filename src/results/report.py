@@ -26,6 +26,8 @@ def show_interval(interval: Interval, sign: bool = False) -> str:
     half = interval.half
     if math.isnan(interval.mean):
         return "-"
+    if interval.mean == half == 0:
+        return "0"
     if not math.isfinite(half) or half == 0:
         return f"{interval.mean:{plus}.4g}"
     digits = max(0, 1 - math.floor(math.log10(half)))
@@ -102,9 +104,10 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
     """Print the recommendation, both tables and the notes; readable at 80 columns and through a pipe."""
     console.print(f"[bold]{analysis.recommendation}[/bold]", highlight=False)
     for columns in (result_columns(analysis), cost_columns()):
-        table = Table(box=box.SIMPLE, pad_edge=False)
+        table = Table(box=box.SIMPLE, pad_edge=False, padding=(0, 0, 0, 1))
         for place, name in enumerate(columns):
-            table.add_column(name, justify="left" if place == 0 else "right", overflow="fold")
+            title = name if name in analysis.question.tune else name.replace("_", "\n")  # narrow
+            table.add_column(title, justify="left" if place == 0 else "right", overflow="fold")
         for arm in analysis.arms:
             table.add_row(*(cell(arm) for cell in columns.values()))
         console.print(table)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
+
+Key = TypeVar("Key", bound=Hashable)  # a seed, as a rule
 
 
 class Interval(NamedTuple):
@@ -50,7 +52,7 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half, n)
 
 
-def paired_difference(a: Mapping[Hashable, float], b: Mapping[Hashable, float], level: float = 0.95) -> Interval:
+def paired_difference(a: Mapping[Key, float], b: Mapping[Key, float], level: float = 0.95) -> Interval:
     """Return the interval of the mean of ``a[key] - b[key]`` over the keys (seeds) that both have.
 
     Pairing removes what a seed does to both alike, such as an easy split, so that fewer seeds suffice.

@@ -95,7 +95,8 @@ def update(target: dict[str, Any], items: Iterable[Any], removed: Iterable[Any] 
         *above, key = item.nested_key or [item.key]
         inner = target
         for step in above:
-            inner = inner[step] = inner[step] if isinstance(inner.get(step), dict) else {}
+            inner[step] = inner[step] if isinstance(inner.get(step), dict) else {}
+            inner = inner[step]
         inner[key] = json.loads(item.value_json)
     for item in removed:
         *above, key = item.nested_key or [item.key]

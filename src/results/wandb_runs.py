@@ -68,7 +68,9 @@ def job_from_run(
     the history (``finetune/loss``). A status, an objective or a cost that Thaw put there counts as such.
     """
     fields = {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
-    fields = {"job_id": run_id, "seconds": summary.get("_runtime")} | fields | more
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    # Thaw notes its job's identity in the run's configuration, which the record keeps apart.
+    fields = {"job_id": str(config.pop("job_id", run_id)), "seconds": summary.get("_runtime")} | fields | more
     metrics = {
         key: value
         for key, value in flat_numbers(summary).items()
@@ -78,7 +80,7 @@ def job_from_run(
     return Job(
         name=name or run_id,
         status=own_status if status != "unfinished" and own_status in STATUSES[:3] else status,
-        config={key: value for key, value in config.items() if not key.startswith("_")},
+        config=config,
         metrics=metrics,
         rows=functools.partial(read_history, history),
         **fields,

@@ -1,6 +1,8 @@
 """Job identity: what changes it, what does not."""
 
-import os
+from pathlib import Path
+
+from omegaconf import OmegaConf, open_dict
 
 from src.sweeps.identity import job_folder, job_id, resolved
 from tests.test_config import composed
@@ -23,15 +25,11 @@ def test_how_a_run_is_watched_and_called_does_not():
 def test_it_is_the_same_in_another_process_and_folder(tmp_path, monkeypatch):
     before = identity()
     monkeypatch.chdir(tmp_path)
-    assert os.getcwd() == str(tmp_path)
+    assert Path.cwd() == tmp_path
     assert identity() == before == "25c29892038d6d4f"  # a change of this value orphans finished jobs: say so
 
 
 def test_a_folder_s_name_reads_well_and_needs_no_quoting():
-    from hydra.core.hydra_config import HydraConfig  # noqa: F401
-
-    from omegaconf import OmegaConf, open_dict
-
     cfg = composed("lr_fine=0.1", "strategy=masked", "strategy.trainable=[Dense_1/.*]")
     with open_dict(cfg):
         cfg.hydra = OmegaConf.create(

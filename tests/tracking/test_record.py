@@ -45,9 +45,8 @@ def test_a_second_try_starts_clean(tmp_path):
 def test_replacing_is_all_or_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as file:
-        file.write(b"half")
-        raise RuntimeError
+    with pytest.raises(TypeError), replacing(path) as file:
+        file.writelines([b"half", "no bytes"])  # type: ignore[list-item]
     assert path.read_text() == "old"
     with replacing(path) as file:
         file.write(b"new")
