@@ -6,11 +6,10 @@ python benchmarks/engine.py
 import dataclasses
 import functools
 
-from _timing import machine, seconds, table
-
 import jax
 import numpy as np
 import optax
+from _timing import machine, seconds, table
 
 from src.config import bind, static_part
 from src.data.diabetes import Diabetes

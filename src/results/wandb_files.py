@@ -81,6 +81,9 @@ class OfflineRun:
     run_id: str = ""
     project: str = ""
     name: str = ""
+    group: str = ""
+    job_type: str = ""
+    tags: tuple[str, ...] = ()
     commit: str | None = None
     started: float = 0.0  # seconds since 1970
     exit_code: int | None = None
@@ -114,11 +117,9 @@ def read_run(path: Path | str) -> OfflineRun:
     for record in read_records(run.path):
         match record.WhichOneof("record_type"):
             case "run":
-                run.run_id, run.project, run.name = (
-                    record.run.run_id,
-                    record.run.project,
-                    record.run.display_name,
-                )
+                run.run_id, run.project, run.name = record.run.run_id, record.run.project, record.run.display_name
+                run.group, run.job_type = record.run.run_group, record.run.job_type
+                run.tags = tuple(record.run.tags)
                 run.commit = record.run.git.commit or None
                 run.started = record.run.start_time.seconds + record.run.start_time.nanos / 1e9
                 update(run.config, record.run.config.update)

@@ -80,11 +80,7 @@ class JobTracking:
         self.record.finish(summary)
         self._ended = True
         if self._publisher is not None:
-            shown = {
-                **summary["metrics"],
-                **{k: summary[k] for k in ("status", "objective", "flops_per_step", "seconds")},
-            }
-            self._publisher.finish(shown, exit_code=int(status == "failed"))
+            self._publisher.finish(flat(summary), exit_code=int(status == "failed"))
 
     def __enter__(self) -> JobTracking:
         return self
@@ -96,3 +92,11 @@ class JobTracking:
         if isinstance(error, Exception) and not self._ended:
             self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
         self.record.close()
+
+
+def flat(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what W&B's table of runs shows of a summary: its numbers side by side."""
+    names = ("status", "objective", "error", "last_finite_step", "flops_per_step", "seconds")
+    sizes = {f"{name}_parameters": count for name, count in (summary["parameters"] or {}).items()}
+    data = {"data_fingerprint": (summary["data"] or {}).get("fingerprint")}
+    return {**summary["metrics"], **{name: summary[name] for name in names}, **sizes, **data}

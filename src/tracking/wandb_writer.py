@@ -10,6 +10,7 @@ and exit code. Answers: where each run is, and warnings.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -96,8 +97,9 @@ class Writer:
             run.finish(exit_code=exit_code)
 
     def answer(self, **fields: Any) -> None:
-        """Tell the training process something."""
-        print(json.dumps(fields), file=self.answers, flush=True)
+        """Tell the training process something, if it is still there."""
+        with contextlib.suppress(BrokenPipeError):
+            print(json.dumps(fields), file=self.answers, flush=True)
 
 
 def first_line(error: BaseException) -> str:
