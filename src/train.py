@@ -6,9 +6,12 @@ composing, and refusing, a configuration does not.
 
 from __future__ import annotations
 
+import atexit
 import gc
+import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -71,7 +74,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
         prepare_jax()
         data = source.load()
         placed, sizes = steps.where_it_moves(recipe, data)
-        tracking.publish(group=sweep)  # nothing that a user can get wrong is left
+        tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
         if sweep is None:
             console.show_config(cfg)
             console.show_placement(placed, sizes)
@@ -120,6 +123,16 @@ def main() -> None:
     gc.set_threshold(100_000)  # imports and tracing make many objects and little garbage: a tenth of the start-up
     with reported():
         train()
+    if not {"-m", "--multirun"} & set(sys.argv):
+        leave()
+
+
+def leave() -> NoReturn:
+    """End the process now that everything is written: taking JAX apart object by object costs a quarter of a second."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":

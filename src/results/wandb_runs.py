@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from src.results.records import STAGES, STATUSES, Job, Row, number
+from src.results.records import STAGES, Job, Row, number
 
 # The fields of a record that a run's summary may carry beside its metrics.
 RECORD_FIELDS = (
-    "job_id",
     "objective",
-    "error",
     "last_finite_step",
     "trainable_parameters",
     "total_parameters",
     "flops_per_step",
     "seconds",
-    "data_fingerprint",
 )
 
 
@@ -65,21 +63,26 @@ def job_from_run(
     """Make a job of a run.
 
     Its metrics are the numbers of its summary, without W&B's own (``_step``) and without the last values of
-    the history (``finetune/loss``). A status, an objective or a cost that Thaw put there counts as such.
+    the history (``finetune/loss``). An objective or a cost that Thaw put there counts as such;
+    an infinite objective means that the job diverged.
     """
-    fields = {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
+    fields: dict[str, Any] = {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
     config = {key: value for key, value in config.items() if not key.startswith("_")}
-    # Thaw notes its job's identity in the run's configuration, which the record keeps apart.
-    fields = {"job_id": str(config.pop("job_id", run_id)), "seconds": summary.get("_runtime")} | fields | more
+    # Thaw notes its job's identity and data in the run's configuration, which the record keeps apart.
+    noted: dict[str, Any] = {
+        "job_id": str(config.pop("job_id", run_id)),
+        "data_fingerprint": config.pop("data_fingerprint", None),
+    }
+    fields = noted | {"seconds": summary.get("_runtime")} | fields | more
     metrics = {
         key: value
         for key, value in flat_numbers(summary).items()
         if not key.startswith(("_", *(f"{stage}/" for stage in STAGES))) and key not in RECORD_FIELDS
     }
-    own_status = summary.get("status")
+    diverged = status == "completed" and fields.get("objective") == math.inf
     return Job(
         name=name or run_id,
-        status=own_status if status != "unfinished" and own_status in STATUSES[:3] else status,
+        status="diverged" if diverged else status,
         config=config,
         metrics=metrics,
         rows=functools.partial(read_history, history),

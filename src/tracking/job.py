@@ -32,8 +32,13 @@ class JobTracking:
         if enabled(options):
             self._options, self._publisher = options, publisher()
 
-    def publish(self, group: str | None) -> None:
-        """Begin the job's W&B run, if its tracker makes one; ``group`` is the sweep's name."""
+    def publish(self, group: str | None, fingerprint: str) -> None:
+        """Begin the job's W&B run, if its tracker makes one.
+
+        Args:
+            group: the sweep's name.
+            fingerprint: of the data; noted in the run's configuration beside the job's identity.
+        """
         if self._publisher is None:
             return
         options = self._options
@@ -47,7 +52,7 @@ class JobTracking:
                 "tags": list(options.tags),
                 "name": self.folder.name,
                 "dir": str(self.folder.absolute()),
-                "config": {**self.config, "job_id": job_id(self.config)},
+                "config": {**self.config, "job_id": job_id(self.config), "data_fingerprint": fingerprint},
             },
         )
 
@@ -80,7 +85,7 @@ class JobTracking:
         self.record.finish(summary)
         self._ended = True
         if self._publisher is not None:
-            self._publisher.finish(flat(summary), exit_code=int(status == "failed"))
+            self._publisher.finish(numbers(summary), exit_code=int(status == "failed"))
 
     def __enter__(self) -> JobTracking:
         return self
@@ -94,9 +99,11 @@ class JobTracking:
         self.record.close()
 
 
-def flat(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what W&B's table of runs shows of a summary: its numbers side by side."""
-    names = ("status", "objective", "error", "last_finite_step", "flops_per_step", "seconds")
+def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return what W&B's table of runs shows of a summary: its numbers side by side.
+
+    Numbers only: for a text, or for nothing, W&B would first import pandas.
+    """
+    found = {name: summary[name] for name in ("objective", "last_finite_step", "flops_per_step", "seconds")}
     sizes = {f"{name}_parameters": count for name, count in (summary["parameters"] or {}).items()}
-    data = {"data_fingerprint": (summary["data"] or {}).get("fingerprint")}
-    return {**summary["metrics"], **{name: summary[name] for name in names}, **sizes, **data}
+    return {name: value for name, value in {**summary["metrics"], **found, **sizes}.items() if value is not None}
