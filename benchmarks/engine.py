@@ -14,9 +14,11 @@ from _timing import machine, seconds, table
 from src.config import bind, static_part
 from src.data.diabetes import Diabetes
 from src.engine.compiled import Compiled, prepare_jax
-from src.engine.loop import Split, Stage, fit, ignore, start, traced, update
+from src.engine.lanes import Lanes
+from src.engine.loop import fit, ignore
 from src.engine.optimizers import Adamw
 from src.engine.schedules import Constant
+from src.engine.stage import Split, Stage, halves, start, traced, update
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES
 from src.recipe import Recipe, finetuning_stage, initial_params
@@ -30,7 +32,7 @@ def loops() -> None:
     """Time 1,000 updates of the diabetes recipe."""
     data = Diabetes().load()
     stage = finetuning_stage(Recipe(finetune_steps=STEPS, strategy=Full(), log_every=100), data)
-    params = initial_params(stage, data)
+    (params,) = initial_params([stage], data, Lanes.one)
     x, y = data.target["train"]
     optimizer = optax.sgd(0.05)
 
@@ -87,9 +89,8 @@ def frozen_and_full() -> None:
             100,
             0,
         )
-        state, frozen = start(stage, stage.model.init(jax.random.PRNGKey(0), (256,), 1))
-
-        arguments = (traced(stage), state, frozen, batch)
+        params = stage.model.init(jax.random.PRNGKey(0), (256,), 1)
+        arguments = (traced(stage), start(stage, params), halves(stage, params)[1], batch)
         step = Compiled(functools.partial(one_update, static_part(stage)))
 
         def run(step: Compiled = step, arguments: tuple = arguments) -> None:

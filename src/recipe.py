@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,23 +18,12 @@ from jaxtyping import Array, ArrayLike, Float
 
 from src.config import Knobs, knob, static_part
 from src.data.base import Transfer
-from src.engine.loop import (
-    Fit,
-    Row,
-    Split,
-    Stage,
-    Watch,
-    fit,
-    ignore,
-    initial,
-    number,
-    placement,
-    programs,
-    traced,
-)
-from src.engine.optimizers import Optimizer, Sgd
+from src.engine.lanes import Lanes, programs, stacked
+from src.engine.loop import Fit, Row, Watch, fit_lanes, ignore, number, update_flops
+from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement
 from src.engine.schedules import Constant, Schedule
+from src.engine.stage import Split, Stage, initial, placement, traced
 from src.models.base import Model, Params, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
@@ -55,6 +44,19 @@ class Recipe(Knobs):
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """What pre-training leaves behind for the fine-tunings that share it."""
+
+    params: Params
+    rows: list[Row]  # its logged rows
+    metrics: dict[str, float]  # of the source task's test rows
+    diverged: bool
+    last_finite_step: int
+    flops_per_step: float
+    seconds: float  # wall time; of lanes, each one's share; 0 when it was kept from an earlier run
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a run ends with."""
 
@@ -62,9 +64,8 @@ class Outcome:
     metrics: dict[str, float]  # of the final parameters, by split; empty when the run diverged
     diverged: bool
     last_finite_step: int  # of the stage that the run ended in
-    placement: Placement
     flops_per_step: float  # of fine-tuning; of pre-training when that diverged
-    seconds: dict[str, float]  # wall time by stage
+    seconds: dict[str, float]  # wall time by stage; of lanes, each one's share
 
     @property
     def status(self) -> str:
@@ -94,8 +95,11 @@ def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
     )
 
 
-def finetuning_stage(recipe: Recipe, data: Transfer) -> Stage:
-    """Return the stage that learns the target task under the strategy."""
+def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -> Stage:
+    """Return the stage that learns the target task under the strategy.
+
+    Lanes keep the frozen half outside their state, so that it need not be repeated for each: the same bits, less work.
+    """
     return Stage(
         model=recipe.model,
         outputs=data.outputs,
@@ -108,28 +112,63 @@ def finetuning_stage(recipe: Recipe, data: Transfer) -> Stage:
         seed=recipe.seed,
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
+        form=None if lanes is Lanes.one else Form.split,
     )
 
 
-def initial_params(stage: Stage, data: Transfer, stream: int = 0) -> Params:
-    """Return the model's initial parameters from ``PRNGKey(seed)``, or from a stream folded into it."""
-    features = data.source["train"].x.shape[1:]
-    return programs(static_part(stage)).init(features, stream)(traced(stage))
+def initial_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes, stream: int = 0) -> list[Params]:
+    """Return each stage's initial parameters from ``PRNGKey(seed)``, or from a stream folded into it."""
+    init = programs(static_part(stages[0]), lanes).init(data.features, stream)
+    if lanes is Lanes.one:
+        return [init(traced(stages[0]))]
+    together = jax.device_get(init(np.int32(len(stages)), stacked([traced(stage) for stage in stages])))
+    return [{path: leaf[lane] for path, leaf in together.items()} for lane in range(len(stages))]
 
 
-def pretrain(recipe: Recipe, data: Transfer, watch: Watch = ignore) -> Fit:
-    """Learn the source task from scratch."""
-    stage = pretraining_stage(recipe, data)
-    return fit(stage, initial_params(stage, data), data.source["train"], {}, watch)
+def pretrain(
+    recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one, watch: Watch = ignore
+) -> list[Pretrained]:
+    """Learn the source task from scratch, a lane a recipe.
+
+    Args:
+        recipes: of one static part.
+        data: both tasks; the source is used.
+        lanes: how; ``Lanes.one`` for a single recipe.
+        watch: called with each logged row of a single recipe as it happens.
+    """
+    started = time.perf_counter()
+    stages = [pretraining_stage(recipe, data) for recipe in recipes]
+    first = initial_params(stages, data, lanes)
+    rows: list[list[Row]] = [[] for _ in stages]
+
+    def watching(own: list[Row]) -> Watch:
+        return lambda row: (own.append(row), watch(row))[0]
+
+    fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes)
+    test = {"source_test": data.source["test"]} if "test" in data.source else {}
+    metrics = measure(stages, [end.params for end in fits], test, lanes)
+    flops = update_flops(stages[0], first[0], data.source["train"])
+    each = (time.perf_counter() - started) / len(recipes)
+    return [
+        Pretrained(end.params, own, found, end.diverged, end.last_finite_step, flops, each)
+        for end, own, found in zip(fits, rows, metrics, strict=True)
+    ]
 
 
-def finetune(recipe: Recipe, data: Transfer, params: Params, watch: Watch = ignore) -> Fit:
+def finetune(
+    recipes: Sequence[Recipe],
+    data: Transfer,
+    starts: Sequence[Params],
+    watches: Sequence[Watch],
+    lanes: Lanes = Lanes.one,
+) -> list[Fit]:
     """Learn the target task from pre-trained parameters, with a new head where the label space is new."""
-    stage = finetuning_stage(recipe, data)
+    stages = [finetuning_stage(recipe, data, lanes) for recipe in recipes]
     if data.new_head:
-        params = new_head(recipe.model, params, initial_params(stage, data, stream=NEW_HEAD_STREAM))
+        heads = initial_params(stages, data, lanes, stream=NEW_HEAD_STREAM)
+        starts = [new_head(recipes[0].model, *pair) for pair in zip(starts, heads, strict=True)]
     watched = {name: part for name, part in data.target.items() if name == "val"}
-    return fit(stage, params, data.target["train"], watched, watch)
+    return fit_lanes(stages, starts, data.target["train"], watched, watches, lanes)
 
 
 NEW_HEAD_STREAM = 1  # of the seed: a new head must not repeat the values that the first one started from
@@ -142,7 +181,7 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str,
         UserError: a pattern that matches nothing, or nothing left to train.
     """
     stage = finetuning_stage(recipe, data)
-    shapes = jax.eval_shape(lambda: initial(stage, data.source["train"].x.shape[1:], 0))
+    shapes = jax.eval_shape(lambda: initial(stage, data.features, 0))
     return placement(stage, shapes), {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
 
 
@@ -157,41 +196,67 @@ def run(recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None]) -> Ou
     Raises:
         UserError: the strategy's table does not fit the model; nothing has been trained then.
     """
-    placed, _ = where_it_moves(recipe, data)
+    where_it_moves(recipe, data)
+    (pre,) = pretrain([recipe], data, watch=partial(watch, "pretrain"))
+    return run_finetuning([recipe], data, [pre], [partial(watch, "finetune")])[0]
+
+
+def run_finetuning(
+    recipes: Sequence[Recipe],
+    data: Transfer,
+    pretrained: Sequence[Pretrained],
+    watches: Sequence[Watch],
+    lanes: Lanes = Lanes.one,
+) -> list[Outcome]:
+    """Fine-tune and evaluate, a lane a recipe; what diverged in pre-training ends there.
+
+    Args:
+        recipes: of one static part.
+        data: both tasks.
+        pretrained: what each recipe starts from; recipes that share it give the same object.
+        watches: one a recipe, called with each logged row of fine-tuning.
+        lanes: how; ``Lanes.one`` for a single recipe.
+    """
     started = time.perf_counter()
-    pre = pretrain(recipe, data, partial(watch, "pretrain"))
-    metrics = measure(pretraining_stage(recipe, data), pre.params, {"source_test": data.source["test"]})
-    halfway = time.perf_counter()
-    if pre.diverged:
-        return Outcome(
-            pre.params,
-            {},
-            True,
-            pre.last_finite_step,
-            placed,
-            pre.flops_per_step,
-            {"pretrain": halfway - started},
-        )
-    fine = finetune(recipe, data, pre.params, partial(watch, "finetune"))
-    metrics |= measure(finetuning_stage(recipe, data), fine.params, data.target)
-    seconds = {"pretrain": halfway - started, "finetune": time.perf_counter() - halfway}
-    diverged = fine.diverged or not all(map(math.isfinite, metrics.values()))
-    return Outcome(
-        fine.params,
-        {} if diverged else metrics,
-        diverged,
-        fine.last_finite_step,
-        placed,
-        fine.flops_per_step,
-        seconds,
-    )
+    alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
+    outcomes = [
+        Outcome(pre.params, {}, True, pre.last_finite_step, pre.flops_per_step, {"pretrain": pre.seconds})
+        for pre in pretrained
+    ]
+    if not alive:
+        return outcomes
+    own = [recipes[lane] for lane in alive]
+    fits = finetune(own, data, [pretrained[i].params for i in alive], [watches[i] for i in alive], lanes)
+    stages = [finetuning_stage(recipe, data, lanes) for recipe in own]
+    metrics = measure(stages, [end.params for end in fits], data.target, lanes)
+    flops = update_flops(finetuning_stage(own[0], data), fits[0].params, data.target["train"])
+    seconds = (time.perf_counter() - started) / len(alive)
+    for lane, end, target in zip(alive, fits, metrics, strict=True):
+        found = pretrained[lane].metrics | target
+        diverged = end.diverged or not all(map(math.isfinite, found.values()))
+        times = {"pretrain": pretrained[lane].seconds, "finetune": seconds}
+        kept = {} if diverged else found
+        outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, flops, times)
+    return outcomes
 
 
-def measure(stage: Stage, params: Params, splits: Mapping[str, Split]) -> dict[str, float]:
-    """Return the stage's metrics of each split as numbers."""
-    found = programs(static_part(stage)).evaluate(traced(stage), params, dict(splits))
+def measure(
+    stages: Sequence[Stage], params: Sequence[Params], splits: Mapping[str, Split], lanes: Lanes = Lanes.one
+) -> list[dict[str, float]]:
+    """Return each stage's metrics of each split as numbers."""
+    if not splits:
+        return [{} for _ in stages]
+    evaluate = programs(static_part(stages[0]), lanes).evaluate
+    if lanes is Lanes.one:
+        found = {
+            name: np.asarray(value)[None] for name, value in evaluate(traced(stages[0]), params[0], {}, splits).items()
+        }
+    else:
+        hyper = stacked([traced(stage) for stage in stages])
+        found = jax.device_get(evaluate(np.int32(len(stages)), hyper, stacked(params), {}, splits))
     # JAX hands dictionaries back with sorted keys; people read train, val, test.
-    return {name: number(found[name]) for split in splits for name in found if name.startswith(f"{split}_")}
+    names = [name for split in splits for name in found if name.startswith(f"{split}_")]
+    return [{name: number(found[name][lane]) for name in names} for lane in range(len(stages))]
 
 
 def pretrain_then_finetune(
@@ -234,5 +299,7 @@ def pretrain_then_finetune(
         return Split(np.asarray(x, np.float32), np.asarray(y, np.float32))
 
     data = Transfer("regression", {"train": part(x_pre, y_pre)}, {"train": part(x_fine, y_fine)}, 1, 1, new_head=False)
-    fine = finetune(recipe, data, pretrain(recipe, data).params)
-    return jnp.array([measure(finetuning_stage(recipe, data), fine.params, data.target)["train_loss"]], jnp.float32)
+    (pre,) = pretrain([recipe], data)
+    (fine,) = finetune([recipe], data, [pre.params], [ignore])
+    (metrics,) = measure([finetuning_stage(recipe, data)], [fine.params], data.target)
+    return jnp.array([metrics["train_loss"]], jnp.float32)

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from src.data.base import Transfer
-from src.engine.loop import Split
+from src.engine.stage import Split
 from src.recipe import Recipe, pretrain_then_finetune, run
 
 

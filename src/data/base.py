@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Shaped
 
 from src.config import FRACTION, NATURAL, knob
-from src.engine.loop import Split
+from src.engine.stage import Split
 from src.errors import UserError, listed
 
 
@@ -35,6 +35,11 @@ class Transfer:
     source_outputs: int  # units of the head that the source task needs
     outputs: int  # and the target task
     new_head: bool  # whether the target's label space differs from the source's
+
+    @property
+    def features(self) -> tuple[int, ...]:
+        """The shape of one row of inputs."""
+        return self.source["train"].x.shape[1:]
 
     def parts(self) -> Iterator[tuple[str, Split]]:
         """Yield every part with its name; the source's are prefixed with ``source_``."""

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from src.config import bind, static_part
-from src.engine.loop import Split, Stage, start, traced, update
+from src.engine.loop import update_flops
 from src.engine.optimizers import Adamw
 from src.engine.schedules import Constant
+from src.engine.stage import Split, Stage, halves, start, traced, update
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES
 from src.strategies.full import Full
@@ -39,7 +40,7 @@ def step_flops(strategy):
     def step(hyper, state, frozen):
         return update(bind(static_part(one), hyper), state, frozen, BATCH, 0)
 
-    cost = jax.jit(step).lower(traced(one), *start(one, params)).compile().cost_analysis()
+    cost = jax.jit(step).lower(traced(one), start(one, params), halves(one, params)[1]).compile().cost_analysis()
     return cost["flops"]
 
 
@@ -48,9 +49,17 @@ def test_frozen_trunk_costs_under_two_fifths_of_full(strategy):
     assert step_flops(strategy) < 0.4 * step_flops(Full())
 
 
+@pytest.mark.parametrize("strategy", [Full(), Frozen()])
+def test_what_a_run_reports_is_the_cost_of_one_update(strategy):
+    one = stage(strategy)
+    params = one.model.init(jax.random.PRNGKey(0), (256,), 1)
+    np.testing.assert_allclose(update_flops(one, params, BATCH), step_flops(strategy), rtol=0.02)
+
+
 def test_frozen_leaves_have_no_optimizer_state():
     one = stage(SplitFrozen())
-    state, frozen = start(one, one.model.init(jax.random.PRNGKey(0), (256,), 1))
+    params = one.model.init(jax.random.PRNGKey(0), (256,), 1)
+    state, frozen = start(one, params), halves(one, params)[1]
     sizes = [leaf.size for leaf in jax.tree.leaves(state.optimizer)]
     assert max(sizes) == 256  # Adam's moments of the head's kernel, nothing of the trunk's 256 x 256
     assert all(path.startswith("Dense_5/") for path in state.params)

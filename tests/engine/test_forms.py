@@ -11,9 +11,10 @@ import pytest
 
 from src.data.diabetes import Diabetes
 from src.engine.optimizers import Adam, Adamw, Form, Momentum, Sgd
-from src.recipe import Recipe, finetune, pretrain
+from src.recipe import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.masked import Masked
+from tests.engine.runs import finetuned, pretrained
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,9 @@ class SplitFrozen(Frozen):
 
 
 @pytest.fixture(scope="module")
-def pretrained():
+def task():
     data = Diabetes().load()
-    return data, pretrain(Recipe(pretrain_steps=20), data).params
+    return data, pretrained(Recipe(pretrain_steps=20), data)
 
 
 @pytest.mark.parametrize("batch_size", [None, 16])
@@ -41,13 +42,13 @@ def pretrained():
     ],
     ids=lambda optimizer: f"{type(optimizer).__name__}-{optimizer.clip_norm}",
 )
-def test_same_bits(pretrained, optimizer, batch_size):
-    data, params = pretrained
+def test_same_bits(task, optimizer, batch_size):
+    data, params = task
     seen, ends = [], []
     for strategy in (SplitFrozen(), Frozen(), Masked()):
         rows = []
         recipe = Recipe(strategy=strategy, optimizer=optimizer, batch_size=batch_size, finetune_steps=60, lr_fine=0.03)
-        ends.append(finetune(recipe, data, params, rows.append).params)
+        ends.append(finetuned(recipe, data, params, rows.append).params)
         seen.append(rows)
     assert seen[0] == seen[1] == seen[2]
     for end in ends:

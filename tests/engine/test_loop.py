@@ -10,13 +10,16 @@ import pytest
 
 from src.config import bind, static_part
 from src.data.diabetes import Diabetes
-from src.engine.loop import fit, programs, row_order, traced
+from src.engine.lanes import _programs, programs
+from src.engine.loop import fit
 from src.engine.optimizers import Adam, Momentum
 from src.engine.schedules import WarmupLinear
+from src.engine.stage import row_order, traced
 from src.models.mlp import Mlp
-from src.recipe import Recipe, finetune, finetuning_stage, initial_params, pretrain, pretraining_stage
+from src.recipe import Recipe, finetuning_stage, pretraining_stage
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
+from tests.engine.runs import finetuned, first_params, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +55,7 @@ def test_logging_changes_no_bit(data, batch_size):
     ends = []
     for log_every in (1, 7, 100):
         recipe = Recipe(strategy=Full(), batch_size=batch_size, log_every=log_every, optimizer=Momentum())
-        ends.append(finetune(recipe, data, pretrain(recipe, data).params).params)
+        ends.append(finetuned(recipe, data, pretrained(recipe, data)).params)
     for end in ends[1:]:
         for path in end:
             np.testing.assert_array_equal(end[path], ends[0][path])
@@ -70,7 +73,7 @@ def test_equals_a_plain_loop(data):
         lr_fine=0.01,
     )
     stage = finetuning_stage(recipe, data)
-    params = initial_params(stage, data)
+    params = first_params(stage, data)
     rows: list[dict] = []
     end = fit(stage, params, data.target["train"], {}, rows.append)
 
@@ -103,7 +106,7 @@ def test_equals_a_plain_loop(data):
 def test_rows_are_what_happened(data):
     rows: list[dict] = []
     recipe = Recipe(finetune_steps=25, strategy=Full(), optimizer=Adam(), lr_fine=0.01)
-    end = finetune(recipe, data, pretrain(recipe, data).params, rows.append)
+    end = finetuned(recipe, data, pretrained(recipe, data), rows.append)
     assert [row["step"] for row in rows] == [0, 10, 20, 25]
     assert set(rows[0]) == {"step", "val_loss", "val_r2"}
     assert set(rows[1]) == {"step", "loss", "grad_norm", "lr", "val_loss", "val_r2"}
@@ -117,8 +120,8 @@ def test_rows_are_what_happened(data):
 def test_gradient_norm_is_of_what_moves(data):
     rows: list[dict] = []
     recipe = Recipe(finetune_steps=1, log_every=1)
-    params = pretrain(recipe, data).params
-    finetune(recipe, data, params, rows.append)
+    params = pretrained(recipe, data)
+    finetuned(recipe, data, params, rows.append)
     x, y = data.target["train"]
 
     def loss_of(head):
@@ -132,9 +135,9 @@ def test_gradient_norm_is_of_what_moves(data):
 def test_divergence_ends_at_the_last_finite_update(data, log_every):
     recipe = Recipe(lr_fine=1e4, strategy=Full(), log_every=log_every)
     rows: list[dict] = []
-    end = finetune(recipe, data, pretrain(Recipe(), data).params, rows.append)
+    end = finetuned(recipe, data, pretrained(Recipe(), data), rows.append)
     every: list[dict] = []
-    finetune(dataclasses.replace(recipe, log_every=1), data, pretrain(Recipe(), data).params, every.append)
+    finetuned(dataclasses.replace(recipe, log_every=1), data, pretrained(Recipe(), data), every.append)
     finite = max(row["step"] for row in every if np.isfinite(row.get("loss", 0.0)))
     assert end.diverged
     assert end.last_finite_step == finite == rows[-1]["step"]
@@ -142,21 +145,21 @@ def test_divergence_ends_at_the_last_finite_update(data, log_every):
 
 
 def test_zero_steps_change_nothing(data):
-    params = pretrain(Recipe(), data).params
-    end = finetune(Recipe(finetune_steps=0), data, params)
+    params = pretrained(Recipe(), data)
+    end = finetuned(Recipe(finetune_steps=0), data, params)
     assert not end.diverged
     for path in params:
         np.testing.assert_array_equal(end.params[path], params[path])
 
 
 def test_one_program_serves_every_rate_seed_length_and_decay(data):
-    programs.cache_clear()
+    _programs.cache_clear()
     for lr, decay, steps, seed in ((0.1, 0.9, 10, 0), (0.01, 0.5, 33, 1), (1e-4, 1.0, 7, 2)):
         recipe = Recipe(lr_fine=lr, strategy=Discriminative(decay=decay), finetune_steps=steps, seed=seed)
-        finetune(recipe, data, pretrain(Recipe(), data).params)
+        finetuned(recipe, data, pretrained(Recipe(), data))
     stage = finetuning_stage(recipe, data)
     assert len(programs(static_part(stage)).advance._programs) == 1
-    assert programs.cache_info().currsize == 2  # pre-training and fine-tuning
+    assert _programs.cache_info().currsize == 2  # pre-training and fine-tuning
 
 
 def test_bind_is_the_inverse_of_static_part(data):
