@@ -14,6 +14,7 @@ import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -79,12 +80,20 @@ class Knobs:
     log_every: int = knob(10, COUNT)
 
 
+Resume = Enum("Resume", ["auto", "force", "off"])
+CacheMode = Enum("CacheMode", ["use", "off", "read", "refresh"])
+
+
 @dataclass(frozen=True)
 class Study:
-    """What is neither a number of the recipe nor a group: how a run is called and shown."""
+    """What changes no number: how a run is called, shown, resumed, and what is kept for the next."""
 
     name: str | None = knob(None)
     progress: bool = knob(True)
+    resume: Resume = knob(Resume.auto)
+    cache: CacheMode = knob(CacheMode.use)
+    cache_folder: str = knob("outputs/cache")
+    cache_limit: float = knob(2000.0, NON_NEGATIVE)
 
 
 def register_schema() -> None:

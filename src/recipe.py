@@ -24,6 +24,7 @@ from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement
 from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, initial, placement, traced
+from src.engine.stage_cache import Entry, StageCache, stage_key
 from src.models.base import Model, Params, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
@@ -185,19 +186,51 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str,
     return placement(stage, shapes), {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
 
 
-def run(recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None]) -> Outcome:
+def pretrain_once(
+    recipes: Sequence[Recipe], data: Transfer, cache: StageCache | None, lanes: Lanes = Lanes.one, watch: Watch = ignore
+) -> list[Pretrained]:
+    """Return each recipe's pre-training: from the cache, or computed now and kept there.
+
+    Args:
+        recipes: of one static part, each with a pre-training of its own.
+        data: both tasks.
+        cache: of earlier pre-trainings.
+        lanes: how to compute what is missing.
+        watch: called with each row of a single recipe's pre-training, kept rows included.
+    """
+    if cache is None:
+        return pretrain(recipes, data, lanes, watch)
+    extra = {"platform": jax.default_backend()}
+    keys = [stage_key(pretraining_stage(recipe, data), data.fingerprint, extra) for recipe in recipes]
+    found = {key: Pretrained(*entry[:2], **entry.facts, seconds=0.0) for key in keys if (entry := cache.get(key))}
+    if lanes is Lanes.one and found:
+        for row in found[keys[0]].rows:
+            watch(row)
+    missing = [(key, recipe) for key, recipe in zip(keys, recipes, strict=True) if key not in found]
+    if missing:
+        for (key, _), pre in zip(missing, pretrain([r for _, r in missing], data, lanes, watch), strict=True):
+            facts = {name: getattr(pre, name) for name in ("metrics", "diverged", "last_finite_step", "flops_per_step")}
+            cache.put(key, Entry({path: np.asarray(leaf) for path, leaf in pre.params.items()}, pre.rows, facts))
+            found[key] = pre
+    return [found[key] for key in keys]
+
+
+def run(
+    recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None], cache: StageCache | None = None
+) -> Outcome:
     """Pre-train, fine-tune, evaluate.
 
     Args:
         recipe: what to do.
         data: both tasks.
         watch: called with ``"pretrain"`` or ``"finetune"`` and each logged row.
+        cache: of earlier pre-trainings.
 
     Raises:
         UserError: the strategy's table does not fit the model; nothing has been trained then.
     """
     where_it_moves(recipe, data)
-    (pre,) = pretrain([recipe], data, watch=partial(watch, "pretrain"))
+    (pre,) = pretrain_once([recipe], data, cache, watch=partial(watch, "pretrain"))
     return run_finetuning([recipe], data, [pre], [partial(watch, "finetune")])[0]
 
 

@@ -1,7 +1,7 @@
 """The command line: ``python -m src.train [-m] key=value ...`` (see conf/config.yaml for the keys).
 
-One page: configuration -> recipe -> record -> objective. What starts JAX is imported inside the functions that need it:
-composing, and refusing, a configuration does not.
+Hydra composes the configuration and hands it to :func:`train`, once for a run and once for each job of a sweep that its
+launcher does not run otherwise (``src/sweeps``). Nothing here imports JAX: refusing a configuration is quick.
 """
 
 from __future__ import annotations
@@ -11,21 +11,18 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src.config import CONF, ROOMS, Knobs, Study, build, register_schema, typed
-from src.errors import UserError, did_you_mean, listed, wants_traceback
+from src.config import CONF, register_schema
+from src.errors import UserError, wants_traceback
+from src.job import run_job
 from src.messages import reported
-from src.sweeps.identity import register_resolvers, resolved
-from src.tracking.job import JobTracking
-
-if TYPE_CHECKING:
-    from src.recipe import Recipe
+from src.sweeps.identity import register_resolvers
 
 register_schema()
 register_resolvers()
@@ -51,71 +48,6 @@ def train(cfg: DictConfig) -> float:
         if single and not wants_traceback():
             raise SystemExit(f"error: {error}") from error  # past Hydra, which would print its whole stack
         raise
-
-
-def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | None) -> float:
-    """Run one job and write its record.
-
-    Args:
-        cfg: the task's configuration.
-        folder: where the record goes.
-        overrides: what was asked for on the command line.
-        sweep: the sweep's name; ``None`` for a single run, which tells the terminal more.
-    """
-    with JobTracking(folder, resolved(cfg), overrides) as tracking:
-        tracking.open_view(build("tracker", cfg.tracker))  # first: W&B starts beside everything below
-        recipe = build_recipe(cfg)
-        source = build("data", cfg.data)
-
-        from src import recipe as steps
-        from src.engine.compiled import prepare_jax
-        from src.tracking import console
-
-        prepare_jax()
-        data = source.load()
-        placed, sizes = steps.where_it_moves(recipe, data)
-        tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
-        if sweep is None:
-            console.show_config(cfg)
-            console.show_placement(placed, sizes)
-        stages = {"pretrain": recipe.pretrain_steps, "finetune": recipe.finetune_steps}
-        with console.Bar(stages, cfg.progress) as bar:
-
-            def watch(stage: str, row: dict[str, float]) -> None:
-                tracking.log(stage, row)
-                bar.update(stage, row)
-
-            outcome = steps.run(recipe, data, watch)
-        tracking.record.save_params(outcome.params, {"strategy": cfg.strategy.name})
-        tracking.finish(
-            outcome.status,
-            objective=outcome.objective,
-            metrics=outcome.metrics,
-            last_finite_step=outcome.last_finite_step,
-            parameters={
-                "trainable": sum(sizes[path] for path in placed.trainable),
-                "total": sum(sizes.values()),
-            },
-            flops_per_step=outcome.flops_per_step,
-            data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
-        )
-        console.show_outcome(outcome, folder, overrides if sweep else None)
-    return outcome.objective
-
-
-def build_recipe(cfg: DictConfig) -> Recipe:
-    """Return the recipe that a composed configuration describes.
-
-    Raises:
-        UserError: a value that is not allowed, an unknown option or setting.
-    """
-    from src.recipe import Recipe
-
-    known = [*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS]
-    for key in (str(key) for key in cfg if key not in known):  # `+key=value` gets past Hydra
-        raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
-    groups = {name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule")}
-    return typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups)
 
 
 def main() -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-VOLATILE = frozenset({"hydra", "tracker", "name", "progress"})  # how a run is watched and called, not what it computes
+from src.config import Study
+
+VOLATILE = frozenset({"hydra", "tracker", *Study.__dataclass_fields__})  # how a run is watched and called, not what it computes
 LONGEST_SLUG = 100  # characters; file systems allow names of 255
 
 
@@ -33,12 +35,17 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in dict(plain).items()}  # type: ignore[call-overload]
 
 
-def job_folder(cfg: DictConfig) -> str:
+def job_folder_name(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
     """Return a folder's name: the job's overrides in a form that shells and file systems take, and its identity."""
-    overrides = sorted(override.lstrip("+~") for override in cfg.hydra.overrides.task)
-    swept = [override for override in overrides if not override.startswith(("name=", "experiment=", "tracker"))]
-    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", "_".join(swept)).strip("_.")
-    return f"{slug[:LONGEST_SLUG]}_{job_id(resolved(cfg))[:10]}".lstrip("_")
+    aside = ("experiment=", "debug=", *(f"{key}{mark}" for key in VOLATILE for mark in "=."))
+    kept = [line for line in sorted(line.lstrip("+~") for line in overrides) if not line.startswith(aside)]
+    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", "_".join(kept)).strip("_.")
+    return f"{slug[:LONGEST_SLUG]}_{job_id(config)[:10]}".lstrip("_")
+
+
+def job_folder(cfg: DictConfig) -> str:
+    """Return the name of the folder of a job that Hydra has composed."""
+    return job_folder_name(cfg.hydra.overrides.task, resolved(cfg))
 
 
 def register_resolvers() -> None:

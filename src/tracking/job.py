@@ -87,6 +87,10 @@ class JobTracking:
         if self._publisher is not None:
             self._publisher.finish(numbers(summary), exit_code=int(status == "failed"))
 
+    def fail(self, error: Exception) -> None:
+        """Write the summary of a job that could not be run to its end."""
+        self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+
     def __enter__(self) -> JobTracking:
         return self
 
@@ -95,7 +99,7 @@ class JobTracking:
     ) -> None:
         # An interrupt is no result: such a job keeps no summary and counts as unfinished.
         if isinstance(error, Exception) and not self._ended:
-            self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+            self.fail(error)
         self.record.close()
 
 

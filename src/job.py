@@ -1,0 +1,119 @@
+"""One job: from its configuration to its record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from src.config import ROOMS, Knobs, Study, build, typed
+from src.errors import UserError, did_you_mean, listed
+from src.sweeps.identity import resolved
+from src.tracking.job import JobTracking
+
+if TYPE_CHECKING:
+    from src.data.base import Source, Transfer
+    from src.engine.partition import Placement
+    from src.engine.stage_cache import StageCache
+    from src.recipe import Outcome, Recipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a composed configuration describes, every value checked."""
+
+    recipe: Recipe
+    source: Source  # of the data
+    tracker: Any
+    study: Study
+
+
+def make_plan(cfg: DictConfig) -> Plan:
+    """Return what a composed configuration describes.
+
+    Raises:
+        UserError: a value that is not allowed, an unknown option or setting.
+    """
+    from src.recipe import Recipe
+
+    known = [*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS]
+    for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
+        raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
+    groups = {name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule")}
+    return Plan(
+        recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),
+        source=build("data", cfg.data),
+        tracker=build("tracker", cfg.tracker),
+        study=typed(Study, {name: cfg[name] for name in Study.__dataclass_fields__}, ""),
+    )
+
+
+def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | None) -> float:
+    """Run one job and write its record.
+
+    Args:
+        cfg: the task's configuration.
+        folder: where the record goes.
+        overrides: what was asked for on the command line.
+        sweep: the sweep's name; ``None`` for a single run, which tells the terminal more.
+
+    Returns:
+        The objective.
+    """
+    with JobTracking(folder, resolved(cfg), overrides) as tracking:
+        tracking.open_view(build("tracker", cfg.tracker))  # first: W&B starts beside everything below
+        plan = make_plan(cfg)
+
+        from src import recipe as steps
+        from src.engine.compiled import prepare_jax
+        from src.tracking import console
+
+        prepare_jax()
+        data = plan.source.load()
+        placed, sizes = steps.where_it_moves(plan.recipe, data)
+        tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
+        if sweep is None:
+            console.show_config(cfg)
+            console.show_placement(placed, sizes)
+        stages = {"pretrain": plan.recipe.pretrain_steps, "finetune": plan.recipe.finetune_steps}
+        with console.Bar(stages, plan.study.progress) as bar:
+
+            def watch(stage: str, row: dict[str, float]) -> None:
+                tracking.log(stage, row)
+                bar.update(stage, row)
+
+            outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
+        complete(tracking, outcome, data, placed, sizes)
+        console.show_outcome(outcome, folder, overrides if sweep else None)
+    return outcome.objective
+
+
+def complete(
+    tracking: JobTracking, outcome: Outcome, data: Transfer, placed: Placement, sizes: Mapping[str, int]
+) -> None:
+    """Write what a job ended with; parameters that stopped being finite are not worth keeping."""
+    if not outcome.diverged:
+        tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
+    tracking.finish(
+        outcome.status,
+        objective=outcome.objective,
+        metrics=outcome.metrics,
+        last_finite_step=outcome.last_finite_step,
+        parameters={"trainable": sum(sizes[path] for path in placed.trainable), "total": sum(sizes.values())},
+        flops_per_step=outcome.flops_per_step,
+        data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
+    )
+
+
+@functools.cache
+def stage_cache(study: Study) -> StageCache:
+    """Return the cache of pre-trained stages that a study asks for."""
+    from src.engine.stage_cache import StageCache
+    from src.tracking.console import say
+
+    limit = int(study.cache_limit * 1e6)
+    return StageCache(Path(study.cache_folder), study.cache, limit, lambda text: say(f"warning: {text}", "yellow"))

@@ -1,0 +1,279 @@
+"""``hydra/launcher=fused``: jobs that differ in traced values only run as lanes of one program.
+
+Jobs are grouped by what their programs depend on; each group runs in chunks of lanes, and a chunk's records are written
+when it ends, so a kill loses at most the chunk in flight. Pre-training is computed once for all jobs that share it, across
+groups and strategies. Whatever cannot run this way runs job by job, and the console says why.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from src.config import COUNT, bind, check_values, hyperparameters, knob, static_part
+from src.errors import UserError
+from src.job import Plan, complete, make_plan, stage_cache
+from src.sweeps.composing import Composed
+from src.tracking.console import Bar, say
+
+if TYPE_CHECKING:
+    from src.data.base import Transfer
+    from src.engine.partition import Placement
+    from src.recipe import Outcome, Pretrained, Recipe
+    from src.sweeps.launching import Sweep, SweepJob
+
+Mode = Enum("Mode", ["map", "vmap", "auto"])
+MOST_LANES = 256  # in a chunk: what a kill may cost is bounded too
+SHARING_LANES = 8  # this many jobs of one pre-training are a chunk of their own, which shares its parameters
+SMALL_NETWORK = 10_000  # parameters up to which vmap is faster than map on two cores (docs/performance.md)
+
+
+@dataclass(frozen=True)
+class FusedSettings:
+    """``mode``: map, vmap or auto. ``batch_size``: lanes of one program; ``null``: as many as fit in memory."""
+
+    mode: Mode = knob(Mode.map)
+    batch_size: int | None = knob(None, COUNT)
+
+
+class Ready(NamedTuple):
+    """A job whose configuration has been understood."""
+
+    job: SweepJob
+    plan: Plan
+
+
+class Task(NamedTuple):
+    """A data source, loaded, and what a recipe does with it."""
+
+    data: Transfer
+    placed: Placement
+    sizes: dict[str, int]
+
+
+class Fused:
+    """Runs jobs as lanes."""
+
+    def __init__(self, settings: FusedSettings) -> None:
+        self.settings = settings
+        self.plans = Plans()
+        self.pretrained: dict[Any, Pretrained] = {}  # for as long as the sweep lasts
+
+    def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
+        """Run jobs; every one has a record afterwards, whatever happened to it."""
+        from src.engine.compiled import prepare_jax
+
+        prepare_jax()
+        groups: dict[Any, list[Ready]] = {}
+        for job in jobs:
+            try:
+                plan = self.plans.of(job.composed)
+            except UserError as error:
+                sweep.fail(job, error)
+                continue
+            groups.setdefault((static_part(plan.recipe), plan.source), []).append(Ready(job, plan))
+        with Bar({"jobs": len(jobs)}, bool(sweep.config.progress)) as bar:
+            done = 0
+            for group in groups.values():
+                for ended in self.run_group(group, sweep):
+                    done += ended
+                    bar.update("jobs", {"step": done})
+
+    def run_group(self, group: list[Ready], sweep: Sweep) -> Iterator[int]:
+        """Run jobs of one program; yield how many have ended, chunk by chunk."""
+        left = {ready.job.number: ready for ready in group}
+        try:
+            task = self.understand(group[0], sweep)
+        except UserError as error:  # of the data or the table: the same for all
+            for ready in group:
+                sweep.fail(ready.job, error)
+            yield len(group)
+            return
+        if len(group) > 1:
+            try:
+                for chunk in self.chunks(group, task):
+                    self.run_chunk(chunk, task, sweep)
+                    for ready in chunk:
+                        del left[ready.job.number]
+                    yield len(chunk)
+            except Exception as error:  # noqa: BLE001  (one program's failure must not cost its jobs)
+                reason = (str(error).strip() or repr(error)).splitlines()[0]
+                say(f"{len(left)} jobs could not run as one program ({reason}): running them one by one", "yellow")
+        for ready in left.values():
+            self.run_alone(ready.job, sweep)
+            yield 1
+
+    def understand(self, ready: Ready, sweep: Sweep) -> Task:
+        """Load a group's data and look at where its strategy moves, before anything is trained."""
+        from src.recipe import where_it_moves
+
+        data = load(ready.plan.source)
+        sweep.folder.check_data(ready.job.composed.config["data"], data.fingerprint)
+        return Task(data, *where_it_moves(ready.plan.recipe, data))
+
+    def run_alone(self, job: SweepJob, sweep: Sweep) -> None:
+        """Run a job in this process as Hydra's own launcher would."""
+        from hydra.core.utils import run_job
+
+        run_job(
+            hydra_context=sweep.context,
+            task_function=sweep.task,
+            config=sweep.full_config(job.number, job.composed.overrides),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
+
+    def chunks(self, group: list[Ready], task: Task) -> list[list[Ready]]:
+        """Cut a group into chunks of lanes, those of one pre-training side by side."""
+        lanes = self.settings.batch_size or lanes_that_fit(group[0].plan.recipe, task, self.mode(task))
+        by_pretraining: dict[Any, list[Ready]] = {}
+        for ready in group:
+            by_pretraining.setdefault(pretraining_of(ready.plan.recipe, task.data), []).append(ready)
+        families = list(by_pretraining.values())
+        if min(map(len, families)) < SHARING_LANES:
+            families = [[ready for family in families for ready in family]]
+        return [family[i : i + lanes] for family in families for i in range(0, len(family), lanes)]
+
+    def mode(self, task: Task) -> Any:
+        """Return how lanes are run."""
+        import jax
+
+        from src.engine.lanes import Lanes
+
+        small = sum(task.sizes.values()) <= SMALL_NETWORK or jax.default_backend() != "cpu"
+        together = self.settings.mode is Mode.vmap or (self.settings.mode is Mode.auto and small)
+        return Lanes.vmap if together else Lanes.map
+
+    def run_chunk(self, chunk: list[Ready], task: Task, sweep: Sweep) -> None:
+        """Run lanes and write their records."""
+        from src.recipe import run_finetuning
+
+        started = time.perf_counter()
+        lanes = self.mode(task)
+        recipes = [ready.plan.recipe for ready in chunk]
+        pretrained = self.pretrain(recipes, chunk[0].plan, task.data, lanes)
+        rows: list[list[dict[str, float]]] = [[] for _ in chunk]
+        outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes)
+        each = (time.perf_counter() - started) / len(chunk)
+        for ready, pre, own, outcome in zip(chunk, pretrained, rows, outcomes, strict=True):
+            stages = {"pretrain": pre.rows, "finetune": own}
+            self.write(ready, stages, outcome, task, sweep, each)
+
+    def pretrain(self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any) -> list[Pretrained]:
+        """Return each recipe's pre-training; those that nobody has asked for yet are computed together."""
+        from src.recipe import pretrain_once
+
+        keys = [pretraining_of(recipe, data) for recipe in recipes]
+        missing = {key: recipe for key, recipe in zip(keys, recipes, strict=True) if key not in self.pretrained}
+        for part in _cut(list(missing), self.settings.batch_size or MOST_LANES):
+            found = pretrain_once([missing[key] for key in part], data, stage_cache(plan.study), lanes)
+            self.pretrained |= dict(zip(part, found, strict=True))
+        return [self.pretrained[key] for key in keys]
+
+    def write(
+        self,
+        ready: Ready,
+        stages: Mapping[str, list[dict[str, float]]],
+        outcome: Outcome,
+        task: Task,
+        sweep: Sweep,
+        seconds: float,
+    ) -> None:
+        """Write a lane's record, and hand it to W&B."""
+        with sweep.track(ready.job) as tracking:
+            tracking.open_view(ready.plan.tracker)
+            tracking.keep(stages, sweep.folder.path.name, task.data.fingerprint)
+            complete(tracking, outcome, task.data, task.placed, task.sizes, seconds)
+
+
+class Plans:
+    """Understands composed jobs; those that differ in traced values only are understood once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, Plan] = {}
+
+    def of(self, composed: Composed) -> Plan:
+        """Return a job's plan.
+
+        Raises:
+            UserError: a value that is not allowed.
+        """
+        family = id(composed.template)
+        base = self._known.get(family)
+        if base is None:
+            base = self._known[family] = self._make(composed)
+        traced = hyperparameters(base.recipe)
+        swept = {key: value for key, value in composed.values.items() if key in traced and _fits(value, traced[key])}
+        rest = tuple((key, value) for key, value in composed.values.items() if key not in swept)
+        if (family, rest) not in self._known:
+            self._known[family, rest] = self._make(composed)
+        plan = self._known[family, rest]
+        return dataclasses.replace(plan, recipe=_with_values(plan.recipe, swept)) if swept else plan
+
+    def _make(self, composed: Composed) -> Plan:
+        cfg = OmegaConf.masked_copy(composed.template.cfg, list(composed.config))
+        for key, value in composed.values.items():
+            OmegaConf.update(cfg, key, value)
+        return make_plan(cfg)
+
+
+def _fits(value: Any, like: Any) -> bool:
+    """Tell whether a value can stand in a traced field as it is, so that only its check is left."""
+    return not isinstance(value, bool) and isinstance(value, int if isinstance(like, int) else (int, float))
+
+
+def _with_values(recipe: Recipe, swept: Mapping[str, Any]) -> Recipe:
+    traced = hyperparameters(recipe)
+    bound = bind(recipe, {key: type(traced[key])(value) for key, value in swept.items()})
+    check_all(bound)
+    return bound
+
+
+def check_all(spec: Any, key: str = "") -> None:
+    """Check the values of a specification and of the dataclasses in it."""
+    check_values(spec, key)
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        if dataclasses.is_dataclass(value):
+            check_all(value, f"{key}.{f.name}" if key else f.name)
+
+
+@functools.lru_cache(maxsize=8)
+def load(source: Any) -> Transfer:
+    """Load a data source once for all the groups that use it."""
+    return source.load()
+
+
+def pretraining_of(recipe: Recipe, data: Transfer) -> Any:
+    """Return what decides a recipe's pre-training."""
+    from src.recipe import pretraining_stage
+
+    return pretraining_stage(recipe, data), data.fingerprint
+
+
+def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:
+    """Estimate how many lanes fit in a quarter of the free memory.
+
+    A lane holds its parameters, its optimizer's state and their successors; with ``vmap`` also the activations of a
+    batch, taken as the inputs' width times the number of layers, forward and backward.
+    """
+    from src.engine.lanes import Lanes
+
+    parameters = 4 * sum(task.sizes.values())
+    rows = min(recipe.batch_size or len(task.data.target["train"].x), len(task.data.target["train"].x))
+    widest = max(task.sizes.values()) ** 0.5
+    activations = 8 * rows * widest * len(task.sizes) if lanes is Lanes.vmap else 0
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(1, min(MOST_LANES, int(free / 4 / (8 * parameters + activations + 1))))
+
+
+def _cut(items: list[Any], size: int) -> Iterator[list[Any]]:
+    yield from (items[i : i + size] for i in range(0, len(items), size))
