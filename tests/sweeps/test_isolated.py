@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -278,6 +279,18 @@ def test_an_interrupt_ends_every_child_and_leaves_them_unfinished(tmp_path, numb
     assert runner.returncode == -number
     assert out == "2 skipped\n"
     assert not list(tmp_path.glob("*/summary.json"))
+
+
+def test_a_job_between_two_tries_is_unfinished(tmp_path):
+    told = []
+    interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, tell=lambda *end: told.append(end))
+    interrupt.join()
+    assert (tmp_path / "0/console.log").exists()
+    assert not (tmp_path / "0/summary.json").exists()
+    assert told == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
