@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +36,42 @@ class Publisher:
 
     def start(self, options: Wandb, run: Mapping[str, Any]) -> None:
         """Begin a run; ``run`` are keyword arguments of ``wandb.init``."""
-        mode = options.mode.name
-        if options.mode is Mode.auto:
-            mode = {"offline": "offline", "dryrun": "offline", "online": "online"}.get(
-                os.environ.get("WANDB_MODE", ""), mode
-            )
-        self._send(op="start", mode=mode, timeout=options.timeout, run=dict(run))
+        self._send(op="start", mode=_mode(options), timeout=options.timeout, run=dict(run))
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Log a row under its stage's own step axis."""
-        self._send(op="log", row={f"{stage}/{name}": value for name, value in row.items()})
+        self._send(op="log", row=_staged(stage, row))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """End the current run."""
         self._send(op="finish", summary=dict(summary), exit_code=exit_code)
+
+    def record(
+        self,
+        options: Wandb,
+        run: Mapping[str, Any],
+        rows: Iterable[tuple[str, Mapping[str, float]]],
+        summary: Mapping[str, Any],
+        exit_code: int,
+    ) -> None:
+        """Make a whole run that is finished already, between two runs of :meth:`start` to :meth:`finish`.
+
+        Args:
+            options: as of :meth:`start`.
+            run: as of :meth:`start`.
+            rows: each as of :meth:`log`: a stage and its row.
+            summary: as of :meth:`finish`.
+            exit_code: as of :meth:`finish`.
+        """
+        self._send(
+            op="record",
+            mode=_mode(options),
+            timeout=options.timeout,
+            run=dict(run),
+            rows=[_staged(stage, row) for stage, row in rows],
+            summary=dict(summary),
+            exit_code=exit_code,
+        )
 
     def _send(self, **message: Any) -> None:
         assert self._process.stdin is not None
@@ -69,6 +91,17 @@ class Publisher:
         if self._process.returncode:
             found.append({"warning": f"W&B's writer process ended with exit code {self._process.returncode}"})
         return found
+
+
+def _mode(options: Wandb) -> str:
+    """Return the mode that options ask for, or the one that the environment does where they leave it open."""
+    asked = {"offline": "offline", "dryrun": "offline", "online": "online"}
+    mode = options.mode.name
+    return asked.get(os.environ.get("WANDB_MODE", ""), mode) if options.mode is Mode.auto else mode
+
+
+def _staged(stage: str, row: Mapping[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in row.items()}
 
 
 _publisher: Publisher | None = None
