@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from src.recipe import Outcome, Recipe
 
 
+SWEEP_VARIABLE = "THAW_SWEEP"  # tells a job that runs in a process of its own which sweep it belongs to
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a composed configuration describes, every value checked."""
@@ -93,9 +96,14 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
 
 
 def complete(
-    tracking: JobTracking, outcome: Outcome, data: Transfer, placed: Placement, sizes: Mapping[str, int]
+    tracking: JobTracking,
+    outcome: Outcome,
+    data: Transfer,
+    placed: Placement,
+    sizes: Mapping[str, int],
+    **more: Any,
 ) -> None:
-    """Write what a job ended with; parameters that stopped being finite are not worth keeping."""
+    """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
     if not outcome.diverged:
         tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
     tracking.finish(
@@ -106,6 +114,7 @@ def complete(
         parameters={"trainable": sum(sizes[path] for path in placed.trainable), "total": sum(sizes.values())},
         flops_per_step=outcome.flops_per_step,
         data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
+        **more,
     )
 
 

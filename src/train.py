@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from src.config import CONF, register_schema
 from src.errors import UserError, wants_traceback
-from src.job import run_job
+from src.job import SWEEP_VARIABLE, run_job
 from src.messages import reported
 from src.sweeps.identity import register_resolvers
 
@@ -37,12 +37,13 @@ def train(cfg: DictConfig) -> float:
     """
     job = HydraConfig.get()
     single = job.mode == RunMode.RUN
+    sweep = os.environ.get(SWEEP_VARIABLE) if single else Path(job.sweep.dir).name
     try:
         return run_job(
             cfg,
             folder=Path(job.runtime.output_dir),
             overrides=list(job.overrides.task),
-            sweep=None if single else Path(job.sweep.dir).name,
+            sweep=sweep,
         )
     except UserError as error:
         if single and not wants_traceback():

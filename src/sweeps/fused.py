@@ -191,7 +191,7 @@ class Fused:
         with sweep.track(ready.job) as tracking:
             tracking.open_view(ready.plan.tracker)
             tracking.keep(stages, sweep.folder.path.name, task.data.fingerprint)
-            complete(tracking, outcome, task.data, task.placed, task.sizes, seconds)
+            complete(tracking, outcome, task.data, task.placed, task.sizes, seconds=round(seconds, 4))
 
 
 class Plans:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +20,12 @@ class JobTracking:
 
     def __init__(self, folder: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
         self.folder, self.config, self.overrides = folder, config, overrides
-        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.started = now()
         self._clock = time.perf_counter()
         self._publisher: Publisher | None = None
         self._options = Wandb()
+        self._run: dict[str, Any] | None = None  # what W&B is told of the job
+        self._kept: list[tuple[str, Mapping[str, float]]] | None = None  # rows of a job that had ended before
         self._ended = False
         self.record = JobRecord(folder)
 
@@ -39,57 +41,61 @@ class JobTracking:
             group: the sweep's name.
             fingerprint: of the data; noted in the run's configuration beside the job's identity.
         """
-        if self._publisher is None:
-            return
-        options = self._options
-        self._publisher.start(
-            options,
-            {
-                "project": options.project,
-                "entity": options.entity,
-                "group": options.group or group,
-                "job_type": self.config["strategy"]["name"],
-                "tags": list(options.tags),
-                "name": self.folder.name,
-                "dir": str(self.folder.absolute()),
-                "config": {**self.config, "job_id": job_id(self.config), "data_fingerprint": fingerprint},
-            },
-        )
+        if self._publisher is not None:
+            self._run = self._describe(group, fingerprint)
+            self._publisher.start(self._options, self._run)
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Record a logged step of a stage."""
         self.record.log(stage, row)
-        if self._publisher is not None:
+        if self._publisher is not None and self._run is not None:
             self._publisher.log(stage, row)
+
+    def keep(self, stages: Mapping[str, Iterable[Mapping[str, float]]], group: str | None, fingerprint: str) -> None:
+        """Record a job that has ended already: all its rows by stage; W&B hears of it when it is finished."""
+        rows = [(stage, row) for stage, own in stages.items() for row in own]
+        for stage, row in rows:
+            self.record.log(stage, row)
+        if self._publisher is not None:
+            self._run, self._kept = self._describe(group, fingerprint), rows
 
     def finish(self, status: str, **facts: Any) -> None:
         """Write the summary; ``facts`` fill in what a job of that status can know (docs/architecture.md)."""
         summary = {
+            **blank_summary(self.config),
             "status": status,
-            "job_id": job_id(self.config),
             "overrides": self.overrides,
-            "config": self.config,
-            "objective": None,
-            "metrics": {},
-            "error": None,
-            "last_finite_step": None,
-            "parameters": None,
-            "flops_per_step": None,
-            "data": None,
-            **facts,
             "seconds": round(time.perf_counter() - self._clock, 4),
-            "versions": versions(),
-            "git": git_state(),
             "started": self.started,
+            **facts,
         }
         self.record.finish(summary)
         self._ended = True
-        if self._publisher is not None:
-            self._publisher.finish(numbers(summary), exit_code=int(status == "failed"))
+        if self._publisher is None or self._run is None:
+            return
+        shown, exit_code = numbers(summary), int(status == "failed")
+        if self._kept is None:
+            self._publisher.finish(shown, exit_code)
+        else:
+            self._publisher.record(self._options, self._run, self._kept, shown, exit_code)
 
     def fail(self, error: Exception) -> None:
         """Write the summary of a job that could not be run to its end."""
         self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+
+    def _describe(self, group: str | None, fingerprint: str) -> dict[str, Any]:
+        """Return the keyword arguments of ``wandb.init``."""
+        options = self._options
+        return {
+            "project": options.project,
+            "entity": options.entity,
+            "group": options.group or group,
+            "job_type": self.config["strategy"]["name"],
+            "tags": list(options.tags),
+            "name": self.folder.name,
+            "dir": str(self.folder.absolute()),
+            "config": {**self.config, "job_id": job_id(self.config), "data_fingerprint": fingerprint},
+        }
 
     def __enter__(self) -> JobTracking:
         return self
@@ -101,6 +107,32 @@ class JobTracking:
         if isinstance(error, Exception) and not self._ended:
             self.fail(error)
         self.record.close()
+
+
+def now() -> str:
+    """Return the time as the record writes it."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary that says only which job it is of, and what it ran with."""
+    return {
+        "status": "failed",
+        "job_id": job_id(config),
+        "overrides": [],
+        "config": config,
+        "objective": None,
+        "metrics": {},
+        "error": None,
+        "last_finite_step": None,
+        "parameters": None,
+        "flops_per_step": None,
+        "seconds": None,
+        "data": None,
+        "versions": versions(),
+        "git": git_state(),
+        "started": now(),
+    }
 
 
 def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
