@@ -14,7 +14,6 @@ import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from omegaconf import MISSING as OMITTED
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
+from src.choices import CacheMode, Resume
 from src.errors import UserError, did_you_mean, listed
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -78,10 +78,6 @@ class Knobs:
     finetune_steps: int = knob(100, NATURAL)
     batch_size: int | None = knob(None, COUNT)
     log_every: int = knob(10, COUNT)
-
-
-Resume = Enum("Resume", ["auto", "force", "off"])
-CacheMode = Enum("CacheMode", ["use", "off", "read", "refresh"])
 
 
 @dataclass(frozen=True)
@@ -204,15 +200,26 @@ def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     return made
 
 
+def check_value(spec: Any, path: str, value: Any) -> None:
+    """Apply to ``value`` the check of the field at a dotted path of a specification."""
+    *above, name = path.split(".")
+    for part in above:
+        spec = getattr(spec, part)
+    (f,) = (f for f in dataclasses.fields(spec) if f.name == name)
+    _apply(f, value, path)
+
+
 def check_values(spec: Any, key: str = "") -> None:
     """Apply each field's check; raises :class:`UserError` naming key, value and what is allowed."""
     for f in dataclasses.fields(spec):
-        check, value = f.metadata.get("check"), getattr(spec, f.name)
-        for element in value if isinstance(value, tuple) else (value,):
-            if check is not None and element is not None and not check.accepts(element):
-                full = f"{key}.{f.name}" if key else f.name
-                raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; "
-                                f"allowed: {check.words}")  # fmt: skip
+        _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
+
+
+def _apply(f: dataclasses.Field[Any], value: Any, full: str) -> None:
+    check = f.metadata.get("check")
+    for element in value if isinstance(value, tuple) else (value,):
+        if check is not None and element is not None and not check.accepts(element):
+            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.words}")
 
 
 def type_message(error: Exception, key: str = "") -> str:

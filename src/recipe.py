@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement
 from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, initial, placement, traced
-from src.engine.stage_cache import Entry, StageCache, stage_key
+from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
 from src.models.base import Model, Params, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
@@ -186,6 +187,9 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str,
     return placement(stage, shapes), {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
 
 
+PRETRAINING_VERSION = 1  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
+
+
 def pretrain_once(
     recipes: Sequence[Recipe], data: Transfer, cache: StageCache | None, lanes: Lanes = Lanes.one, watch: Watch = ignore
 ) -> list[Pretrained]:
@@ -200,24 +204,32 @@ def pretrain_once(
     """
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
-    extra = {"platform": jax.default_backend()}
+    extra = {"platform": jax.devices()[0].device_kind, "recipe": PRETRAINING_VERSION}
     keys = [stage_key(pretraining_stage(recipe, data), data.fingerprint, extra) for recipe in recipes]
-    found = {key: Pretrained(*entry[:2], **entry.facts, seconds=0.0) for key in keys if (entry := cache.get(key))}
+    found = {key: as_pretrained(entry) for key in keys if (entry := cache.get(key))}
     if lanes is Lanes.one and found:
         for row in found[keys[0]].rows:
             watch(row)
     missing = [(key, recipe) for key, recipe in zip(keys, recipes, strict=True) if key not in found]
     if missing:
-        for (key, _), pre in zip(missing, pretrain([r for _, r in missing], data, lanes, watch), strict=True):
-            facts = {name: getattr(pre, name) for name in ("metrics", "diverged", "last_finite_step", "flops_per_step")}
+        for (key, recipe), pre in zip(missing, pretrain([r for _, r in missing], data, lanes, watch), strict=True):
+            kept = ("metrics", "diverged", "last_finite_step", "flops_per_step")
+            facts = {"stage": stage_label(pretraining_stage(recipe, data))} | {
+                name: getattr(pre, name) for name in kept
+            }
             cache.put(key, Entry({path: np.asarray(leaf) for path, leaf in pre.params.items()}, pre.rows, facts))
             found[key] = pre
     return [found[key] for key in keys]
 
 
-def run(
-    recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None], cache: StageCache | None = None
-) -> Outcome:
+def as_pretrained(entry: Entry) -> Pretrained:
+    """Return a kept pre-training."""
+    facts = {name: value for name, value in entry.facts.items() if name != "stage"}
+    params: Any = entry.params  # NumPy arrays, which every program takes
+    return Pretrained(params, entry.rows, **facts, seconds=0.0)
+
+
+def run(recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None], cache: StageCache | None = None) -> Outcome:
     """Pre-train, fine-tune, evaluate.
 
     Args:

@@ -56,7 +56,7 @@ def main() -> None:
     gc.set_threshold(100_000)  # imports and tracing make many objects and little garbage: a tenth of the start-up
     with reported():
         train()
-    if not {"-m", "--multirun"} & set(sys.argv):
+    if "joblib" not in sys.modules:  # which has workers of its own to end
         leave()
 
 

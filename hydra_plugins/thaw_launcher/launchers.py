@@ -1,9 +1,7 @@
 """Registers ``hydra/launcher=fused`` and ``hydra/launcher=isolated``.
 
-Hydra runs this file at every start and once more for its own bookkeeping, so it holds no logic and imports none.
+Hydra runs this file at every start, outside ``sys.modules``, so it holds no logic and no postponed annotations.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -28,11 +28,13 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save
 
+from src.choices import CacheMode
 from src.errors import UserError
 from src.tracking.record import replacing, versions
 
 if TYPE_CHECKING:  # listing a cache needs no JAX
-    from src.engine.loop import Row, Stage, Watch
+    from src.engine.loop import Row, Watch
+    from src.engine.stage import Stage
 
 
 # --- what an entry is called -------------------------------------------------------------------------------------
@@ -60,7 +62,7 @@ def stage_key(stage: Stage, data_fingerprint: str, extra: Mapping[str, Any] = {}
         TypeError: a field that is no plain value, or a class without a source file: neither has a lasting name.
     """
     from src.config import static_part
-    from src.engine.loop import traced
+    from src.engine.stage import traced
 
     decides = {
         "format": FORMAT,
@@ -183,9 +185,6 @@ def _imported(node: ast.AST, file: Path) -> Iterator[Path]:
 
 
 # --- the files ---------------------------------------------------------------------------------------------------
-
-CacheMode = Enum("CacheMode", ["use", "off", "read", "refresh"])
-# use: read and write; off: neither; read: nothing in the folder changes; refresh: compute again and write.
 
 ENTRY = re.compile(rf"[0-9a-f]{{{KEY_DIGITS}}}\.safetensors")
 HALF_WRITTEN = re.compile(rf"\.{ENTRY.pattern}\..+")  # what `replacing` leaves when its process is killed

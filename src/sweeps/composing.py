@@ -1,9 +1,9 @@
 """Composing the jobs of a sweep without paying Hydra's price for each.
 
-Hydra reads every file and applies every override again for each job, 60 to 150 ms, even where two jobs differ in nothing
-but a number. Here Hydra composes once for each distinct set of *structural* overrides (group choices, lists, added keys);
-overrides that give a scalar to an existing key are applied to the result, with the same conversion and the same errors.
-What lands in ``.hydra/`` is, byte for byte, what Hydra would have written: a test compares them.
+Hydra reads every file and applies every override again for each job, 60 to 150 ms, even where two jobs differ in
+nothing but a number. Here Hydra composes once for each distinct set of *structural* overrides (group choices, lists,
+added keys); overrides that give a scalar to an existing key are applied to the result, with the same conversion and the
+same errors. What lands in ``.hydra/`` is, byte for byte, what Hydra would have written: a test compares them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class SweepComposer:
         return getattr(self._loader, name)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Check that a job can be composed (Hydra's interface); the result is only good for looking at, until the next."""
+        """Check that a job can be composed (Hydra's interface); the result is for looking at, until the next call."""
         return self.compose(master_config, sweep_overrides).template.cfg
 
     def compose_fully(self, master_config: DictConfig, overrides: Sequence[str]) -> DictConfig:
@@ -101,12 +101,11 @@ class Template:
 
     def __init__(self, cfg: DictConfig, keys: set[str]) -> None:
         self.cfg, self._keys = cfg, keys
-        self._converted: dict[tuple[str, Any], Any] = {}
+        self._converted: dict[Any, Any] = {}
         self._resolved = resolved(cfg)
         self._interpolates = "${" in OmegaConf.to_yaml(_task(cfg))
         self._scalars: dict[Any, str] = {}
-        plain = OmegaConf.to_container(cfg, enum_to_str=True)
-        assert isinstance(plain, dict)
+        plain: Any = OmegaConf.to_container(cfg, enum_to_str=True)
         hydra = {"hydra": plain.pop("hydra")}
         self.subdir = hydra["hydra"]["sweep"]["subdir"]
         self.dirname = hydra["hydra"]["job"]["config"]["override_dirname"]
@@ -133,7 +132,8 @@ class Template:
 
     def _convert(self, override: Override) -> Any:
         """Return an override's value as the configuration would hold it: ``1`` as 1.0 where a float belongs."""
-        key, value = override.key_or_group, override.value()
+        key = override.key_or_group
+        value: Any = override.value()
         known = (key, type(value), value)
         if known not in self._converted:
             try:
@@ -143,11 +143,12 @@ class Template:
                 raise ConfigCompositionException(message).with_traceback(sys.exc_info()[2]) from error
             parent, _, name = key.rpartition(".")
             node: Any = OmegaConf.select(self.cfg, parent) if parent else self.cfg
-            self._converted[known] = OmegaConf.to_container(OmegaConf.masked_copy(node, name), enum_to_str=True)[name]  # type: ignore[index,call-overload]
+            only: Any = OmegaConf.to_container(OmegaConf.masked_copy(node, name), enum_to_str=True)
+            self._converted[known] = only[name]
         return self._converted[known]
 
     def yaml_files(self, job: Composed, number: int, folder: str) -> dict[str, str]:
-        """Return the three files of ``.hydra`` for a job: its place in the sweep and its absolute folder complete it."""
+        """Return the three files of ``.hydra`` for a job, which its place in the sweep and its folder complete."""
         values = {_gap(key): self._scalar(key, value) for key, value in job.values.items()}
         lines = {_gap(i): self._scalar("hydra.overrides.task", line, item=True) for i, line in enumerate(job.overrides)}
         named = {

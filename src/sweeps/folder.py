@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
-from src.config import Resume
+from src.choices import Resume
 from src.errors import UserError
 from src.results.records import load_job
-from src.tracking.record import SUMMARY, replacing, to_json, versions
+from src.tracking.record import SUMMARY, replacing, to_json_page, versions
 
 MANIFEST, LOCK = "sweep.json", ".lock"
 OWN = {MANIFEST, LOCK, "multirun.yaml"}
@@ -58,10 +58,13 @@ class SweepFolder:
             foreign = [entry.name for entry in self.path.iterdir() if entry.name not in OWN and not is_job(entry)]
             if foreign:
                 raise UserError(
-                    f"{self.path} was not made by a sweep (it holds {foreign[0]}); give hydra.sweep.dir a folder of its own"
+                    f"{self.path} was not made by a sweep (it holds {foreign[0]}); "
+                    "give hydra.sweep.dir a folder of its own"
                 )
             if any(map(is_job, self.path.iterdir())) and self.resume is Resume.auto:
-                raise UserError(f"{self.path} holds jobs of an unknown version of the code; resume=force goes on with them")
+                raise UserError(
+                    f"{self.path} holds jobs of an unknown version of the code; resume=force goes on with them"
+                )
             return self._write_manifest(now)
         try:
             then = json.loads(path.read_text())
@@ -77,7 +80,7 @@ class SweepFolder:
 
     def _write_manifest(self, manifest: dict[str, Any]) -> dict[str, Any]:
         with replacing(self.path / MANIFEST) as file:
-            file.write((to_json(manifest, indent=2) + "\n").encode())
+            file.write(to_json_page(manifest).encode())
         return manifest
 
     def check_data(self, data_config: dict[str, Any], fingerprint: str) -> None:

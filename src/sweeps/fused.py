@@ -1,8 +1,8 @@
 """``hydra/launcher=fused``: jobs that differ in traced values only run as lanes of one program.
 
 Jobs are grouped by what their programs depend on; each group runs in chunks of lanes, and a chunk's records are written
-when it ends, so a kill loses at most the chunk in flight. Pre-training is computed once for all jobs that share it, across
-groups and strategies. Whatever cannot run this way runs job by job, and the console says why.
+when it ends, so a kill loses at most the chunk in flight. Pre-training is computed once for all jobs that share it,
+across groups and strategies. Whatever cannot run this way runs job by job, and the console says why.
 """
 
 from __future__ import annotations
@@ -11,23 +11,24 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from src.config import COUNT, bind, check_values, hyperparameters, knob, static_part
+from src.config import COUNT, bind, check_value, hyperparameters, knob, static_part
 from src.errors import UserError
 from src.job import Plan, complete, make_plan, stage_cache
 from src.sweeps.composing import Composed
 from src.tracking.console import Bar, say
+from src.tracking.job import StageRows
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
     from src.engine.partition import Placement
-    from src.recipe import Outcome, Pretrained, Recipe
+    from src.recipe import Pretrained, Recipe
     from src.sweeps.launching import Sweep, SweepJob
 
 Mode = Enum("Mode", ["map", "vmap", "auto"])
@@ -49,6 +50,7 @@ class Ready(NamedTuple):
 
     job: SweepJob
     plan: Plan
+    group: Any  # what its program depends on
 
 
 class Task(NamedTuple):
@@ -65,7 +67,7 @@ class Fused:
     def __init__(self, settings: FusedSettings) -> None:
         self.settings = settings
         self.plans = Plans()
-        self.pretrained: dict[Any, Pretrained] = {}  # for as long as the sweep lasts
+        self.pretrained: dict[Any, tuple[Pretrained, StageRows]] = {}  # for as long as the sweep lasts
 
     def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
         """Run jobs; every one has a record afterwards, whatever happened to it."""
@@ -75,11 +77,11 @@ class Fused:
         groups: dict[Any, list[Ready]] = {}
         for job in jobs:
             try:
-                plan = self.plans.of(job.composed)
+                ready = Ready(job, *self.plans.of(job.composed))
             except UserError as error:
                 sweep.fail(job, error)
                 continue
-            groups.setdefault((static_part(plan.recipe), plan.source), []).append(Ready(job, plan))
+            groups.setdefault(ready.group, []).append(ready)
         with Bar({"jobs": len(jobs)}, bool(sweep.config.progress)) as bar:
             done = 0
             for group in groups.values():
@@ -159,15 +161,20 @@ class Fused:
         started = time.perf_counter()
         lanes = self.mode(task)
         recipes = [ready.plan.recipe for ready in chunk]
-        pretrained = self.pretrain(recipes, chunk[0].plan, task.data, lanes)
+        shared = self.pretrain(recipes, chunk[0].plan, task.data, lanes)
+        pretrained = [pre for pre, _ in shared]
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
         outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes)
-        each = (time.perf_counter() - started) / len(chunk)
-        for ready, pre, own, outcome in zip(chunk, pretrained, rows, outcomes, strict=True):
-            stages = {"pretrain": pre.rows, "finetune": own}
-            self.write(ready, stages, outcome, task, sweep, each)
+        each = round((time.perf_counter() - started) / len(chunk), 4)
+        for ready, (_, first), own, outcome in zip(chunk, shared, rows, outcomes, strict=True):
+            with sweep.track(ready.job) as tracking:
+                tracking.open_view(ready.plan.tracker)
+                tracking.keep([first, StageRows.of("finetune", own)], sweep.folder.path.name, task.data.fingerprint)
+                complete(tracking, outcome, task.data, task.placed, task.sizes, seconds=each)
 
-    def pretrain(self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any) -> list[Pretrained]:
+    def pretrain(
+        self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any
+    ) -> list[tuple[Pretrained, StageRows]]:
         """Return each recipe's pre-training; those that nobody has asked for yet are computed together."""
         from src.recipe import pretrain_once
 
@@ -175,75 +182,48 @@ class Fused:
         missing = {key: recipe for key, recipe in zip(keys, recipes, strict=True) if key not in self.pretrained}
         for part in _cut(list(missing), self.settings.batch_size or MOST_LANES):
             found = pretrain_once([missing[key] for key in part], data, stage_cache(plan.study), lanes)
-            self.pretrained |= dict(zip(part, found, strict=True))
+            for key, pre in zip(part, found, strict=True):
+                self.pretrained[key] = pre, StageRows.of("pretrain", pre.rows)
         return [self.pretrained[key] for key in keys]
-
-    def write(
-        self,
-        ready: Ready,
-        stages: Mapping[str, list[dict[str, float]]],
-        outcome: Outcome,
-        task: Task,
-        sweep: Sweep,
-        seconds: float,
-    ) -> None:
-        """Write a lane's record, and hand it to W&B."""
-        with sweep.track(ready.job) as tracking:
-            tracking.open_view(ready.plan.tracker)
-            tracking.keep(stages, sweep.folder.path.name, task.data.fingerprint)
-            complete(tracking, outcome, task.data, task.placed, task.sizes, seconds=round(seconds, 4))
 
 
 class Plans:
     """Understands composed jobs; those that differ in traced values only are understood once."""
 
     def __init__(self) -> None:
-        self._known: dict[Any, Plan] = {}
+        self._known: dict[Any, tuple[Plan, Any, dict[str, Any]]] = {}
 
-    def of(self, composed: Composed) -> Plan:
-        """Return a job's plan.
+    def of(self, composed: Composed) -> tuple[Plan, Any]:
+        """Return a job's plan, and what its program depends on.
 
         Raises:
             UserError: a value that is not allowed.
         """
         family = id(composed.template)
-        base = self._known.get(family)
-        if base is None:
-            base = self._known[family] = self._make(composed)
-        traced = hyperparameters(base.recipe)
+        if family not in self._known:
+            self._known[family] = self._make(composed)
+        _, _, traced = self._known[family]
         swept = {key: value for key, value in composed.values.items() if key in traced and _fits(value, traced[key])}
         rest = tuple((key, value) for key, value in composed.values.items() if key not in swept)
         if (family, rest) not in self._known:
             self._known[family, rest] = self._make(composed)
-        plan = self._known[family, rest]
-        return dataclasses.replace(plan, recipe=_with_values(plan.recipe, swept)) if swept else plan
+        plan, group, traced = self._known[family, rest]
+        for key, value in swept.items():
+            check_value(plan.recipe, key, value)
+        recipe = bind(plan.recipe, {key: type(traced[key])(value) for key, value in swept.items()})
+        return dataclasses.replace(plan, recipe=recipe), group
 
-    def _make(self, composed: Composed) -> Plan:
+    def _make(self, composed: Composed) -> tuple[Plan, Any, dict[str, Any]]:
         cfg = OmegaConf.masked_copy(composed.template.cfg, list(composed.config))
         for key, value in composed.values.items():
             OmegaConf.update(cfg, key, value)
-        return make_plan(cfg)
+        plan = make_plan(cfg)
+        return plan, (static_part(plan.recipe), plan.source), hyperparameters(plan.recipe)
 
 
 def _fits(value: Any, like: Any) -> bool:
     """Tell whether a value can stand in a traced field as it is, so that only its check is left."""
     return not isinstance(value, bool) and isinstance(value, int if isinstance(like, int) else (int, float))
-
-
-def _with_values(recipe: Recipe, swept: Mapping[str, Any]) -> Recipe:
-    traced = hyperparameters(recipe)
-    bound = bind(recipe, {key: type(traced[key])(value) for key, value in swept.items()})
-    check_all(bound)
-    return bound
-
-
-def check_all(spec: Any, key: str = "") -> None:
-    """Check the values of a specification and of the dataclasses in it."""
-    check_values(spec, key)
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        if dataclasses.is_dataclass(value):
-            check_all(value, f"{key}.{f.name}" if key else f.name)
 
 
 @functools.lru_cache(maxsize=8)

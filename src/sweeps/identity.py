@@ -16,7 +16,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from src.config import Study
 
-VOLATILE = frozenset({"hydra", "tracker", *Study.__dataclass_fields__})  # how a run is watched and called, not what it computes
+VOLATILE = frozenset(
+    {"hydra", "tracker", *Study.__dataclass_fields__}
+)  # how a run is watched and called, not what it computes
 LONGEST_SLUG = 100  # characters; file systems allow names of 255
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from src.config import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, check_values, knob
 from src.errors import UserError
 from src.results.records import Job, load_job
-from src.tracking.record import SUMMARY, replacing, to_json
+from src.tracking.record import SUMMARY, replacing, to_json_page
 
 CONSOLE = "console.log"
 POLL = 0.05  # seconds between two looks at the children
@@ -340,4 +340,4 @@ class _Try:
             "log_tail": lines,
         }
         with replacing(self.task.folder / SUMMARY) as file:
-            file.write((to_json({**self.task.summary, **unknown, **facts}, indent=2) + "\n").encode())
+            file.write(to_json_page({**self.task.summary, **unknown, **facts}).encode())

@@ -11,7 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.config import Resume, Study, typed
+from src.choices import Resume
+from src.config import Study, typed
 from src.errors import UserError
 from src.results.records import Job, load_job
 from src.sweeps.composing import Composed, SweepComposer
@@ -132,7 +133,7 @@ def make_runner(way: str, settings: Mapping[str, Any]) -> Any:
         from src.sweeps.fused import Fused, FusedSettings
 
         return Fused(typed(FusedSettings, settings, "hydra.launcher"))
-    from src.sweeps.processes import Isolated
     from src.sweeps.isolated import Settings
+    from src.sweeps.processes import Isolated
 
     return Isolated(typed(Settings, settings, "hydra.launcher"))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from src.sweeps.identity import job_id
 from src.tracking.options import Wandb
 from src.tracking.publisher import Publisher, enabled, publisher
-from src.tracking.record import JobRecord, git_state, versions
+from src.tracking.record import JobRecord, as_lines, git_state, versions
 
 
 class JobTracking:
@@ -51,13 +51,12 @@ class JobTracking:
         if self._publisher is not None and self._run is not None:
             self._publisher.log(stage, row)
 
-    def keep(self, stages: Mapping[str, Iterable[Mapping[str, float]]], group: str | None, fingerprint: str) -> None:
-        """Record a job that has ended already: all its rows by stage; W&B hears of it when it is finished."""
-        rows = [(stage, row) for stage, own in stages.items() for row in own]
-        for stage, row in rows:
-            self.record.log(stage, row)
+    def keep(self, stages: Sequence[StageRows], group: str | None, fingerprint: str) -> None:
+        """Record a job that has ended already, with all its rows; W&B hears of it when it is finished."""
+        self.record.log_lines("".join(stage.lines for stage in stages))
         if self._publisher is not None:
-            self._run, self._kept = self._describe(group, fingerprint), rows
+            self._run = self._describe(group, fingerprint)
+            self._kept = [(stage.name, row) for stage in stages for row in stage.rows]
 
     def finish(self, status: str, **facts: Any) -> None:
         """Write the summary; ``facts`` fill in what a job of that status can know (docs/architecture.md)."""
@@ -107,6 +106,19 @@ class JobTracking:
         if isinstance(error, Exception) and not self._ended:
             self.fail(error)
         self.record.close()
+
+
+class StageRows(NamedTuple):
+    """A stage's rows, and the lines that they are in the record: jobs that share a stage share both."""
+
+    name: str
+    rows: Sequence[Mapping[str, float]]
+    lines: str
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Mapping[str, float]]) -> StageRows:
+        """Return a stage's rows with their lines."""
+        return cls(name, rows, as_lines(name, rows))
 
 
 def now() -> str:

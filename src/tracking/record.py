@@ -10,8 +10,8 @@ import math
 import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -31,7 +31,11 @@ class JobRecord:
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Append a logged step; the line is handed to the operating system at once."""
-        self._rows.write(to_json({"stage": stage, **row}) + "\n")
+        self._rows.write(as_lines(stage, [row]))
+
+    def log_lines(self, lines: str) -> None:
+        """Append rows that :func:`as_lines` has written already."""
+        self._rows.write(lines)
 
     def close(self) -> None:
         """Close the file of rows; without a summary the job counts as unfinished."""
@@ -41,7 +45,7 @@ class JobRecord:
         """Write the summary, which makes the job count as ended."""
         self.close()
         with replacing(self.folder / SUMMARY) as file:
-            file.write((to_json(summary, indent=2) + "\n").encode())
+            file.write(to_json_page(summary).encode())
 
     def save_params(self, params: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write parameters as safetensors, ``{"Dense_0/kernel": array}``."""
@@ -49,12 +53,26 @@ class JobRecord:
         from safetensors.numpy import save
 
         with replacing(self.folder / CHECKPOINT) as file:
-            file.write(save({path: np.asarray(value) for path, value in params.items()}, dict(metadata)))
+            file.write(save({path: np.asarray(value, order="C") for path, value in params.items()}, dict(metadata)))
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any) -> str:
     """Return JSON that every reader takes: numbers that are not finite become strings (see the module's page)."""
-    return json.dumps(_finite(value), indent=indent, allow_nan=False)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:  # rare, and looking for such numbers first would cost more than everything else here
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def to_json_page(value: Mapping[str, Any]) -> str:
+    """Return JSON for people: a line for each key at the top."""
+    lines = (f"  {json.dumps(key)}: {to_json(item)}" for key, item in value.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def as_lines(stage: str, rows: Iterable[Mapping[str, float]]) -> str:
+    """Return a stage's rows as they stand in the file of rows."""
+    return "".join(to_json({"stage": stage, **row}) + "\n" for row in rows)
 
 
 def _finite(value: Any) -> Any:
@@ -68,16 +86,15 @@ def _finite(value: Any) -> Any:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes ``path``'s place when the block ends, or not at all."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    folder, name = os.path.split(path)
+    beside = f"{folder}/.{name}.{os.getpid()}-{threading.get_ident()}"
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(beside, "wb") as file:  # noqa: PTH123
             yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)  # mkstemp makes private files
-        Path(name).replace(path)
+        os.replace(beside, path)  # noqa: PTH105
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(beside)  # noqa: PTH108
         raise
 
 

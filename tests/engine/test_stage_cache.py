@@ -151,7 +151,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from src.engine import stage_cache
-from src.engine.loop import Split
+from src.engine.stage import Split
 from src.data.base import Transfer
 from src.recipe import Recipe, pretraining_stage
 from src.models.layered import Layered
