@@ -59,7 +59,7 @@ UV_COMPILE := uv pip compile pyproject.toml --universal --generate-hashes --no-e
 
 lock:  ## Refresh both lock files (needs uv; UPGRADE=--upgrade takes newer versions)
 	$(UV_COMPILE) $(UPGRADE) --group build --output-file requirements.lock
-	$(UV_COMPILE) $(UPGRADE) --group dev --extra dashboard --extra joblib --constraint requirements.lock --output-file requirements-dev.lock
+	$(UV_COMPILE) $(UPGRADE) --group dev --extra dashboard --extra joblib --extra optuna --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## Remove the environment and the tools' caches; outputs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache ./*.egg-info build

@@ -78,7 +78,7 @@ def _keys_beside(key: str) -> list[str]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()}
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {key}  # conf/sweep is no group of choices
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[\w@./]+=[\w-]+", a) and re.split("[@=]", a)[0] in groups]
     GlobalHydra.instance().clear()
     try:

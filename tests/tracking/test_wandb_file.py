@@ -1,5 +1,7 @@
 """The file that we write ourselves against the one that the official client writes for the same run."""
 
+import gzip
+import http.server
 import io
 import json
 import math
@@ -7,8 +9,10 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import wandb
@@ -83,13 +87,11 @@ def normal(file):
     """Return a file's records as plain values, without what differs between any two runs, and without telemetry."""
     found = []
     for record in read_records(file):
-        kind = record.WhichOneof("record_type")
+        kind, items = record.WhichOneof("record_type"), []
         if kind == "telemetry":
             continue
         assert record._info.stream_id in ("", file.stem.removeprefix("run-"))
         from_client = bool(record._info.stream_id)
-        for field in ("num", "control", "_info"):
-            record.ClearField(field)
         if kind == "header":
             record.header.version_info.producer = record.header.version_info.producer.partition("+")[0]
         if kind == "run":
@@ -97,22 +99,21 @@ def normal(file):
             assert abs(record.run.start_time.seconds - time.time()) < 60
             for field in ("run_id", "start_time", "telemetry"):
                 record.run.ClearField(field)
-        items = []
-        for where, field in (
-            (record.run.config, "update"),
-            (record.summary, "update"),
-            (record.history, "item"),
-        ):
-            for item in getattr(where, field):
-                place = (item.key, *item.nested_key)
-                items.append(
-                    (place, "" if place[-1] in VOLATILE else repr(json.loads(item.value_json, parse_int=float)))
-                )
-            where.ClearField(field)
-        if kind != "run":
-            items.sort()  # the service writes rows in the random order of a Go map
-        found.append((kind, from_client, str(record), items))
+            items = taken(record.run.config, "update")
+        if kind == "summary":
+            items = sorted(taken(record.summary, "update"))  # the service writes in the random order of a Go map
+        if kind == "history":
+            items = sorted(taken(record.history, "item"))
+        content = str(getattr(record, kind))
+        found.append((kind, from_client, content, items))
     return found
+
+
+def taken(message, field):
+    """Take a message's items out of it, as (place, value) with numbers as floats; clocks have no value."""
+    items = [((item.key, *item.nested_key), item.value_json) for item in getattr(message, field)]
+    message.ClearField(field)
+    return [(at, "" if at[-1] in VOLATILE else repr(json.loads(value, parse_int=float))) for at, value in items]
 
 
 @pytest.mark.parametrize(
@@ -185,19 +186,75 @@ def test_the_official_reader_takes_it(tmp_path):
     assert (found["summary"]["val_loss"], found["summary"]["finetune/step"]) == (0.5, 299)
 
 
-def test_wandb_sync_would_upload_it(tmp_path):
-    file = ours(settings(tmp_path), list(rows(3)), SUMMARY, 0)
-    done = subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--dry-run", str(file.parent)],
-        env={**os.environ, "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+class Server(http.server.BaseHTTPRequestHandler):
+    """As much of a W&B server as ``wandb sync`` needs; keeps what it is sent."""
+
+    received: ClassVar[list[dict]] = []
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
+        if self.path.startswith("/sdk/"):  # W&B's own measurements of its client
+            return self.answer({})
+        message = json.loads(body)
+        self.received.append(message)
+        if "UpsertBucket" in message.get("query", ""):
+            project = {"id": "p", "name": "p", "entity": {"id": "e", "name": "me"}}
+            bucket = {"id": "b", "name": message["variables"]["name"], "config": "{}", "project": project}
+            return self.answer({"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}})
+        return self.answer({"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": []}}})
+
+    def answer(self, content):
+        body = json.dumps(content).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format, *args):
+        pass
+
+
+def uploaded(file, home):
+    """Let ``wandb sync`` upload a run to a server of our own; return what that one was told, without clocks."""
+    Server.received.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        host = {
+            "WANDB_MODE": "online",
+            "WANDB_API_KEY": "0" * 40,
+            "WANDB_BASE_URL": f"http://127.0.0.1:{server.server_port}",
+        }
+        command = [sys.executable, "-m", "wandb", "sync", str(file.parent)]
+        environment = {**os.environ, "HOME": str(home), **host}
+        done = subprocess.run(
+            command, env=environment, cwd=home, capture_output=True, text=True, timeout=60, check=False
+        )
+        server.shutdown()
     assert done.returncode == 0, done.stderr
-    assert "Would sync 1 run" in done.stderr
-    assert file.name in done.stderr
+    assert "Finished syncing" in done.stderr
+    run, lines, summary, ended = {}, [], {}, {}
+    for message in Server.received:
+        run |= {key: value for key, value in message.get("variables", {}).items() if value is not None}
+        files = message.get("files", {}) if "query" not in message else {}
+        lines += files.get("wandb-history.jsonl", {}).get("content", [])
+        summary |= json.loads(files.get("wandb-summary.json", {"content": ["{}"]})["content"][-1])
+        ended |= {key: message[key] for key in ("complete", "exitcode") if key in message}
+    config = json.loads(run.pop("config"))
+    for noise in ("t", "e"):
+        config["_wandb"]["value"].pop(noise, None)
+    metrics = config["_wandb"]["value"]["m"]  # in any order; "5" is the place of the axis among them, "1" a name
+    named = [{**metric, **({"5": metrics[metric["5"] - 1]["1"]} if "5" in metric else {})} for metric in metrics]
+    config["_wandb"]["value"]["m"] = sorted(repr(plain(metric)) for metric in named)
+    run = {key: run[key] for key in ("project", "groupName", "displayName", "jobType", "tags", "host")}
+    return repr((run, ended, plain(config), plain(summary), [plain(json.loads(line)) for line in lines]))
+
+
+def test_wandb_sync_uploads_the_same(tmp_path):
+    theirs, mine = (uploaded(file, tmp_path) for file in both(tmp_path, 300))
+    assert "'exitcode': 0" in mine
+    assert mine.count("'finetune/loss'") == 300 + 1
+    assert mine == theirs
 
 
 @pytest.mark.parametrize("where", ["rows", "write_bytes", "rename"])
@@ -228,7 +285,7 @@ def publish_three(monkeypatch, folder, **environment):
     """Run the writer process over two recorded runs with an ordinary one between; return its answers."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    publisher, options = Publisher(), Wandb(timeout=2.0)
+    publisher, options = Publisher(), Wandb(timeout=1.0)
     recorded = [("finetune", {"step": step, "loss": 1.0 / (step + 1)}) for step in range(3)]
     for number in (0, 2):
         run = settings(folder / str(number), group=None, config={"seed": number})
