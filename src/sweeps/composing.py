@@ -160,7 +160,7 @@ class Template:
         return {
             "config.yaml": _filled(self._config_yaml, values),
             "hydra.yaml": _filled(self._hydra_yaml, {**lines, **places}),
-            "overrides.yaml": OmegaConf.to_yaml(list(job.overrides)) if not lines else _items(lines.values()),
+            "overrides.yaml": _items(job.overrides),
         }
 
     def _scalar(self, key: str, value: Any, item: bool = False) -> str:
@@ -198,8 +198,11 @@ def _filled(text: str, gaps: Mapping[str, str]) -> str:
     return text
 
 
-def _items(texts: Any) -> str:
-    return "".join(f"- {text}\n" for text in texts)
+def _items(lines: Sequence[str]) -> str:
+    """Return a list of texts as YAML."""
+    if all(map(PLAIN.fullmatch, lines)):
+        return "".join(f"- {line}\n" for line in lines)
+    return OmegaConf.to_yaml(list(lines))
 
 
 def _put(config: dict[str, Any], key: str, value: Any, fresh: bool = False) -> None:

@@ -1,8 +1,10 @@
 """Cheap composition against Hydra's own: the same values, the same errors, the same bytes in ``.hydra``."""
 
 import copy
+
 import pytest
 from hydra import initialize_config_dir
+from hydra._internal.callbacks import Callbacks
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import run_job
@@ -10,7 +12,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import HydraContext, RunMode
 from omegaconf import open_dict
 
-from src.config import CONF
+from src.config import CONF, register_schema
 from src.sweeps.composing import SweepComposer
 from src.sweeps.identity import job_id, register_resolvers, resolved
 
@@ -37,6 +39,7 @@ JOBS = [
 @pytest.fixture
 def loaded(tmp_path):
     register_resolvers()
+    register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3", job_name="train"):
         loader = GlobalHydra.instance().config_loader()
         folder = tmp_path / "a sweep with spaces in its name, which is long enough that YAML folds it somewhere"
@@ -49,9 +52,7 @@ def loaded(tmp_path):
 def test_the_same_bytes_as_hydra_s_own_launcher(loaded):
     loader, master, folder = loaded
     composer = SweepComposer(loader)
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None
-    context = HydraContext(config_loader=loader, callbacks=hydra.callbacks)
+    context = HydraContext(config_loader=loader, callbacks=Callbacks())
     for number, job in enumerate(JOBS):
         cfg = loader.load_sweep_config(copy.deepcopy(master), list(job))
         with open_dict(cfg):
@@ -89,15 +90,11 @@ def test_hydra_composes_once_a_structure(loaded, monkeypatch):
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize(
-    "job", [["lr_fine=abc"], ["seed=1.5"], ["model.nothing=1"], ["progress=7"], ["lr_fine=0.1", "batch_size=two"]]
-)
+@pytest.mark.parametrize("job", [["lr_fine=abc"], ["seed=1.5"], ["model.nothing=1"], ["lr_fine=0.1", "batch_size=two"]])
 def test_the_same_errors(loaded, job):
     loader, master, _ = loaded
     composer = SweepComposer(loader)
-    composer.compose(
-        master, [line.split("=")[0] + "=1" for line in job if "nothing" not in line and "progress" not in line]
-    )
+    composer.compose(master, [line.split("=")[0] + "=1" for line in job if "nothing" not in line])
     with pytest.raises(ConfigCompositionException) as ours:
         composer.compose(master, job)
     with pytest.raises(ConfigCompositionException) as theirs:
