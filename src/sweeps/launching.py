@@ -98,7 +98,7 @@ class Sweep:
             folder = job.folder / output
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in job.composed.template.yaml_files(job.composed, job.number, str(job.folder)).items():
-                (folder / name).write_text(text, encoding="utf-8")
+                (folder / name).write_bytes(text.encode())
 
     def track(self, job: SweepJob) -> JobTracking:
         """Begin a job's record."""

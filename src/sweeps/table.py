@@ -6,8 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from src.results.records import Job
 from src.tracking.console import console, near, say
 
@@ -21,7 +19,7 @@ def show_table(jobs: Sequence[Job], sweep: Path) -> None:
     console().print(f"\n{len(jobs)} jobs: {', '.join(parts)}")
     completed = [job for job in jobs if job.status == "completed" and job.objective is not None]
     if completed:
-        console().print(_best(completed))
+        _show_best(completed)
     for job in jobs:
         if job.status not in ("completed", "diverged"):
             say(f"{job.status}: {job.error or 'its process ended before its record'}", "red")
@@ -33,15 +31,13 @@ def show_table(jobs: Sequence[Job], sweep: Path) -> None:
         say(f"and {more} more diverged", "yellow")
 
 
-def _best(completed: Sequence[Job]) -> Table:
-    """Return a table of each strategy's best job by validation loss."""
-    table = Table("strategy", "best validation loss", "where", title="the best single job of each strategy")
-    table.title_justify = "left"
+def _show_best(completed: Sequence[Job]) -> None:
+    """Print each strategy's best job by validation loss, the best of them first."""
     best: dict[str, Job] = {}
     for job in completed:
         name = job.config.get("strategy", {}).get("name", "")
         if name not in best or (job.objective or 0.0) < (best[name].objective or 0.0):
             best[name] = job
+    width = max(map(len, best))
     for name, job in sorted(best.items(), key=lambda item: item[1].objective or 0.0):
-        table.add_row(name, f"{job.objective:.4f}", job.name)
-    return table
+        say(f"best {name:<{width}}  validation loss {job.objective:.4f}  {job.name}")

@@ -27,15 +27,15 @@ class JobRecord:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier try in the same folder
-        self._rows = (folder / METRICS).open("w", encoding="utf-8", buffering=1)
+        self._rows = (folder / METRICS).open("wb", buffering=0)  # what is written is with the system at once
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
-        """Append a logged step; the line is handed to the operating system at once."""
-        self._rows.write(as_lines(stage, [row]))
+        """Append a logged step."""
+        self.log_lines(as_lines(stage, [row]))
 
     def log_lines(self, lines: str) -> None:
         """Append rows that :func:`as_lines` has written already."""
-        self._rows.write(lines)
+        self._rows.write(lines.encode())
 
     def close(self) -> None:
         """Close the file of rows; without a summary the job counts as unfinished."""
