@@ -9,7 +9,6 @@ Every way starts with its programs compiled already and no pre-training kept.
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -40,14 +39,14 @@ def grid(points: int) -> list[str]:
 
 def run(way: str, points: int, tracker: str, scratch: Path) -> tuple[float, int, int]:
     """Return a sweep's seconds, its number of jobs, and the peak memory of its largest process in MiB."""
+    # A folder of its own each time: deleting the last one's thousands of files would slow the disk for this one.
+    scratch_jax, scratch = scratch / "jax", Path(tempfile.mkdtemp(dir=scratch))
     folder = scratch / "sweep"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.rmtree(scratch / "stages", ignore_errors=True)
     arguments = [*WAYS[way], *grid(points), f"tracker={tracker}", f"hydra.sweep.dir={folder}"]
     command = [sys.executable, "-m", "src.train", "-m", *arguments, f"cache_folder={scratch}/stages"]
     measured = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, capture_output=True); \
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    environment = {**os.environ, "WANDB_MODE": "offline", "JAX_COMPILATION_CACHE_DIR": str(scratch / "jax")}
+    environment = {**os.environ, "WANDB_MODE": "offline", "JAX_COMPILATION_CACHE_DIR": str(scratch_jax)}
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", measured, *command], env=environment, check=True, capture_output=True, text=True

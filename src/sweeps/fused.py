@@ -12,7 +12,6 @@ import functools
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,12 +28,11 @@ from src.tracking.job import StageRows
 if TYPE_CHECKING:
     from src.data.base import Transfer
     from src.engine.partition import Placement
-    from src.recipe import Outcome, Pretrained, Recipe
+    from src.recipe import Pretrained, Recipe
     from src.sweeps.launching import Sweep, SweepJob
 
 Mode = Enum("Mode", ["map", "vmap", "auto"])
 MOST_LANES = 256  # in a chunk: what a kill may cost is bounded too
-WRITERS = 4  # threads that write a chunk's records
 SHARING_LANES = 8  # this many jobs of one pre-training are a chunk of their own, which shares its parameters
 SMALL_NETWORK = 10_000  # parameters up to which vmap is faster than map on two cores (docs/performance.md)
 
@@ -168,16 +166,11 @@ class Fused:
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
         outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes)
         each = round((time.perf_counter() - started) / len(chunk), 4)
-
-        def write(ready: Ready, first: StageRows, own: list[dict[str, float]], outcome: Outcome) -> None:
+        for ready, (_, first), own, outcome in zip(chunk, shared, rows, outcomes, strict=True):
             with sweep.track(ready.job) as tracking:
                 tracking.open_view(ready.plan.tracker)
                 tracking.keep([first, StageRows.of("finetune", own)], sweep.folder.path.name, task.data.fingerprint)
                 complete(tracking, outcome, task.data, task.placed, task.sizes, seconds=each)
-
-        # Making files is most of what is left, and mostly waiting for the file system.
-        with ThreadPoolExecutor(WRITERS) as pool:
-            list(pool.map(write, chunk, [first for _, first in shared], rows, outcomes))
 
     def pretrain(
         self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any

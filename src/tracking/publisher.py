@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ class Publisher:
     """One writer process, which serves every job of this process one after the other."""
 
     def __init__(self) -> None:
-        self._one_at_a_time = threading.Lock()
         # An empty WANDB_MODE is an error to W&B; whoever sets one means that none is set.
         environment = {key: value for key, value in os.environ.items() if (key, value) != ("WANDB_MODE", "")}
         environment["WANDB_SILENT"] = "true"
@@ -79,9 +77,8 @@ class Publisher:
         assert self._process.stdin is not None
         line = json.dumps(message) + "\n"
         try:
-            with self._one_at_a_time:
-                self._process.stdin.write(line)
-                self._process.stdin.flush()
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
         except (BrokenPipeError, ValueError):
             pass  # the writer is gone and close() says so; the record on disk has everything
 
@@ -109,17 +106,15 @@ def _staged(stage: str, row: Mapping[str, float]) -> dict[str, float]:
 
 
 _publisher: Publisher | None = None
-_starting = threading.Lock()
 
 
 def publisher() -> Publisher:
     """Return this process's publisher, started at the first call and closed at exit."""
     global _publisher
-    with _starting:
-        if _publisher is None:
-            _publisher = Publisher()
-            atexit.register(_report, _publisher)
-        return _publisher
+    if _publisher is None:
+        _publisher = Publisher()
+        atexit.register(_report, _publisher)
+    return _publisher
 
 
 def enabled(options: Any) -> bool:
