@@ -26,6 +26,9 @@ from src.sweeps.identity import register_resolvers
 
 register_schema()
 register_resolvers()
+# Hydra finds launchers in `hydra_plugins` folders on the path, where a console script does not put this one.
+if str(CONF.parent) not in sys.path:
+    sys.path.append(str(CONF.parent))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

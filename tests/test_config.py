@@ -7,17 +7,18 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from src.config import CONF, ROOMS, Knobs, Study, build, option_class, option_names
+from src.config import CONF, ROOMS, Knobs, Study, build, option_class, option_names, register_schema
 from src.engine.optimizers import Adamw, Sgd
 from src.errors import UserError
+from src.job import make_plan
 from src.sweeps.identity import register_resolvers
-from src.train import build_recipe
 
 OPTIONS = [(group, name) for group in ROOMS for name in option_names(group)]
 
 
 def composed(*overrides):
     register_resolvers()
+    register_schema()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", overrides=list(overrides))
 
@@ -43,7 +44,7 @@ def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
 def test_top_level_defaults_are_the_dataclass_s():
     cfg = composed()
     for f in [*dataclasses.fields(Knobs), *dataclasses.fields(Study)]:
-        assert cfg[f.name] == f.default
+        assert cfg[f.name] == f.default, f.name
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -59,12 +60,12 @@ def test_every_key_is_explained(path):
 
 @pytest.mark.parametrize("preset", ["experiment=four_strategies", "experiment=reference", "experiment=digits"])
 def test_presets_build(preset):
-    build_recipe(composed(preset))
+    make_plan(composed(preset))
 
 
 def test_debug_presets_build_and_win():
-    assert build_recipe(composed("experiment=digits", "debug=fast")).finetune_steps == 2
-    assert build_recipe(composed("debug=nans")).log_every == 1
+    assert make_plan(composed("experiment=digits", "debug=fast")).recipe.finetune_steps == 2
+    assert make_plan(composed("debug=nans")).recipe.log_every == 1
 
 
 def test_build_gives_frozen_typed_objects():
@@ -96,7 +97,7 @@ def test_build_gives_frozen_typed_objects():
 )
 def test_wrong_values_are_named(overrides, message):
     with pytest.raises(Exception, match=message) as found:
-        build_recipe(composed(*overrides))
+        make_plan(composed(*overrides))
     assert isinstance(found.value, UserError) or "nam" in message
 
 

@@ -33,7 +33,7 @@ from src.errors import UserError
 from src.tracking.record import replacing, versions
 
 if TYPE_CHECKING:  # listing a cache needs no JAX
-    from src.engine.loop import Row, Watch
+    from src.engine.loop import Row
     from src.engine.stage import Stage
 
 
@@ -122,7 +122,7 @@ def sources(stage: Stage) -> dict[str, str]:
     directly or not: a model may take its layers from another file. What only other stages use, scripts, data or
     results, is not among them.
     """
-    waiting = {Path(file) for cls in _classes(stage) for file in _file_of(cls)}
+    waiting = {Path(file) for cls in _classes(stage) for file in _file_of(cls)} | {SRC / "engine" / "loop.py"}
     found: dict[Path, Source] = {}
     while waiting:
         file = waiting.pop()
@@ -227,32 +227,6 @@ class StageCache:
 
     def __init__(self, folder: Path, mode: CacheMode, limit_bytes: int, warn: Callable[[str], None]) -> None:
         self.folder, self.mode, self.limit_bytes, self._warn = folder, mode, limit_bytes, warn
-
-    def fetch(
-        self, key: str, learn: Callable[[Watch], tuple[Mapping[str, Any], Mapping[str, Any]]], watch: Watch
-    ) -> Entry:
-        """Return an entry, learned only if it is not here yet; ``watch`` gets the same rows either way.
-
-        Args:
-            key: of the stage (:func:`stage_key`).
-            learn: trains the stage, given what to call with each row; returns parameters and facts.
-            watch: called with each row, as it happens or as it was.
-        """
-        found = self.get(key)
-        if found is not None:
-            for row in found.rows:
-                watch(dict(row))
-            return found
-        rows: list[Row] = []
-
-        def watch_and_note(row: Row) -> None:
-            rows.append(dict(row))
-            watch(row)
-
-        params, facts = learn(watch_and_note)
-        entry = Entry({path: np.asarray(value) for path, value in params.items()}, rows, dict(facts))
-        self.put(key, entry)
-        return entry
 
     def get(self, key: str) -> Entry | None:
         """Return an entry, or ``None``; a damaged one is warned about, removed, and counts as missing."""

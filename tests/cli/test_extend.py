@@ -9,7 +9,7 @@ from tests.commands import ROOT, rows, summary, train
 
 def test_the_documented_strategy_works(tmp_path, monkeypatch):
     project = tmp_path / "a project with a space"
-    for part in ("src", "conf"):
+    for part in ("src", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
     page = (ROOT / "docs/strategies.md").read_text()
     code, yaml = (re.search(rf"```{language}\n(.*?)```", page, re.DOTALL) for language in ("python", "yaml"))

@@ -28,7 +28,7 @@ def test_optuna_finds_the_smallest_objective_in_batches(tmp_path):
         "finetune_steps=200",
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Launching 3 jobs") == 2
+    assert done.stdout.count("\n3 jobs; ") == 2
     records = [json.loads(path.read_text()) for path in tmp_path.glob("*/summary.json")]
     assert len(records) == 6
     assert {record["status"] for record in records} == {"completed", "diverged"}

@@ -16,16 +16,16 @@ import pytest
 
 from src.data.diabetes import Diabetes
 from src.engine import stage_cache
-from src.engine.loop import fit
 from src.engine.optimizers import Adam, Adamw, Momentum
 from src.engine.schedules import Constant, WarmupCosine, WarmupLinear
 from src.engine.stage_cache import CacheMode, Entry, StageCache, parse_size, stage_key, stage_label
 from src.errors import UserError
 from src.models.mlp import Activation, Mlp
 from src.objectives.supervised import Classification, Supervised
-from src.recipe import Recipe, finetune, initial_params, pretrain, pretraining_stage
+from src.recipe import Recipe, pretrain_once, pretraining_stage
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
+from tests.engine.runs import finetuned
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER, THIRD = "0" * 24, "1" * 24, "2" * 24
@@ -283,37 +283,18 @@ def test_a_dtype_that_the_format_lacks_costs_a_warning(open_cache, warnings):
 
 def test_fine_tuning_from_a_kept_stage_gives_the_same_bits(data, open_cache):
     recipe = Recipe(pretrain_steps=25, finetune_steps=15, batch_size=32)
-    stage = pretraining_stage(recipe, data)
-    key, learned = stage_key(stage, "f"), []
-
-    def learn(watch):
-        learned.append(1)
-        done = fit(stage, initial_params(stage, data), data.source["train"], {}, watch)
-        return done.params, {"stage": stage_label(stage), "diverged": done.diverged, "flops": done.flops_per_step}
-
-    seen = [[], []]
-    entries = [open_cache().fetch(key, learn, rows.append) for rows in seen]
-    assert len(learned) == 1
-    assert_same_bits(entries[1], entries[0])
-    direct_rows = []
-    direct = pretrain(recipe, data, direct_rows.append)
-    assert seen[0] == seen[1] == entries[1].rows == direct_rows
-    assert [row["step"] for row in direct_rows] == [0, 10, 20, 25][-len(direct_rows) :]
-    expected = finetune(recipe, data, direct.params).params
-    for kept in entries:
-        found = finetune(recipe, data, kept.params).params
+    rows = [[], [], []]
+    direct = pretrain_once([recipe], data, None, watch=rows[0].append)[0]
+    computed = pretrain_once([recipe], data, open_cache(), watch=rows[1].append)[0]
+    kept = pretrain_once([recipe], data, open_cache(), watch=rows[2].append)[0]
+    assert rows[0] == rows[1] == rows[2]
+    assert kept.seconds == 0.0 < computed.seconds
+    assert kept.metrics == computed.metrics == direct.metrics
+    expected = finetuned(recipe, data, direct.params).params
+    for start in (computed, kept):
+        found = finetuned(recipe, data, start.params).params
         for path in expected:
             np.testing.assert_array_equal(found[path], expected[path])
-
-
-def test_a_stage_that_fails_is_not_kept(open_cache):
-    def learn(watch):
-        watch({"step": 10})
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        open_cache().fetch(KEY, learn, print)
-    assert open_cache().entries() == []
 
 
 # --- damage ------------------------------------------------------------------------------------------------------
@@ -530,7 +511,7 @@ def test_a_disk_that_is_full_or_shut_costs_one_warning(open_cache, warnings, mon
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(Path, "replace", refuse)  # the last step of writing
+    monkeypatch.setattr(os, "replace", refuse)  # the last step of writing
     cache.put(KEY, entry(2.0))
     assert len(warnings) == 1
     assert warnings[0].endswith(os.strerror(code))
