@@ -32,7 +32,7 @@ install: .venv/installed  ## Make .venv with what running needs
 install-dev: .venv/installed-dev  ## Make .venv with what developing needs too
 
 demo: .venv/installed  ## Four strategies on real data: sweep, export, analyse, draw (under 3 minutes)
-	$(BIN)/python -m src.train -m experiment=four_strategies hydra.sweep.dir=$(SWEEP)
+	$(BIN)/python -m src.train -m experiment=four_strategies hydra.sweep.dir=$(SWEEP) resume=force
 	$(BIN)/python scripts/export_sweep.py $(SWEEP) --out $(SWEEP)/sweep.parquet --history $(SWEEP)/history.parquet
 	$(BIN)/python scripts/analyze_sweep.py $(SWEEP)/sweep.parquet
 
