@@ -82,6 +82,9 @@ class Fused:
                 sweep.fail(job, error)
                 continue
             groups.setdefault(ready.group, []).append(ready)
+        for key, values in self.plans.compiled_in.items():
+            if len(values) > 1:
+                say(f"{key} is compiled in: its {len(values)} values are programs of their own")
         with Bar({"jobs": len(jobs)}, bool(sweep.config.progress)) as bar:
             done = 0
             for group in groups.values():
@@ -106,6 +109,11 @@ class Fused:
                     for ready in chunk:
                         del left[ready.job.number]
                     yield len(chunk)
+            except OSError as error:  # a full disk: every further job would meet it too
+                raise UserError(
+                    f"{sweep.folder.path} cannot be written ({error.strerror}); what was done stays done, "
+                    "and the same command goes on from there"
+                ) from error
             except Exception as error:  # noqa: BLE001  (one program's failure must not cost its jobs)
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
                 say(f"{len(left)} jobs could not run as one program ({reason}): running them one by one", "yellow")
@@ -192,6 +200,7 @@ class Plans:
 
     def __init__(self) -> None:
         self._known: dict[Any, tuple[Plan, Any, dict[str, Any]]] = {}
+        self.compiled_in: dict[str, set[Any]] = {}  # scalars that were swept and are no argument of a program
 
     def of(self, composed: Composed) -> tuple[Plan, Any]:
         """Return a job's plan, and what its program depends on.
@@ -205,6 +214,9 @@ class Plans:
         _, _, traced = self._known[family]
         swept = {key: value for key, value in composed.values.items() if key in traced and _fits(value, traced[key])}
         rest = tuple((key, value) for key, value in composed.values.items() if key not in swept)
+        for key, value in rest:
+            if not key.startswith("tracker."):
+                self.compiled_in.setdefault(key, set()).add(value)
         if (family, rest) not in self._known:
             self._known[family, rest] = self._make(composed)
         plan, group, traced = self._known[family, rest]

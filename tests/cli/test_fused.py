@@ -165,6 +165,25 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     assert done.stderr.count("\n") == 1
 
 
+def test_a_disk_that_fills_up_keeps_what_was_done(tmp_path):
+    """On a file system of one megabyte of its own, where the system lets us make one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=900k", "thaw-test", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("making a small file system needs rights that this process does not have")
+    try:
+        done = sweep(disk / "study", "seed=range(0,100)", "hydra.launcher.batch_size=5", "finetune_steps=20")
+        assert done.returncode == 1
+        assert "cannot be written (No space left on device); what was done stays done" in done.stderr
+        assert done.stderr.count("\n") == 1
+        kept = [summary(job) for job in jobs(disk / "study").values()]
+        assert len(kept) > 5
+        assert all(record["status"] == "completed" for record in kept)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -200,6 +219,8 @@ def test_what_is_compiled_in_makes_groups_of_its_own(tmp_path):
     assert "12 jobs: 12 completed" in done.stdout
     objectives = {name: summary(job)["objective"] for name, job in jobs(tmp_path).items()}
     assert len(set(objectives.values())) == 12
+    assert "optimizer.b1 is compiled in: its 2 values are programs of their own" in done.stdout
+    assert "batch_size is compiled in: its 2 values are programs of their own" in done.stdout
 
 
 def test_a_group_that_fails_runs_one_by_one(tmp_path):

@@ -46,6 +46,18 @@ def test_a_run_from_start_to_record(tmp_path):
     assert stages == [("pretrain", s) for s in range(10, 201, 10)] + [("finetune", s) for s in range(0, 101, 10)]
 
 
+def test_a_run_imports_nothing_that_it_does_not_use(tmp_path):
+    unused = ("pandas", "sklearn", "wandb", "matplotlib", "scipy.stats", "orbax")
+    code = "import os, sys; os._exit = lambda _: None; import src.train; src.train.main(); "
+    code += f"print('loaded', [name for name in {unused} if name in sys.modules])"
+    arguments = [f"hydra.run.dir={tmp_path}", "tracker.mode=offline", *FAST]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "loaded []" in done.stdout
+
+
 def test_the_same_command_gives_the_same_bits(tmp_path):
     for name in ("a", "b"):
         assert train(tmp_path / name, "batch_size=16", "strategy=full", "optimizer=adam").returncode == 0
