@@ -51,7 +51,7 @@ def basic(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("mode", ["map", "vmap"])
+@pytest.mark.parametrize("mode", ["map", pytest.param("vmap", marks=pytest.mark.slow)])
 def test_records_are_those_of_one_job_at_a_time(tmp_path, basic, mode):
     fused = tmp_path / "study"
     done = sweep(fused, *GRID, f"hydra.launcher.mode={mode}", "tracker=wandb", "cache=off")
@@ -132,6 +132,7 @@ def test_versions_are_not_mixed(tmp_path):
     assert sweep(tmp_path, "seed=0,1").returncode == 0  # forced once, this code owns the folder
 
 
+@pytest.mark.slow
 def test_data_that_changed_is_not_mixed(tmp_path):
     for name in ("source", "target"):
         (tmp_path / f"{name}.csv").write_text("a,y\n" + "\n".join(f"{i},{i % 7}" for i in range(40)))
@@ -211,6 +212,7 @@ def test_one_raises_one_diverges_the_rest_complete(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_compiled_in_makes_groups_of_its_own(tmp_path):
     done = sweep(
         tmp_path, "optimizer=adam", "optimizer.b1=0.8,0.9", "seed=0,1,2", "batch_size=null,32", "finetune_steps=10"
@@ -223,6 +225,7 @@ def test_what_is_compiled_in_makes_groups_of_its_own(tmp_path):
     assert "batch_size is compiled in: its 2 values are programs of their own" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_group_that_fails_runs_one_by_one(tmp_path):
     """A program that cannot be built as lanes: here because the lanes are made to fail."""
     broken = tmp_path / "project"
@@ -245,6 +248,7 @@ def test_a_group_that_fails_runs_one_by_one(tmp_path):
     assert "2 jobs: 2 completed" in done.stdout
 
 
+@pytest.mark.slow
 def test_lanes_are_cut_by_batch_size(tmp_path, basic):
     done = sweep(tmp_path / "study", *GRID, "hydra.launcher.batch_size=2", "cache=off")
     assert done.returncode == 0, done.stderr

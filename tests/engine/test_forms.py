@@ -30,17 +30,23 @@ def task():
     return data, pretrained(Recipe(pretrain_steps=20), data)
 
 
-@pytest.mark.parametrize("batch_size", [None, 16])
+OPTIMIZERS = [
+    Sgd(),
+    Sgd(weight_decay=0.1, clip_norm=0.05),
+    Momentum(nesterov=True),
+    Adam(clip_norm=0.5),
+    Adamw(weight_decay=0.1),
+]
+
+
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "batch_size"),
     [
-        Sgd(),
-        Sgd(weight_decay=0.1, clip_norm=0.05),
-        Momentum(nesterov=True),
-        Adam(clip_norm=0.5),
-        Adamw(weight_decay=0.1),
+        *((optimizer, None) for optimizer in OPTIMIZERS),
+        (Adamw(weight_decay=0.1), 16),
+        *(pytest.param(optimizer, 16, marks=pytest.mark.slow) for optimizer in OPTIMIZERS[:4]),
     ],
-    ids=lambda optimizer: f"{type(optimizer).__name__}-{optimizer.clip_norm}",
+    ids=lambda value: f"{type(value).__name__}-{getattr(value, 'clip_norm', value)}",
 )
 def test_same_bits(task, optimizer, batch_size):
     data, params = task

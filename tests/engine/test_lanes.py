@@ -57,8 +57,15 @@ def together(recipes, data, lanes):
     return list(zip(starts, outcomes, rows, strict=True))
 
 
-@pytest.mark.parametrize("seeds", [(0, 1), (3,)], ids=["two pre-trainings", "one, shared"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [
+        *((name, (0, 1)) for name in CASES),  # of two pre-trainings
+        *(
+            pytest.param(name, (3,), marks=[] if "frozen" in name else pytest.mark.slow) for name in CASES
+        ),  # of one, shared
+    ],
+)
 def test_map_gives_the_same_bits(data, name, seeds):
     recipes = grid(CASES[name], seeds)
     for alone, lane in zip(one_at_a_time(recipes, data), together(recipes, data, Lanes.map), strict=True):
@@ -71,8 +78,17 @@ def test_map_gives_the_same_bits(data, name, seeds):
             np.testing.assert_array_equal(value, lane_outcome.params[path])
 
 
-@pytest.mark.parametrize("seeds", [(0, 1), (3,)], ids=["two pre-trainings", "one, shared"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "seeds"),
+    [
+        ("discriminative-minibatch", (0, 1)),
+        ("frozen", (3,)),
+        *(
+            pytest.param(name, (0, 1), marks=pytest.mark.slow)
+            for name in ("frozen", "masked-minibatch", "full-clipped")
+        ),
+    ],
+)
 def test_vmap_gives_the_same_numbers(data, name, seeds):
     recipes = grid(CASES[name], seeds)
     for (_, alone, rows), (_, lane, lane_rows) in zip(

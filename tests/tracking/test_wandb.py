@@ -68,7 +68,7 @@ def test_a_killed_training_is_a_failed_run(tmp_path):
     assert not (tmp_path / "summary.json").exists()
 
 
-@pytest.mark.parametrize("mode", ["auto", "online"])
+@pytest.mark.parametrize("mode", ["auto", pytest.param("online", marks=pytest.mark.slow)])
 def test_a_server_that_cannot_be_reached_costs_seconds_and_a_warning(tmp_path, mode):
     started = time.monotonic()
     done = train(
