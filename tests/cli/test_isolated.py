@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.cli.test_fused import jobs, start
 from tests.commands import ROOT, summary, sweep
 
@@ -26,6 +28,7 @@ def process_of(*words: str) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_the_same_records_as_fused(tmp_path):
     arguments = ("strategy=frozen,full", "seed=0", "finetune_steps=20", "cache=off")
     for name, launcher in (("fused", ()), ("isolated", ISOLATED)):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 def test_optuna_finds_the_smallest_objective_in_batches(tmp_path):
     done = sweep(
         tmp_path,

@@ -244,6 +244,7 @@ def test_a_misspelt_choice_stops_a_sweep_before_its_first_job(tmp_path):
     assert not list(tmp_path.glob("*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_joblib_launches_the_same_jobs(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="the joblib launcher is an extra")
     arguments = ("seed=0,1", *FAST)

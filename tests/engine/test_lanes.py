@@ -60,7 +60,9 @@ def together(recipes, data, lanes):
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        *((name, (0, 1)) for name in CASES),  # of two pre-trainings
+        *(
+            pytest.param(n, (0, 1), marks=pytest.mark.slow if "discr" in n else []) for n in CASES
+        ),  # of two pre-trainings
         *(
             pytest.param(name, (3,), marks=[] if "frozen" in name else pytest.mark.slow) for name in CASES
         ),  # of one, shared
@@ -81,12 +83,8 @@ def test_map_gives_the_same_bits(data, name, seeds):
 @pytest.mark.parametrize(
     ("name", "seeds"),
     [
-        ("discriminative-minibatch", (0, 1)),
         ("frozen", (3,)),
-        *(
-            pytest.param(name, (0, 1), marks=pytest.mark.slow)
-            for name in ("frozen", "masked-minibatch", "full-clipped")
-        ),
+        *(pytest.param(name, (0, 1), marks=pytest.mark.slow) for name in CASES),
     ],
 )
 def test_vmap_gives_the_same_numbers(data, name, seeds):
@@ -122,6 +120,7 @@ def test_a_diverging_lane_leaves_the_others_alone(data, lanes):
     assert lane.objective == np.inf
 
 
+@pytest.mark.slow
 def test_a_new_head_by_lane():
     data = Digits().load()
     recipes = [

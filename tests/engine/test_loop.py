@@ -50,7 +50,7 @@ def test_an_update_s_rows_do_not_depend_on_the_logging(data):
     assert not np.array_equal(other, orders[0])
 
 
-@pytest.mark.parametrize("batch_size", [None, 32])
+@pytest.mark.parametrize("batch_size", [None, pytest.param(32, marks=pytest.mark.slow)])
 def test_logging_changes_no_bit(data, batch_size):
     ends = []
     for log_every in (1, 7, 100):
