@@ -11,12 +11,11 @@ from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.choices import Resume
 from src.config import Study, typed
 from src.errors import UserError
 from src.results.records import Job, load_job
 from src.sweeps.composing import Composed, SweepComposer
-from src.sweeps.folder import SweepFolder
+from src.sweeps.folder import ENDED, SweepFolder
 from src.sweeps.identity import job_folder_name, job_id
 from src.sweeps.table import show_table
 from src.tracking.console import say
@@ -57,7 +56,6 @@ class Sweep:
         context.config_loader = self.composer  # type: ignore[assignment]
         study = typed(Study, {name: config[name] for name in Study.__dataclass_fields__}, "")
         self.folder = SweepFolder(Path(str(config.hydra.sweep.dir)), study.resume)
-        self.again = study.resume is Resume.off
 
     def launch(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
         """Run what is missing of a batch of jobs, show the table, and return every job's result in order."""
@@ -113,12 +111,12 @@ class Sweep:
     def returned(self, job: SweepJob, record: Job, records: Mapping[Path, Job]) -> JobReturn:
         """Return what Hydra's sweeper wants to know of a job."""
         result = JobReturn(overrides=list(job.composed.overrides), working_dir=str(job.folder))
-        if record.status in ("completed", "diverged"):
+        if record.status in ENDED:
             objective = record.objective
             result.return_value = float("inf") if objective is None else objective
             result.status = JobStatus.COMPLETED
         else:
-            failed = [r for r in records.values() if r.status not in ("completed", "diverged")]
+            failed = [r for r in records.values() if r.status not in ENDED]
             result.return_value = UserError(
                 f"{len(failed)} of {len(records)} jobs did not complete; the first: {job.label}: "
                 f"{record.error or record.status} ({job.folder / SUMMARY})"

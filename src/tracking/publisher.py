@@ -143,15 +143,12 @@ def _report(closing: Publisher) -> None:
 
 def _pattern(folders: list[str]) -> str:
     """Return a path, or the shell pattern of several jobs' runs, relative to the working folder where it lies below."""
-
-    def near(path: str) -> str:
-        relative = os.path.relpath(path)
-        return path if relative.startswith("..") else relative
+    from src.tracking.console import near
 
     if len(folders) == 1:
-        return shell_word(near(folders[0]))
+        return shell_word(near(Path(folders[0])))
     jobs = os.path.commonpath([str(Path(folder).parents[1]) for folder in folders])
-    return f"{shell_word(near(jobs))}/*/wandb/offline-run-*"
+    return f"{shell_word(near(Path(jobs)))}/*/wandb/offline-run-*"
 
 
 def shell_word(path: str) -> str:
