@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import glob
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ class Publisher:
         environment = {key: value for key, value in os.environ.items() if (key, value) != ("WANDB_MODE", "")}
         environment["WANDB_SILENT"] = "true"
         environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        # A file and no pipe: nobody reads before the end, and the answers of some 400 runs would fill a pipe.
+        self._answers = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", "src.tracking.wandb_writer"],
             stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdout=self._answers,
             text=True,
             env=environment,
             start_new_session=True,  # Ctrl-C is for the training; the writer still has to end its run
@@ -84,11 +88,11 @@ class Publisher:
 
     def close(self) -> list[dict[str, Any]]:
         """Wait until everything is written; return the writer's answers: folders, addresses, warnings."""
-        try:
-            answers, _ = self._process.communicate()
-        except (BrokenPipeError, ValueError):
-            answers = ""
-        found = [json.loads(line) for line in answers.splitlines()]
+        with contextlib.suppress(BrokenPipeError, ValueError):
+            self._process.communicate()
+        self._answers.seek(0)
+        found = [json.loads(line) for line in self._answers]
+        self._answers.close()
         if self._process.returncode:
             found.append({"warning": f"W&B's writer process ended with exit code {self._process.returncode}"})
         return found
