@@ -81,7 +81,7 @@ def stage_key(stage: Stage, data_fingerprint: str, extra: Mapping[str, Any] = {}
 def stage_label(stage: Stage) -> str:
     """Return what people call a stage: ``"Mlp(widths=8, activation=relu), Regression, Sgd, lr 0.05, ..."``."""
     values = {f.name: getattr(stage.model, f.name) for f in dataclasses.fields(stage.model)}
-    model = ", ".join(f"{name}={_short(value)}" for name, value in values.items())
+    model = ", ".join(f"{name}={_short(value)}" for name, value in values.items() if value is not None)
     names = [type(part).__name__ for part in (stage.objective, stage.optimizer)]
     rate = f"lr {np.float32(stage.lr):.6g}"
     return ", ".join(

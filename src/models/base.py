@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-Params = dict[str, Array]  # {"Dense_0/kernel": array}: the flat form that everything outside this file handles
+# {"Dense_0/kernel": array}: the flat form that everything outside this file handles. Batch statistics are leaves like
+# any other (`BatchNorm_0/mean`), so freezing a group freezes them too; only no gradient is taken of them.
+Params = dict[str, Array]
+
+# What stands around a module: `(call, leaves, module, x, key) -> output`, where `call` is the module itself and `leaves`
+# are the injected parameters that lie beside its own.
+Around = Callable[[Callable[[Array], Array], Mapping[str, Array], nn.Module, Array, Array | None], Array]
+
+
+class Forward(NamedTuple):
+    """How a pass differs from plain inference."""
+
+    start: int = 0  # the first group that is run: below it, the inputs are what the group before it returned
+    stop: int | None = None  # the first group that is not run any more; None: all are
+    moving: frozenset[str] = frozenset()  # batch statistics that the pass updates; all others are used as they are
+    key: Any = None  # of dropout; None: there is none
+    injected: frozenset[str] = frozenset()  # names of leaves that a strategy added beside a module's own parameters
+    around: Around | None = None  # what these leaves do
+
+
+PLAIN = Forward()
+
+
+def is_statistic(path: str) -> bool:
+    """Tell whether a flat path is a batch statistic: no parameter, but what batch normalisation has seen."""
+    return path.rsplit("/", 1)[-1] in ("mean", "var")
 
 
 @dataclass(frozen=True)
@@ -18,21 +47,75 @@ class Model:
     """Base of every model: a file says how to make its module and what its groups are."""
 
     def module(self, outputs: int) -> nn.Module:
-        """Return the linen module with ``outputs`` output units."""
+        """Return the linen module with ``outputs`` output units.
+
+        Its ``__call__(x, start=0, stop=None)`` runs the groups ``start`` to ``stop - 1``: what a frozen bottom returns
+        can then be computed once and kept.
+        """
         raise TypeError(f"{type(self).__name__} does not say how to make its module")
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``(name, regular expression on whole paths)`` from bottom to top; the last is the head."""
         raise TypeError(f"{type(self).__name__} does not name its groups")
 
+    @property
+    def stochastic(self) -> bool:
+        """Whether a training pass differs from inference by chance (dropout)."""
+        return getattr(self, "dropout", None) is not None
+
+    def adapter_points(self) -> tuple[tuple[str, ...], ...]:
+        """Return, block by block from the bottom, the modules after which an adapter may stand, innermost first.
+
+        An adapter after every one of a block is Houlsby's arrangement, after its last one Pfeiffer's.
+        """
+        raise TypeError(f"{type(self).__name__} does not say where adapters may stand")
+
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
         """Return initial parameters for inputs of shape ``(N, *features)``; only the shape matters."""
-        variables = self.module(outputs).init(key, jnp.zeros((1, *features)))
-        return flatten_dict(variables["params"], sep="/")  # type: ignore[return-value]
+        with nn.intercept_methods(partial(_intercept, PLAIN, {})):
+            variables = self.module(outputs).init(key, jnp.zeros((1, *features)))
+        return {path: leaf for part in variables.values() for path, leaf in flatten_dict(part, sep="/").items()}
 
-    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int) -> Float[Array, "N outputs"]:
+    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, how: Forward = PLAIN) -> Array:
         """Return the network's outputs for a batch."""
-        return self.module(outputs).apply({"params": unflatten_dict(params, sep="/")}, x)  # type: ignore[return-value]
+        return self.forward(params, x, outputs, how)[0]
+
+    def forward(
+        self, params: Params, x: Float[Array, "N ..."], outputs: int, how: Forward = PLAIN
+    ) -> tuple[Float[Array, "N outputs"], Params]:
+        """Return the outputs for a batch, and the new values of the statistics in ``how.moving``."""
+        beside: dict[str, dict[str, Array]] = {}
+        collections: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
+        for path, leaf in params.items():
+            module, _, name = path.rpartition("/")
+            if name in how.injected:
+                beside.setdefault(module, {})[name] = leaf
+            else:
+                collections["batch_stats" if is_statistic(path) else "params"][path] = leaf
+        variables = {name: unflatten_dict(part, sep="/") for name, part in collections.items()}
+        rngs = {} if how.key is None else {"dropout": how.key}
+        with nn.intercept_methods(partial(_intercept, how, beside)):
+            outputs_, changed = self.module(outputs).apply(
+                variables, x, how.start, how.stop, rngs=rngs, mutable=["batch_stats"] if how.moving else []
+            )
+        seen = flatten_dict(changed.get("batch_stats", {}), sep="/")
+        return outputs_, {path: seen[path] for path in how.moving if path in seen}  # type: ignore[return-value]
+
+
+def _intercept(
+    how: Forward, beside: Mapping[str, Mapping[str, Array]], call: Any, args: Any, kwargs: Any, context: Any
+) -> Any:
+    """Stand between a module and its caller: decide on batch statistics, and let injected parameters act."""
+    if context.method_name != "__call__":
+        return call(*args, **kwargs)
+    path = "/".join(context.module.path)
+    if isinstance(context.module, nn.BatchNorm):
+        kwargs = kwargs | {"use_running_average": f"{path}/mean" not in how.moving}
+    if path not in beside or how.around is None:
+        return call(*args, **kwargs)
+    x, *rest = args
+    key = None if how.key is None else jax.random.fold_in(how.key, sorted(beside).index(path))
+    return how.around(lambda value: call(value, *rest, **kwargs), beside[path], context.module, x, key)
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:

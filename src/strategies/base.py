@@ -1,24 +1,88 @@
-"""What a strategy is: an ordered table of patterns, made from the model's groups."""
+"""What a strategy is: an ordered table of patterns, made from the model's groups, and what little else it may need."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from flax import linen as nn
+from jaxtyping import Array
+
 from src.engine.optimizers import Form
 from src.engine.partition import Groups, Line
+from src.models.base import Model, Params
+
+Table = tuple[Line, ...]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Base of every strategy. ``form`` says how the engine keeps frozen parameters still."""
+    """Base of every strategy. Most say only :meth:`table`; the rest is for those that add something.
+
+    ``form`` says how the engine keeps frozen parameters still, ``pretrained`` whether there is a pre-training to start
+    from, ``injected`` the last names (``lora_a``) of the leaves that :meth:`prepare` puts beside a module's own.
+    """
 
     form: ClassVar[Form] = Form.split
+    pretrained: ClassVar[bool] = True
+    injected: ClassVar[tuple[str, ...]] = ()
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> Table:
         """Return the lines ``(pattern, learning-rate multiplier or FROZEN)``; the first match decides.
 
         Args:
             groups: the model's groups from bottom to top, the head last.
         """
         raise TypeError(f"{type(self).__name__} does not make a table")
+
+    def tables(self, groups: Groups) -> tuple[Table, ...]:
+        """Return one table a phase of fine-tuning, in their order."""
+        return (self.table(groups),)
+
+    def lengths(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
+        """Return the number of updates of each phase; they add up to ``steps``.
+
+        Args:
+            phases: how many tables there are.
+            steps: updates of fine-tuning altogether.
+            epoch: updates in which every row is seen once.
+
+        Raises:
+            UserError: the phases do not fit in ``steps``.
+        """
+        return (steps,)
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Return what fine-tuning adds to the pre-trained parameters, or starts anew, by path.
+
+        It may be called for shapes alone (under ``jax.eval_shape``).
+
+        Args:
+            key: of random initial values.
+            params: the pre-trained parameters, already with the head of the target task.
+            model: for its groups.
+
+        Raises:
+            UserError: a setting that does not fit these parameters.
+        """
+        return {}
+
+    def around(
+        self,
+        call: Callable[[Array], Array],
+        leaves: Mapping[str, Array],
+        module: nn.Module,
+        x: Array,
+        key: Array | None,
+    ) -> Array:
+        """Return a module's output where injected leaves lie beside its parameters.
+
+        Args:
+            call: the module itself, from its input to its output.
+            leaves: the injected leaves by their last name.
+            module: for its own parameters (``module.variables["params"]``) and attributes.
+            x: its input.
+            key: of dropout; ``None`` outside training.
+        """
+        return call(x)
