@@ -18,8 +18,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 # any other (`BatchNorm_0/mean`), so freezing a group freezes them too; only no gradient is taken of them.
 Params = dict[str, Array]
 
-# What stands around a module: `(call, leaves, module, x, key) -> output`, where `call` is the module itself and `leaves`
-# are the injected parameters that lie beside its own.
+# What stands around a module: `(call, leaves, module, x, key) -> output`. `call` is the module itself, `leaves` are
+# the injected parameters that lie beside its own.
 Around = Callable[[Callable[[Array], Array], Mapping[str, Array], nn.Module, Array, Array | None], Array]
 
 
@@ -74,7 +74,10 @@ class Model:
         """Return initial parameters for inputs of shape ``(N, *features)``; only the shape matters."""
         with nn.intercept_methods(partial(_intercept, PLAIN, {})):
             variables = self.module(outputs).init(key, jnp.zeros((1, *features)))
-        return {path: leaf for part in variables.values() for path, leaf in flatten_dict(part, sep="/").items()}
+        flat: dict[str, Any] = {}
+        for part in variables.values():
+            flat |= flatten_dict(part, sep="/")
+        return flat
 
     def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, how: Forward = PLAIN) -> Array:
         """Return the network's outputs for a batch."""
