@@ -46,7 +46,9 @@ def make_plan(cfg: DictConfig) -> Plan:
     known = [*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS]
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
-    groups = {name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule")}
+    groups = {
+        name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule", "trainer")
+    }
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),
         source=build("data", cfg.data),
@@ -112,7 +114,10 @@ def complete(
         metrics=outcome.metrics,
         last_finite_step=outcome.last_finite_step,
         parameters={"trainable": sum(sizes[path] for path in placed.trainable), "total": sum(sizes.values())},
-        flops_per_step=outcome.flops_per_step,
+        flops_per_step=outcome.cost.flops,
+        bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
+        moved=None if outcome.moved is None else outcome.moved._asdict(),
+        signals=outcome.signals,
         data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
         **more,
     )

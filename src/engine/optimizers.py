@@ -81,7 +81,11 @@ class Adamw(Adam):
 
 
 def transformation(
-    optimizer: Optimizer, rate: Callable[[Any], Any], multiplier: Mapping[str, Any], form: Form
+    optimizer: Optimizer,
+    rate: Callable[[Any], Any],
+    multiplier: Mapping[str, Any],
+    form: Form,
+    cohorts: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformation:
     """Return the whole transformation for one stage.
 
@@ -91,10 +95,14 @@ def transformation(
         multiplier: path -> learning-rate multiplier or ``FROZEN``, for every parameter.
         form: how frozen parameters are kept still. With ``Form.split`` the transformation must only be given the
             trainable half; the other two take all parameters.
+        cohorts: path -> label of those that share a state of the optimizer (a count of updates); ``None``: all do.
     """
     moving = {path: value for path, value in multiplier.items() if value is not FROZEN}
     steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []
-    steps += [optimizer.direction(), optax.add_decayed_weights(optimizer.weight_decay)]
+    direction = optimizer.direction()
+    if cohorts is not None:
+        direction = optax.partition({label: optimizer.direction() for label in set(cohorts.values())}, dict(cohorts))
+    steps += [direction, optax.add_decayed_weights(optimizer.weight_decay)]
     if any(not isinstance(value, float) or value != 1.0 for value in moving.values()):
         steps.append(_scale_by_path(moving))
     steps.append(optax.scale_by_schedule(lambda count: -rate(count)))

@@ -22,6 +22,9 @@ class Schedule:
         """Return the multiplier of the peak rate for update number ``step`` of ``total_steps``."""
         raise TypeError(f"{type(self).__name__} does not say its shape")
 
+    def check(self, steps: int) -> None:
+        return None
+
 
 @dataclass(frozen=True)
 class Constant(Schedule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -17,7 +18,7 @@ from src.engine.schedules import Schedule
 class Objective:
     """Base of what a stage minimises and reports."""
 
-    def loss(self, outputs: Float[Array, "N K"], targets: Array) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "N K"], targets: Array, smoothing: Any = None) -> Float[Array, ""]:
         """Return the mean loss of a batch."""
         raise TypeError(f"{type(self).__name__} has no loss")
 
@@ -25,12 +26,20 @@ class Objective:
         """Return the loss and what else is worth reporting of a whole split."""
         raise TypeError(f"{type(self).__name__} has no metrics")
 
+    def report(self, outputs: Array, targets: Array) -> dict[str, Array]:
+        return self.metrics(outputs, targets)
+
+    def count(self, targets: Array) -> Array:
+        return jnp.asarray(len(targets), jnp.float32)
+
 
 @dataclass(frozen=True)
 class Regression(Objective):
     """Mean squared error over ``(N,)`` predictions, in the units of the targets given."""
 
-    def loss(self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"]) -> Float[Array, ""]:
+    def loss(
+        self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"], smoothing: Any = None
+    ) -> Float[Array, ""]:
         """Return ``mean((outputs[:, 0] - targets) ** 2)``; ``(N, 1) - (N,)`` would broadcast to ``(N, N)``."""
         return jnp.mean(jnp.square(outputs.squeeze(-1) - targets))
 
@@ -44,7 +53,7 @@ class Regression(Objective):
 class Classification(Objective):
     """Cross-entropy over integer labels, in nats."""
 
-    def loss(self, outputs: Float[Array, "N K"], targets: Int[Array, " N"]) -> Float[Array, ""]:
+    def loss(self, outputs: Float[Array, "N K"], targets: Int[Array, " N"], smoothing: Any = None) -> Float[Array, ""]:
         """Return the mean negative log-probability of the labels."""
         return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets))
 

@@ -82,9 +82,7 @@ def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None
             "red",
         )
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
-    say(
-        f"objective (validation loss) {outcome.objective:.4f}; {outcome.flops_per_step:,.0f} FLOPs an update; {seconds}"
-    )
+    say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
     say(f"record: {near(folder)}")
 
 
@@ -98,7 +96,7 @@ def _result_table(metrics: Mapping[str, float]) -> Table:
     }
     names = [key.removeprefix("train_") for key in metrics if key.startswith("train_")]
     table = Table("", *names, title="result", title_justify="left")
-    for split, label in splits.items():
+    for split, label in ((split, label) for split, label in splits.items() if f"{split}_loss" in metrics):
         table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
     return table
 
