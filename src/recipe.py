@@ -29,7 +29,7 @@ from src.engine.partition import FROZEN, Placement, place, split
 from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
-from src.engine.trainer import Plain
+from src.engine.trainer import Plain, Precision
 from src.models.base import Model, Params, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
@@ -108,6 +108,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     """Return the stage that learns the target task under the strategy.
 
     Lanes keep the frozen half outside their state, so that it need not be repeated for each: the same bits, less work.
+    So does what is to be stored in another precision.
     """
     return Stage(
         model=recipe.model,
@@ -122,7 +123,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
         trainer=recipe.trainer,
-        form=None if lanes is Lanes.one else Form.split,
+        form=None if lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32 else Form.split,
     )
 
 

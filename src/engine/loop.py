@@ -284,12 +284,12 @@ class Driver:
         moving = shown(self.state) if moving is None else moving
         if self.lanes is Lanes.one:
             return [join(moving, self.frozen_from)]
-        moving = jax.device_get(moving)
-        frozen = self.frozen_from if self.shared else jax.device_get(self.frozen_from)
+        moved: Params = jax.device_get(moving)
+        frozen: Params = self.frozen_from if self.shared else jax.device_get(self.frozen_from)
 
         def own(lane: int) -> Params:
             still = frozen if self.shared else {path: leaf[lane] for path, leaf in frozen.items()}
-            return join({path: leaf[lane] for path, leaf in moving.items()}, still)
+            return join({path: leaf[lane] for path, leaf in moved.items()}, still)
 
         return [own(lane) for lane in range(self.count)]
 
