@@ -7,9 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from src.config import knob, typed
+from src.config import knob, static_part, typed
 from src.data.diabetes import Diabetes
-from src.engine.lanes import Lanes
 from src.engine.stage import traced
 from src.errors import UserError
 from src.models.mlp import Mlp
@@ -140,7 +139,9 @@ def test_steps_are_in_proportion(task, strategy, factor):
 
 
 def test_xi_is_traced_where_it_is_given(task):
-    """Two divisors are two arguments of one program; without one there is nothing to trace."""
-    recipe = Recipe(strategy=Discriminative(xi=2.6))
-    assert traced(finetuning_stage(recipe, task[0], Lanes.one))["strategy.xi"] == np.float32(2.6)
-    assert "strategy.xi" not in traced(finetuning_stage(Recipe(strategy=Discriminative()), task[0], Lanes.one))
+    """Two divisors are arguments of one program, whose static part knows the lines; without one there is none."""
+    one, other = (finetuning_stage(Recipe(strategy=Discriminative(xi=xi)), task[0]) for xi in (2.6, 4.0))
+    assert static_part(one) == static_part(other)
+    assert traced(one)["strategy.xi"] == np.float32(2.6)
+    assert [name for name, _ in static_part(one).strategy.table(Mlp().groups())] == ["head", "block_0"]
+    assert "strategy.xi" not in traced(finetuning_stage(Recipe(strategy=Discriminative()), task[0]))
