@@ -26,7 +26,7 @@ class Discriminative(Strategy):
     embeddings, whose exponent is then ``L + 1``.
 
     ``decay``: 0.9 (ELECTRA .8 and .9, BEiT .9, MAE .65 to .75). ``xi``: ULMFiT's way to say it, ``decay = 1 / xi``; it
-    takes the place of ``decay``. ``min_scale``: a floor, as in timm; 0 is none.
+    takes the place of ``decay``. ``min_scale``: a floor, as in timm; ``None``, the default, is none.
 
     **A hidden freeze.** ULMFiT's 2.6 was meant for five groups: its bottom learns 46 times slower than its head. Over
     12 layers, embeddings and head, ``2.6 ** 13`` is 248,115: from a usual rate of 2e-5 that leaves the bottom 8e-11,
@@ -41,7 +41,7 @@ class Discriminative(Strategy):
 
     decay: float = knob(0.9, RATIO, traced=True)
     xi: float | None = knob(None, FACTOR, traced=True)
-    min_scale: float = knob(0.0, UNIT, traced=True)
+    min_scale: float | None = knob(None, UNIT, traced=True)
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question; inside a program the values are tracers and have been checked."""
@@ -53,8 +53,9 @@ class Discriminative(Strategy):
     def table(self, groups: Groups) -> tuple[Line, ...]:
         """Return one line a group, from the head down."""
         scales = layer_scales(groups, self.decay if self.xi is None else _inverse(self.xi))
-        pairs = [(name, _at_least(self.min_scale, scale)) for (name, _), scale in zip(groups, scales, strict=True)]
-        return tuple(reversed(pairs))
+        if self.min_scale is not None:
+            scales = [_at_least(self.min_scale, scale) for scale in scales]
+        return tuple((name, scale) for (name, _), scale in zip(groups, scales, strict=True))[::-1]
 
 
 def _inverse(factor: Any) -> Any:

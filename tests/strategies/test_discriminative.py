@@ -121,10 +121,11 @@ def trained(task, strategy, **changes):
     return finetuned(recipe, data, params).params
 
 
-def test_the_default_floor_changes_no_bit(task):
-    with_floor, plain = trained(task, Discriminative()), trained(task, Plain())
+@pytest.mark.parametrize("least", [None, 0.0])
+def test_no_floor_changes_no_bit(task, least):
+    mine, plain = trained(task, Discriminative(min_scale=least)), trained(task, Plain())
     for path in plain:
-        np.testing.assert_array_equal(with_floor[path], plain[path])
+        np.testing.assert_array_equal(mine[path], plain[path])
 
 
 @pytest.mark.parametrize(("strategy", "factor"), [(Discriminative(0.5), 0.5), (Discriminative(xi=4.0), 0.25)])
