@@ -199,7 +199,9 @@ def search_weights(
     chunks = padded.reshape(-1, at_once, len(adapters))
     measured = jax.device_get(_measured(model, objective, outputs, apply(together, base), owners, data, chunks))
     table = {f"weight_{i}": points[:, i] for i in range(len(adapters))}
-    table |= {name: values.reshape(-1)[: len(points)] for name, values in measured.items()}
+    # JAX hands dictionaries back with sorted keys; the loss decides, so it comes first.
+    names = sorted(measured, key=lambda name: name != "loss")
+    table |= {name: measured[name].reshape(-1)[: len(points)] for name in names}
     return pd.DataFrame(table).sort_values("loss", kind="stable", ignore_index=True)
 
 

@@ -20,7 +20,7 @@ class Small(nn.Module):
     def __call__(self, x, start=0, stop=None):
         x = nn.relu(nn.Conv(6, (3, 2), strides=(2, 1), padding="VALID", name="Conv_0")(x))
         x = nn.Conv(4, (3, 3), padding="SAME", kernel_dilation=2, use_bias=False, name="Conv_1")(x)
-        x = nn.BatchNorm(use_running_average=True, name="BatchNorm_0")(x)
+        x = nn.BatchNorm(name="BatchNorm_0")(x)
         x = nn.relu(nn.Dense(7, name="Dense_0")(x))  # with two leading dimensions beside the batch's
         return nn.Dense(self.outputs, name="Dense_1")(x.mean(axis=(1, 2)))
 
