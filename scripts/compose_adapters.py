@@ -2,7 +2,7 @@
 
 python scripts/compose_adapters.py outputs/runs/a:0.7 outputs/runs/b:0.3 --out both.safetensors
 python scripts/compose_adapters.py outputs/runs/a b.safetensors:-1 --rank 4 --head 0 --out a_without_b.safetensors
-python scripts/compose_adapters.py outputs/runs/a outputs/runs/b --search --grid 0,0.5,1 --out best.safetensors
+python scripts/compose_adapters.py outputs/runs/a outputs/runs/b --search --grid=-0.5,0,0.5,1 --out best.safetensors
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def main() -> None:
     parts = [read_part(text) for text in arguments.parts]
     if arguments.head is not None and not 0 <= arguments.head < len(parts):
         raise UserError(f"--head is {arguments.head}; allowed: the place of an adapter, 0 to {len(parts) - 1}")
+    if arguments.rank is not None and arguments.rank < 1:
+        raise UserError(f"--rank is {arguments.rank}; allowed: a whole number >= 1")
     weights = [1.0 if part.weight is None else part.weight for part in parts]
     if arguments.search:
         table = search(parts, [number(value, "--grid") for value in arguments.grid.split(",")], arguments.head)

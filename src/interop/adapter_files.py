@@ -70,7 +70,7 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         arrays = {
             name: np.frombuffer(part["data"], np.dtype(DTYPES[part["dtype"]])).reshape(part["shape"])
-            for name, part in found.items()
+            for name, part in sorted(found.items())
         }
     except OSError as error:
         raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
