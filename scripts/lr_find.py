@@ -57,13 +57,13 @@ def main() -> None:
     test = range_test(plan.recipe, data, pre.params, arguments.low, arguments.high, arguments.steps)
     found = suggestions(test)
     for name, rate in found.items():
-        print(f"{name:>12}  lr_fine={rate:.2g}")  # noqa: T201
+        print(f"{name:>12}  lr_fine={rate:.2g}")
     if math.isclose(test.rates[-1], arguments.high):
-        print(f"the loss did not explode up to {arguments.high:g}: a higher --high would show more")  # noqa: T201
+        print(f"the loss did not explode up to {arguments.high:g}: a higher --high would show more")
     arguments.out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(test._asdict()).to_csv(arguments.out / "curve.csv", index=False)
     plot_range_test(test.rates, test.losses, test.smoothed, found, arguments.out / "curve.png")
-    print(f"curve: {arguments.out / 'curve.png'}, {arguments.out / 'curve.csv'}")  # noqa: T201
+    print(f"curve: {arguments.out / 'curve.png'}, {arguments.out / 'curve.csv'}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from src.engine.features import keep_features
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number, update_cost
 from src.engine.optimizers import Form, Optimizer, Sgd
-from src.engine.partition import FROZEN, Placement, place, split
+from src.engine.partition import Placement, split
 from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
@@ -248,20 +248,34 @@ def with_new_heads(recipes: Sequence[Recipe], data: Transfer, starts: Sequence[P
     return [made[id(start), recipe.seed] for recipe, start in zip(recipes, starts, strict=True)]
 
 
-def moving_paths(recipe: Recipe, params: Params) -> set[str]:
-    """Return the paths that move in any phase of fine-tuning."""
-    groups = recipe.model.groups()
-    placed = [place(table, params, groups, part=True) for table in recipe.strategy.tables(groups)]
-    return {path for one in placed for path, value in one.multiplier.items() if value is not FROZEN}
-
-
 NEW_HEAD_STREAM = 1  # of the seed: a new head must not repeat the values that the first one started from
 
 
-def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str, int]]:
-    """Return what the strategy's last table matched, and each parameter's size, before anything is trained.
+class Movement(NamedTuple):
+    """Which parameters fine-tuning moves, phase by phase."""
 
-    Batch statistics are no parameters: they have no size.
+    placed: tuple[Placement, ...]
+    lengths: tuple[int, ...]  # updates of each phase
+    sizes: dict[str, int]  # by path; batch statistics are no parameters and have none
+
+    @property
+    def moving(self) -> set[str]:
+        """The paths that move in some phase."""
+        return {path for placed in self.placed for path in placed.trainable}
+
+    @property
+    def trainable(self) -> int:
+        """How many parameters move in some phase."""
+        return sum(self.sizes[path] for path in self.moving)
+
+    @property
+    def total(self) -> int:
+        """How many parameters there are, those that the strategy adds included."""
+        return sum(self.sizes.values())
+
+
+def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
+    """Return what moves in fine-tuning, before anything is trained.
 
     Raises:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
@@ -269,9 +283,9 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str,
     plan = [stage for (stage,) in phases([recipe], data)]
     shapes = jax.eval_shape(lambda: initial(plan[0], data.features, 0))
     whole = with_added(plan[0], shapes)
-    placed = [placement(stage, whole) for stage in plan][-1]
+    placed = tuple(placement(stage, whole) for stage in plan)
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
-    return placed, sizes
+    return Movement(placed, tuple(stage.steps for stage in plan), sizes)
 
 
 PRETRAINING_VERSION = 1  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
@@ -361,13 +375,14 @@ def run_finetuning(
     curves = [Curve(watches[i]) for i in alive]
     fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes)
     seconds = (time.perf_counter() - started) / len(alive)
+    moving = where_it_moves(own[0], data).moving
     whole = zip(alive, fine.fits, fine.metrics, fine.starts, curves, strict=True)
     for lane, end, target, begin, curve in whole:
         found = pretrained[lane].metrics | target
         diverged = end.diverged or not all(map(math.isfinite, found.values()))
         times = {"pretrain": pretrained[lane].seconds, "finetune": seconds}
         kept = {} if diverged else found
-        moved = what_moved(moving_paths(recipes[lane], end.params), begin, end)
+        moved = what_moved(moving, begin, end)
         signals = {} if diverged else overfitting(target, curve, end)
         outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, fine.cost, times, moved, signals)
     return outcomes

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from src.config import static_part
+from src.config import bind, static_part
 from src.engine.compiled import Cost
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.partition import join
@@ -315,7 +315,7 @@ def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], .
     batch = min(stage.batch_size or len(data.x), len(data.x))
     order = jax.ShapeDtypeStruct((stage.log_every, batch), np.int32) if batch < len(data.x) else None
     hyper, step = traced(stage), jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(functools.partial(start, stage), params)
+    state = jax.eval_shape(lambda hyper, params: start(bind(stage, hyper), params), hyper, params)
     frozen = {path: params[path] for path in frozen_paths(stage, with_added(stage, params))}
     cost = programs(stage).advance.cost(hyper, state, frozen, data, order, step, step)
     bytes_ = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer))
