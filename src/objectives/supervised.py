@@ -97,7 +97,7 @@ class Classification(Objective):
     def report(self, outputs: Float[Array, "N K"], targets: Int[Array, " N"]) -> dict[str, Float[Array, ""]]:
         """Return the metrics, how far the probabilities can be trusted, and signs of overconfidence.
 
-        ``nll`` (nats), ``brier`` (sum over the classes, 0 to 2) and ``ece`` are those of ``src/results/calibration.py``.
+        ``nll`` (nats), ``brier`` (sum over the classes, 0 to 2) and ``ece`` are as in ``src/results/calibration.py``.
         ``confidence`` is the mean highest probability, ``confident_wrong`` the share of all rows that are wrong with a
         highest probability above 0.9.
         """
