@@ -182,6 +182,7 @@ def phases(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) 
     recipe, rows = recipes[0], len(data.target["train"].x)
     batch = min(recipe.batch_size or rows, rows)
     recipe.trainer.check(data.kind, batch)
+    recipe.pretrain.schedule.check(recipe.pretrain_steps, "pretrain.schedule")
     count = len(recipe.strategy.tables(recipe.model.groups()))
     lengths = recipe.strategy.lengths(count, recipe.finetune_steps, -(-rows // batch))
     for length in lengths:
