@@ -4,10 +4,11 @@ import functools
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from src.models.base import Forward, Model
+from src.models.base import PLAIN, Forward, Model
 
 
 class Block(nn.Module):
@@ -79,12 +80,13 @@ def shapes_added(strategy, model, params):
 @functools.cache
 def initial(model, features, outputs):
     """Return initial parameters; as one program, and once, because tests ask for few different ones."""
-    return jax.jit(lambda key: model.init(key, features, outputs))(jax.random.PRNGKey(0))
+    return jax.device_get(jax.jit(lambda key: model.init(key, features, outputs))(jax.random.PRNGKey(0)))
 
 
 def started(model, features, outputs):
     """Return initial parameters in which nothing is zero or one by its initialisation."""
-    return {path: leaf + abs(noise(path, leaf.shape, 0.1)) for path, leaf in initial(model, features, outputs).items()}
+    params = initial(model, features, outputs)
+    return {path: jnp.asarray(leaf + abs(noise(path, leaf.shape, 0.1))) for path, leaf in params.items()}
 
 
 def noise(path, shape, scale=0.3):
@@ -95,14 +97,24 @@ def noise(path, shape, scale=0.3):
 
 def prepared(strategy, model, params, shake=0.0):
     """Return what a strategy adds, every leaf moved by random values of size ``shake``."""
-    added = strategy.prepare(jax.random.PRNGKey(1), params, model)
-    return {path: leaf + noise(path, leaf.shape, shake) for path, leaf in added.items()}
+    added = jax.jit(lambda key, params: strategy.prepare(key, params, model))(jax.random.PRNGKey(1), params)
+    return {path: jnp.asarray(np.asarray(leaf) + noise(path, leaf.shape, shake)) for path, leaf in added.items()}
 
 
-def run(strategy, model, params, x, outputs, key=None, **part):
+def run(strategy, model, params, x, outputs, key=None):
     """Return the outputs of a pass in which a strategy's leaves act."""
-    how = Forward(injected=frozenset(strategy.injected), around=strategy.around, key=key, **part)
+    how = Forward(injected=frozenset(strategy.injected), around=strategy.around, key=key)
     return model.apply(params, x, outputs, how)
+
+
+def compiled(strategy, model, params, x, outputs, key=None):
+    """Return the same, computed by one program: much faster than step by step where a test needs a pass only once."""
+    return jax.jit(lambda *arrays: run(strategy, model, *arrays[:2], outputs, arrays[2]))(params, x, key)
+
+
+def plain(model, params, x, outputs, how=PLAIN):
+    """Return the outputs of the model itself, computed by one program."""
+    return jax.jit(lambda params, x: model.apply(params, x, outputs, how))(params, x)
 
 
 def count(shapes):

@@ -11,7 +11,7 @@ from src.models.base import Forward
 from src.models.mlp import Mlp
 from src.strategies.adapter import Adapter, Bend, Kind
 from src.strategies.ia3 import Ia3
-from tests.strategies.injected import Convolutional, prepared, run, started
+from tests.strategies.injected import Convolutional, compiled, plain, prepared, run, started
 
 MLP = Mlp((8, 8))  # square, so that inputs and outputs could be taken for one another
 CONV = Convolutional()
@@ -54,7 +54,7 @@ def test_ia3_scales_outputs_of_targets_and_inputs_of_feedforward():
         before=lambda i, h: h * scales["Dense_1/ia3_input"] if i == 1 else h,
         after=lambda i, h: h * scales["Dense_0/ia3"] if i == 0 else h,
     )
-    np.testing.assert_allclose(run(strategy, MLP, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(compiled(strategy, MLP, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_ia3_scales_channels_of_convolutions():
@@ -70,8 +70,8 @@ def test_ia3_scales_channels_of_convolutions():
         if name == "ia3" and f"{module}/bias" in whole:
             whole[f"{module}/bias"] = whole[f"{module}/bias"] * leaf
     assert {path.rpartition("/")[2] for path in added} == {"ia3", "ia3_input"}
-    expected = CONV.apply(whole, x, 2)
-    np.testing.assert_allclose(run(strategy, CONV, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
+    expected = plain(CONV, whole, x, 2)
+    np.testing.assert_allclose(compiled(strategy, CONV, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
 
 
 def bottleneck(added, point, h, bend):
@@ -90,7 +90,7 @@ def test_an_adapter_computes_the_formula(bend):
     expected = perceptron(
         doubled(params), x, after=lambda i, h: bottleneck(added, f"Dense_{i}", h, bend) if i < 2 else h
     )
-    np.testing.assert_allclose(run(strategy, MLP, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(compiled(strategy, MLP, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_stands_after_a_whole_block():
@@ -101,10 +101,10 @@ def test_an_adapter_stands_after_a_whole_block():
     assert added["block_1/adapter_down"].shape == (10, 4)
     h = x
     for i in range(2):
-        plain = CONV.apply(params, h, 2, Forward(start=i, stop=i + 1))
-        h = np.float32(bottleneck(added, f"block_{i}", plain, "relu"))
-    expected = CONV.apply(params, h, 2, Forward(start=2))
-    np.testing.assert_allclose(run(strategy, CONV, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
+        block = plain(CONV, params, h, 2, Forward(start=i, stop=i + 1))
+        h = np.float32(bottleneck(added, f"block_{i}", block, "relu"))
+    expected = plain(CONV, params, h, 2, Forward(start=2))
+    np.testing.assert_allclose(compiled(strategy, CONV, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_houlsby_has_every_point_and_pfeiffer_the_last():
