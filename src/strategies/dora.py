@@ -62,8 +62,8 @@ class Dora(Lora):
 
 
 def _matrix(leaf: Float[Array, "... I O"]) -> Float[Array, "rows O"]:
-    """Return a kernel as the matrix that acts on (patches of) its input."""
-    return leaf.reshape(-1, leaf.shape[-1])
+    """Return a kernel as the matrix that acts on (patches of) its input, in no less than float32: norms add up."""
+    return leaf.reshape(-1, leaf.shape[-1]).astype(jnp.promote_types(leaf.dtype, jnp.float32))
 
 
 def _lengths(kernel: Float[Array, "I O"], change: Any = 0.0) -> Float[Array, " O"]:
