@@ -48,7 +48,7 @@ def place(table: Iterable[Line], paths: Iterable[str], groups: Groups, part: boo
     multiplier: dict[str, Any] = {}
     matched = []
     for pattern, value in table:
-        expression = _compile(pattern, groups)
+        expression = compile_pattern(pattern, groups)
         all_hits = [path for path in paths if expression.fullmatch(path)]
         hits = tuple(path for path in all_hits if path not in multiplier)
         if not all_hits and not part:
@@ -82,7 +82,12 @@ def join(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, A
     return {**trainable, **frozen}
 
 
-def _compile(pattern: str, groups: Groups) -> re.Pattern[str]:
+def compile_pattern(pattern: str, groups: Groups) -> re.Pattern[str]:
+    """Return the regular expression behind a group's name, ``trunk``, or an expression on whole paths.
+
+    Raises:
+        UserError: the expression is invalid.
+    """
     expressions = dict(groups)
     head = groups[-1][0]
     expressions["trunk"] = "|".join(e for name, e in groups if name != head) or "(?!)"

@@ -1,0 +1,110 @@
+"""``strategy=adapter``: small bottleneck networks stand after the model's blocks, and move instead of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from src.config import COUNT, knob
+from src.engine.partition import Line
+from src.errors import UserError
+from src.models.base import Model, Params
+from src.strategies.injection import Injection, along_last, leaf_key
+
+Kind = Enum("Kind", ["pfeiffer", "houlsby"])
+Bend = Enum("Bend", ["relu", "gelu", "tanh", "silu"])
+
+# Of the down-projection, normal and truncated at two of them (Houlsby et al., section 3.6; their code takes 1e-3).
+DEVIATION = 1e-2
+
+
+@dataclass(frozen=True)
+class Adapter(Injection):
+    """Bottleneck adapters: ``a(h) = h + W_up f(W_down h + b_down) + b_up``.
+
+    ``kind``: after every point of a block that the model names (``houlsby``, arXiv 1902.00751), or after its last one
+    only (``pfeiffer``, arXiv 2005.00052, in AdapterHub's form); with one point a block they are the same. ``size``:
+    units in the bottleneck. ``activation``: ``f``. ``train_norm``: whether scales and biases of normalisation move too,
+    as in Houlsby et al.; they are found by the word ``norm`` in their module's name.
+
+    The up-projection starts at zero, bias included: the model is the pre-trained one to the bit. With random values, as
+    in both papers, it would only be near it.
+    """
+
+    injected: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
+    kind: Kind = knob(Kind.pfeiffer)
+    size: int = knob(64, COUNT)
+    activation: Bend = knob(Bend.relu)
+    train_norm: bool = knob(False)
+
+    def lines(self) -> tuple[Line, ...]:
+        """Return: the adapters move, and the normalisation layers if they are to."""
+        norms = ((r"(.*/)?[^/]*[Nn]orm[^/]*/(scale|bias)", 1.0),) if self.train_norm else ()
+        return (*super().lines(), *norms)
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Return the adapters of the chosen points: ``(width, size)``, ``(size,)``, ``(size, width)``, ``(width,)``."""
+        blocks = model.adapter_points()
+        points = [point for block in blocks for point in (block if self.kind is Kind.houlsby else block[-1:])]
+        added: Params = {}
+        for point in points:
+            width, dtype = _output(point, params)
+            normal = jax.random.truncated_normal(leaf_key(key, point), -2.0, 2.0, (width, self.size), dtype)
+            added[f"{point}/adapter_down"] = DEVIATION * normal
+            added[f"{point}/adapter_down_bias"] = jnp.zeros(self.size, dtype)
+            added[f"{point}/adapter_up"] = jnp.zeros((self.size, width), dtype)
+            added[f"{point}/adapter_up_bias"] = jnp.zeros(width, dtype)
+        return added
+
+    def around(
+        self,
+        call: Callable[[Array], Array],
+        leaves: Mapping[str, Array],
+        module: nn.Module,
+        x: Array,
+        key: Array | None,
+    ) -> Array:
+        """Return ``a(call(x))``, on the last axis.
+
+        Raises:
+            UserError: the module's output is not as wide as :meth:`prepare` found.
+        """
+        h = call(x)
+        down, bias_down, up, bias_up = (leaves[name] for name in self.injected)
+        if h.shape[-1] != down.shape[0]:
+            raise UserError(
+                f"strategy=adapter: {'/'.join(module.path)} returns {h.shape[-1]} values, but its last kernel has "
+                f"{down.shape[0]}; name a dense, convolution or normalisation layer in the model's adapter_points"
+            )
+        inner = h @ down.astype(h.dtype)
+        inner = getattr(jax.nn, self.activation.name)(inner + along_last(bias_down, inner))
+        return h + (inner @ up.astype(h.dtype) + along_last(bias_up, h))
+
+
+def _output(point: str, params: Params) -> tuple[int, jnp.dtype]:
+    """Return the width and the type of what a module returns, as its parameters show them.
+
+    Its own kernel's or, of a normalisation layer, scale's; of a module made of others, the last kernel's (modules that
+    Flax names are numbered in the order in which they are made).
+    """
+    below = [path for path in params if path.startswith(f"{point}/")]
+    own = [path for path in below if "/" not in path.removeprefix(f"{point}/")]
+    kernels = [path for path in below if path.endswith("/kernel")]
+    for candidates in ([path for path in own if path.endswith("/kernel")], own, sorted(kernels, key=_naturally)):
+        if candidates:
+            leaf = params[candidates[-1]]
+            return leaf.shape[-1], leaf.dtype
+    raise UserError(f"strategy=adapter: the model names {point} in adapter_points, which has no parameters")
+
+
+def _naturally(path: str) -> list[tuple[int, str]]:
+    """Return what sorts ``Conv_10`` after ``Conv_9``."""
+    return [(int(digits or 0), word) for word, digits in re.findall(r"([^\d]+)(\d*)", path)]

@@ -1,0 +1,61 @@
+"""``strategy=ia3``: each target's activations are scaled by a learned vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from src.config import knob
+from src.errors import UserError
+from src.models.base import Model, Params
+from src.strategies.injection import Injection, along_last, module_of, target_kernels
+
+
+@dataclass(frozen=True)
+class Ia3(Injection):
+    """Infused adapter by inhibiting and amplifying inner activations (Liu et al., arXiv 2205.05638, section 3.3).
+
+    ``targets``: kernels whose outputs, bias included, are scaled (the paper's keys and values). ``feedforward``:
+    kernels whose *inputs* are scaled instead (the paper's second layer of a feed-forward block). Both are groups or
+    expressions as for LoRA. The vectors start as ones: the model is the pre-trained one to the bit.
+    """
+
+    injected: ClassVar[tuple[str, ...]] = ("ia3", "ia3_input")
+    targets: tuple[str, ...] = knob(("trunk",))
+    feedforward: tuple[str, ...] = knob(())
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Return ``ia3 (out,)`` or ``ia3_input (in,)`` beside each target kernel, all ones.
+
+        Raises:
+            UserError: a pattern that names no kernel.
+        """
+        if not (self.targets or self.feedforward):
+            raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")
+        groups = model.groups()
+        inputs = target_kernels("strategy.feedforward", self.feedforward, params, groups)
+        outputs = target_kernels("strategy.targets", self.targets, params, groups)
+        scales = dict.fromkeys(outputs, ("ia3", -1)) | dict.fromkeys(inputs, ("ia3_input", -2))
+        return {
+            f"{module_of(path)}/{name}": jnp.ones(params[path].shape[axis], params[path].dtype)
+            for path, (name, axis) in scales.items()
+        }
+
+    def around(
+        self,
+        call: Callable[[Array], Array],
+        leaves: Mapping[str, Array],
+        module: nn.Module,
+        x: Array,
+        key: Array | None,
+    ) -> Array:
+        """Return ``call(x * ia3_input)`` or ``call(x) * ia3``."""
+        if "ia3_input" in leaves:
+            return call(x * along_last(leaves["ia3_input"], x))
+        y = call(x)
+        return y * along_last(leaves["ia3"], y)

@@ -1,0 +1,133 @@
+"""What the strategies that add leaves have in common: which kernels take them, and the table that moves only them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from src.config import knob
+from src.engine.partition import FROZEN, Groups, Line, compile_pattern
+from src.errors import UserError, did_you_mean, listed
+from src.models.base import Params
+from src.strategies.base import Strategy
+
+# Dense (in, out) and convolution (height, width, in, out). With three dimensions a kernel does not tell whether it
+# belongs to a convolution over sequences or to a dense layer with heads, and which of its axes are outputs.
+DIMENSIONS = (2, 4)
+
+
+@dataclass(frozen=True)
+class Injection(Strategy):
+    """Base of the strategies whose trunk stays as pre-trained, and whose ``injected`` leaves move.
+
+    ``train_head``: whether the head moves too. Parts that are to be composed later need one head for all of them.
+    """
+
+    train_head: bool = knob(True)
+
+    def lines(self) -> tuple[Line, ...]:
+        """Return the table's lines for the injected leaves."""
+        return ((leaf_pattern(*self.injected), 1.0),)
+
+    def table(self, groups: Groups) -> tuple[Line, ...]:
+        """Return: the injected leaves move, the head if it is to, the rest does not."""
+        # First of all: a group's expression (`Dense_0/.*`) covers the leaves that were put into it.
+        head = ((groups[-1][0], 1.0),) if self.train_head else ()
+        return (*self.lines(), *head, (".*", FROZEN))
+
+
+def leaf_pattern(*names: str) -> str:
+    """Return the regular expression for leaves of these last names, wherever they lie."""
+    return f".*/({'|'.join(names)})"
+
+
+def target_kernels(setting: str, patterns: Sequence[str], params: Params, groups: Groups) -> tuple[str, ...]:
+    """Return the paths of the kernels that patterns name, in the parameters' order.
+
+    A pattern is a group's name, ``trunk``, or a regular expression that matches the whole path of a kernel
+    (``Dense_0/kernel``) or of its module (``Dense_0``). What else it matches, such as the biases of a group, is left
+    alone; but a pattern that names no kernel at all is a mistake.
+
+    Args:
+        setting: what the patterns are called in the configuration.
+        patterns: the patterns.
+        params: all parameters by path.
+        groups: the model's groups.
+
+    Raises:
+        UserError: a pattern that names no kernel, or one of a shape that cannot be told apart.
+    """
+    kernels = [path for path in params if path.endswith("/kernel")]
+    found = {path for pattern in patterns for path in _named(setting, pattern, kernels, params, groups)}
+    for path in found:
+        if params[path].ndim not in DIMENSIONS:
+            raise UserError(
+                f"{setting} names {path}, which has the shape {matrix_words(params[path].shape)}; "
+                "allowed: kernels of 2 dimensions (dense) and 4 (convolution)"
+            )
+    return tuple(path for path in kernels if path in found)
+
+
+def matching(pattern: str, kernels: Iterable[str], groups: Groups) -> list[str]:
+    """Return the kernels whose path, or whose module's, a pattern matches."""
+    expression = compile_pattern(pattern, groups)
+    return [path for path in kernels if expression.fullmatch(path) or expression.fullmatch(module_of(path))]
+
+
+def module_of(path: str) -> str:
+    """Return the path of the module that a leaf lies in."""
+    return path.rpartition("/")[0]
+
+
+def matrix_words(shape: Sequence[int]) -> str:
+    """Return ``"10 x 8"``."""
+    return " x ".join(map(str, shape))
+
+
+def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the ``(fan-in, outputs)`` of a kernel: a convolution is a matrix on patches of its input."""
+    return int(np.prod(shape[:-1])), shape[-1]
+
+
+def leaf_key(key: Array, path: str) -> Array:
+    """Return the key of one leaf; it depends on the leaf's path only, not on which others there are."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def along_last(vector: Float[Array, " D"], like: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    """Return a vector with the dimensions and the type of ``like``, so that it acts on the last of them."""
+    return vector.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
+
+
+def require_linear(module: nn.Module) -> nn.Dense | nn.Conv:
+    """Return a module that is one matrix product, possibly on patches.
+
+    Raises:
+        UserError: it is something else, although its kernel has the shape of one.
+    """
+    if isinstance(module, nn.Dense) or (isinstance(module, nn.Conv) and module.feature_group_count == 1):
+        return module
+    raise UserError(
+        f"strategy.targets names {'/'.join(module.path)}, which is a {type(module).__name__} that takes no injected "
+        "parameters; allowed: dense layers and ungrouped convolutions"
+    )
+
+
+def _named(setting: str, pattern: str, kernels: list[str], params: Params, groups: Groups) -> list[str]:
+    found = matching(pattern, kernels, groups)
+    if not found:
+        others = [path for path in params if compile_pattern(pattern, groups).fullmatch(path)]
+        names = ["trunk", *(name for name, _ in groups)]
+        known = [*names, *kernels, *map(module_of, kernels)]
+        fault = f"matches only {listed(others)}" if others else f"matches no kernel{did_you_mean(pattern, known)}"
+        raise UserError(
+            f"{setting}: the pattern '{pattern}' {fault}; allowed: groups ({listed(names)}) "
+            f"or expressions on kernels ({listed(kernels)})"
+        )
+    return found
