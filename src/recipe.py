@@ -309,7 +309,7 @@ def pretrain_once(
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
     extra = {"platform": jax.devices()[0].device_kind, "recipe": PRETRAINING_VERSION}
-    keys = [stage_key(pretraining_stage(recipe, data), data.fingerprint, extra) for recipe in recipes]
+    keys = [stage_key(pretraining_stage(recipe, data), data.source_fingerprint, extra) for recipe in recipes]
     found = {key: as_pretrained(entry) for key in keys if (entry := cache.get(key))}
     if lanes is Lanes.one and found:
         for row in found[keys[0]].rows:

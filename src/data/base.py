@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -51,12 +51,22 @@ class Transfer:
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over every part's values, shapes and order."""
-        digest = hashlib.sha256(self.kind.encode())
-        for name, part in self.parts():
-            for array in part:
-                digest.update(f"{name}{array.shape}{array.dtype}".encode())
-                digest.update(np.ascontiguousarray(array).tobytes())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.kind, self.parts())
+
+    @cached_property
+    def source_fingerprint(self) -> str:
+        """The same of the source's parts alone: all that pre-training sees."""
+        return fingerprint_of(self.kind, self.source.items())
+
+
+def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 over the parts' values, shapes and order."""
+    digest = hashlib.sha256(kind.encode())
+    for name, part in parts:
+        for array in part:
+            digest.update(f"{name}{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from src.config import knob
@@ -103,20 +102,6 @@ def leaf_key(key: Array, path: str) -> Array:
 def along_last(vector: Float[Array, " D"], like: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Return a vector with the dimensions and the type of ``like``, so that it acts on the last of them."""
     return vector.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
-
-
-def require_linear(module: nn.Module) -> nn.Dense | nn.Conv:
-    """Return a module that is one matrix product, possibly on patches.
-
-    Raises:
-        UserError: it is something else, although its kernel has the shape of one.
-    """
-    if isinstance(module, nn.Dense) or (isinstance(module, nn.Conv) and module.feature_group_count == 1):
-        return module
-    raise UserError(
-        f"strategy.targets names {'/'.join(module.path)}, which is a {type(module).__name__} that takes no injected "
-        "parameters; allowed: dense layers and ungrouped convolutions"
-    )
 
 
 def _named(setting: str, pattern: str, kernels: list[str], params: Params, groups: Groups) -> list[str]:

@@ -18,6 +18,7 @@ from src.engine.partition import Line
 from src.errors import UserError, listed
 from src.models.base import Model, Params
 from src.models.layers import drop
+from src.models.lowrank import lowrank
 from src.strategies.injection import (
     Injection,
     as_matrix,
@@ -26,7 +27,6 @@ from src.strategies.injection import (
     matching,
     matrix_words,
     module_of,
-    require_linear,
     target_kernels,
 )
 
@@ -93,15 +93,11 @@ class Lora(Injection):
         return call(x) + self.correction(leaves, module, x, key)
 
     def correction(self, leaves: Mapping[str, Array], module: nn.Module, x: Array, key: Array | None) -> Array:
-        """Return ``s (drop(x) A) B``: the module itself with ``rank`` outputs, then a product at each place."""
-        narrow = require_linear(module).clone(
-            parent=None, name=None, features=leaves["lora_a"].shape[-1], use_bias=False
-        )
+        """Return ``s (drop(x) A) B``."""
         if self.dropout is not None and key is not None:
             x = drop(key, x, self.dropout)
-        inner: Any = narrow.apply({"params": {"kernel": leaves["lora_a"]}}, x)
-        b = leaves["lora_b"].reshape(leaves["lora_b"].shape[-2:]).astype(inner.dtype)
-        return (self.scale(leaves) * inner).astype(inner.dtype) @ b
+        b = leaves["lora_b"]
+        return lowrank(module, x, leaves["lora_a"], (self.scale(leaves) * b).astype(b.dtype))
 
     def scale(self, leaves: Mapping[str, Array]) -> Float[Any, ""]:
         """Return ``s``, of the rank that the leaves have."""

@@ -246,7 +246,7 @@ def pretraining_of(recipe: Recipe, data: Transfer) -> Any:
     """Return what decides a recipe's pre-training."""
     from src.recipe import pretraining_stage
 
-    return pretraining_stage(recipe, data), data.fingerprint, recipe.strategy.pretrained
+    return pretraining_stage(recipe, data), data.source_fingerprint, recipe.strategy.pretrained
 
 
 def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:

@@ -161,7 +161,7 @@ def test_patience_counts_evaluations_and_goes_back_to_the_best(task):
     rows, all_rows = [], []
     finetuned(recipe, data, params, all_rows.append)
     end = finetuned(replace(recipe, trainer=Plain(patience=4)), data, params, rows.append)
-    waited, best = 0, np.inf
+    waited, best, expected = 0, np.inf, {}
     for expected in all_rows:  # the rule, by hand
         waited, best = (0, expected["val_loss"]) if expected["val_loss"] < best else (waited + 1, best)
         if waited == 4:
