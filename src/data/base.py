@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
 
-from src.config import FRACTION, NATURAL, knob
+from src.config import COUNT, FRACTION, NATURAL, knob
 from src.engine.stage import Split
 from src.errors import UserError, listed
 
@@ -23,6 +24,7 @@ class Table:
     x: Float[np.ndarray, "N D"]
     y: Shaped[np.ndarray, " N"]  # numbers for regression; labels of any kind for classification
     origin: str  # the configuration key, or the file, that errors name
+    image: bool = False  # whether the features are pixels, which have one unit
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,15 @@ class Source:
 
     ``source_test_fraction`` of the pre-training part is kept to test on; ``val_fraction`` and ``test_fraction`` of the
     fine-tuning part choose and report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs
-    of different seeds see the same rows.
+    of different seeds see the same rows. ``train_rows``: how many of the fine-tuning part's remaining rows are trained
+    on, ``null`` for all; more of them always include the fewer, and the parts that choose and report stay as they are.
     """
 
     source_test_fraction: float = knob(0.2, FRACTION)
     val_fraction: float = knob(0.25, FRACTION)
     test_fraction: float = knob(0.25, FRACTION)
     split_seed: int = knob(0, NATURAL)
+    train_rows: int | None = knob(None, COUNT)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the source table, the target table, and ``"regression"`` or ``"classification"``."""
@@ -80,7 +84,8 @@ class Source:
 
         Features, and the targets of a regression, are standardised with the mean and standard deviation of the
         pre-training rows alone: what fine-tuning will meet is not known at that time. A feature that is constant there
-        is only centred.
+        is only centred. Pixels share one mean and one deviation: a pixel that is almost never inked in the source
+        would otherwise make the target's ink a thousand deviations.
 
         Raises:
             UserError: the tables cannot be used; the message names the file or key and the reason.
@@ -101,7 +106,8 @@ class Source:
         rng = np.random.default_rng(self.split_seed)
         pre = cut(source, rng, {"test": self.source_test_fraction})
         fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
-        scale_x = standardiser(pre["train"][0])
+        fine["train"] = fewer(fine["train"], self.train_rows, kind, target.origin)
+        scale_x = standardiser(pre["train"][0], together=source.image)
         if kind == "classification":
             return classes(pre, fine, source, target, scale_x)
         scale_y = standardiser(pre["train"][1])
@@ -147,12 +153,44 @@ def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> 
     return parts
 
 
-class standardiser:  # noqa: N801  (reads as a verb where it is used)
-    """Centre and scale with the statistics of the given rows; a constant column is only centred."""
+def fewer(
+    part: tuple[np.ndarray, np.ndarray], count: int | None, kind: str, origin: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``count`` of a part's shuffled rows, in the part's order; of labels, as many of each as possible.
 
-    def __init__(self, rows: np.ndarray) -> None:
+    A row's rank is its number among the rows of its label: taking whole ranks first balances the labels, and makes
+    every choice part of the larger ones.
+    """
+    x, y = part
+    if count is None:
+        return part
+    if count > len(x):
+        raise UserError(f"data.train_rows is {count}; allowed: at most {len(x)}, the rows to train on of {origin}")
+    order = np.argsort(rank_in_class(y), kind="stable") if kind == "classification" else np.arange(len(x))
+    chosen = np.sort(order[:count])
+    return x[chosen], y[chosen]
+
+
+def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+    """Return each row's number, from 0, among the rows of its label."""
+    seen: Counter[object] = Counter()
+    ranks = np.empty(len(labels), int)
+    for row, label in enumerate(labels.tolist()):
+        ranks[row] = seen[label]
+        seen[label] += 1
+    return ranks
+
+
+class standardiser:  # noqa: N801  (reads as a verb where it is used)
+    """Centre and scale with the statistics of the given rows, column by column or of all values together.
+
+    A constant column is only centred.
+    """
+
+    def __init__(self, rows: np.ndarray, together: bool = False) -> None:
         rows = rows.astype(np.float64)
-        self.mean, spread = rows.mean(axis=0), rows.std(axis=0)
+        axis = None if together else 0
+        self.mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
         self.scale = np.where(spread > 1e-12 * np.maximum(np.abs(self.mean), 1.0), spread, 1.0)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:

@@ -1,24 +1,61 @@
-"""``data=digits``: pre-train on the digits 0 to 4, fine-tune on 5 to 9 with a new head."""
+"""``data=digits``: handwritten digits, and what the second task changes: the labels, or the look of the images."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
-from src.data.base import Source, Table
+import numpy as np
+from jaxtyping import Float
+
+from src.config import knob
+from src.data.base import Source, Table, rank_in_class
 from src.data.embedded import read_embedded
+
+Task = Enum("Task", ["new_digits", "rotated", "inverted", "both", "union"])
+SIDE = 8  # pixels
 
 
 @dataclass(frozen=True)
 class Digits(Source):
-    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), a classification of 5 and of 5 classes."""
+    """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), a classification.
+
+    ``task``: ``new_digits`` is pre-trained on the digits 0 to 4 and fine-tuned on 5 to 9, with a new head. The others
+    are pre-trained on one half of all ten digits as they are and fine-tuned on the other half, changed, with the same
+    labels: ``rotated`` by 90 degrees, ``inverted`` in ink and paper, ``both`` at once, or ``union``: one half of the
+    rows rotated, the other inverted.
+
+    They are made to ask whether what was learned for two changes adds up. A row is the same digit in all of them, and
+    with the same ``split_seed`` in the same part: adapters of ``rotated`` and of ``inverted`` have seen no digit that
+    ``both`` or ``union`` tests on, and their blend compares with one adapter of ``union``, on the same digits.
+    """
+
+    task: Task = knob(Task.new_digits)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Return the low and the high digits."""
+        """Return the two tasks' digits."""
         rows = read_embedded("digits.csv.gz")
         x, y = rows[:, :-1] / 16.0, rows[:, -1].astype(int)
-        low = y < 5
+        if self.task is Task.new_digits:
+            low = y < 5
+            return (
+                Table(x[low], y[low], "the digits 0 to 4"),
+                Table(x[~low], y[~low], "the digits 5 to 9"),
+                "classification",
+            )
+        # By turns within each digit: halves of equal classes and of the same writers, whatever the seed.
+        rank = rank_in_class(y)
+        first, second = rank % 2 == 0, rank % 2 == 1
         return (
-            Table(x[low], y[low], "the digits 0 to 4"),
-            Table(x[~low], y[~low], "the digits 5 to 9"),
+            Table(x[first], y[first], "the digits as they are", image=True),
+            Table(changed(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
             "classification",
         )
+
+
+def changed(x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: Task) -> Float[np.ndarray, "N 64"]:
+    """Return images from 0 (paper) to 1 (ink) under a task's change; ``rank`` numbers the rows of each digit."""
+    turned = np.rot90(x.reshape(-1, SIDE, SIDE), axes=(1, 2)).reshape(x.shape)  # counter-clockwise
+    if task is Task.union:
+        return np.where(rank[:, None] % 2 == 0, turned, 1.0 - x)
+    return {Task.rotated: turned, Task.inverted: 1.0 - x, Task.both: 1.0 - turned}[task]

@@ -15,7 +15,10 @@ class Synthetic(Source):
     """Targets of two random teachers ``v . tanh(W x)`` with standard normal inputs and additive noise.
 
     ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b``
-    for ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing.
+    for ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing, and between them their noiseless
+    targets correlate by about s squared. It changes the target's targets alone: inputs and noise draws stay, so runs of
+    different similarities are paired. For a sweep of it and of ``train_rows``, ``target_rows=2000`` leaves enough to
+    choose and report by.
     """
 
     similarity: float = knob(0.8, UNIT)

@@ -1,0 +1,101 @@
+"""``data=mnist``: pre-train on the digits 0 to 4, fine-tune on 5 to 9 with a new head, from the user's idx files."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from src.config import COUNT, knob
+from src.data.base import Source, Table
+from src.errors import UserError
+
+Files = Enum("Files", ["train", "t10k"])
+UNSIGNED_BYTE = 0x08  # of the idx format's types, the one that both files hold
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mnist(Source):
+    """Handwritten digits of 28 x 28 pixels (LeCun et al. 1998), a classification of 5 and of 5 classes.
+
+    ``path``: the folder of the idx files, as they are published, compressed (``.gz``) or not. ``files``: which pair is
+    read, ``train`` (60,000 digits) or ``t10k`` (10,000). ``source_rows`` and ``target_rows``: how many digits make each
+    task, taken at random with ``split_seed``; ``null`` takes all.
+    """
+
+    path: str = knob()
+    files: Files = knob(Files.train)
+    source_rows: int | None = knob(5000, COUNT)
+    target_rows: int | None = knob(2000, COUNT)
+
+    def tables(self) -> tuple[Table, Table, str]:
+        """Read both files; return the low and the high digits."""
+        if not Path(self.path).is_dir():
+            raise UserError(f"data.path={self.path}: there is no such folder")
+        images = read_idx(find(self.path, f"{self.files.name}-images-idx3-ubyte"), axes=3)
+        labels = read_idx(find(self.path, f"{self.files.name}-labels-idx1-ubyte"), axes=1)
+        if len(images) != len(labels):
+            raise UserError(
+                f"data.path={self.path} holds {len(images)} images and {len(labels)} labels in its "
+                f"{self.files.name} files; they must be as many"
+            )
+        if labels.max(initial=0) > 9:
+            raise UserError(f"data.path={self.path} holds the label {labels.max()}; allowed: 0 to 9")
+        rng = np.random.default_rng((self.split_seed, ROWS_STREAM))
+        tables = []
+        for key, count, chosen, digits in (
+            ("source_rows", self.source_rows, labels < 5, "0 to 4"),
+            ("target_rows", self.target_rows, labels >= 5, "5 to 9"),
+        ):
+            rows = rng.permutation(np.flatnonzero(chosen))
+            if count is not None and count > len(rows):
+                raise UserError(f"data.{key} is {count}; allowed: at most {len(rows)}, the digits {digits} in the file")
+            rows = rows[:count]
+            x = images[rows].reshape(len(rows), math.prod(images.shape[1:])) / np.float32(255)
+            tables.append(Table(x, labels[rows], f"the digits {digits} of data.path={self.path}", image=True))
+        return tables[0], tables[1], "classification"
+
+
+ROWS_STREAM = 1  # of split_seed: which rows are taken must not repeat the shuffle that splits them
+
+
+def find(folder: str, name: str) -> Path:
+    """Return the path of an idx file, compressed or not."""
+    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise UserError(f"data.path={folder} has no file {name} or {name}.gz")
+
+
+def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "N ..."]:
+    """Return the array in an idx file of unsigned bytes.
+
+    The format (as published with MNIST): two zero bytes, the type of the values, the number of axes, each axis' length
+    as a big-endian 32-bit number, then the values, the last axis fastest.
+
+    Raises:
+        UserError: the file is not that, or not whole.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"data.path: {path} cannot be read: {error}") from error
+    magic, header = bytes((0, 0, UNSIGNED_BYTE, axes)), 4 + 4 * axes
+    if content[:4] != magic:
+        raise UserError(
+            f"data.path: {path} begins with the bytes {content[:4].hex(' ') or '(none)'}; "
+            f"allowed: {magic.hex(' ')}, an idx file of unsigned bytes with {axes} axes"
+        )
+    shape = np.frombuffer(content[4:header].ljust(4 * axes, b"\0"), ">u4").tolist()
+    if len(content) != header + math.prod(shape):
+        raise UserError(
+            f"data.path: {path} has {len(content)} bytes and its header promises {header + math.prod(shape)}; "
+            "it is not whole"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,0 +1,104 @@
+"""A small convolutional network with batch normalisation, for square images that come as rows of a table."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from src.config import COUNT, UNIT, knob
+from src.errors import UserError
+from src.models.base import Model
+from src.models.layers import Dropout, convolve
+
+SUBLAYERS = 2  # convolutions a block
+
+
+class ConvNorm(nn.Module):
+    """A convolution of 3 x 3 and batch normalisation (Ioffe and Szegedy 2015), whose shift makes a bias superfluous.
+
+    Which statistics normalise is not said here: ``src/models/base.py`` decides, module by module.
+    """
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W width"]:
+        """Return normalised feature maps of the same height and width."""
+        x = nn.Conv(self.width, (3, 3), use_bias=False, conv_general_dilated=convolve)(x)
+        return nn.BatchNorm(momentum=0.9, epsilon=1e-5)(x)
+
+
+class Block(nn.Module):
+    """``ConvNorm -> relu`` twice, then the maximum of each 2 x 2 window while there is one."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w width"]:
+        """Return feature maps of half the height and width, rounded down but at least 1."""
+        for i in range(SUBLAYERS):
+            x = nn.relu(ConvNorm(self.width, name=f"ConvNorm_{i}")(x))
+        return nn.max_pool(x, (2, 2), (2, 2)) if min(x.shape[1:3]) > 1 else x
+
+
+class ConvNet(nn.Module):
+    """A block for each width; then the mean over all places, dropout, and ``Dense(outputs)``."""
+
+    widths: tuple[int, ...]
+    channels: int
+    dropout: Any
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None) -> Float[Array, "N ..."]:
+        """Return the outputs of a batch of rows; of part of the groups, what the last of them returns."""
+        depth = len(self.widths)
+        if start == 0 and stop != 0:
+            x = images(x, self.channels)
+        for i in range(start, depth if stop is None else min(stop, depth)):
+            x = Block(self.widths[i], name=f"block_{i}")(x)
+        if stop is not None and stop <= depth:
+            return x
+        x = Dropout(self.dropout, name="dropout")(x.mean(axis=(1, 2)))
+        return nn.Dense(self.outputs, name="head")(x)
+
+
+def images(rows: Float[Array, "N D"], channels: int) -> Float[Array, "N side side channels"]:
+    """Return the square images that a table's rows hold, line by line, the channels of a pixel side by side.
+
+    Raises:
+        UserError: the rows are no square images of so many channels.
+    """
+    length = rows.shape[-1]
+    side = math.isqrt(length // channels)
+    if side * side * channels != length:
+        raise UserError(
+            f"model=cnn with model.channels={channels} is given rows of {length} values; "
+            "allowed: side * side * channels, a square image a row"
+        )
+    return rows.reshape(-1, side, side, channels)
+
+
+@dataclass(frozen=True)
+class Cnn(Model):
+    """``model=cnn``. ``widths``: feature maps of each block; ``channels``: values a pixel; ``dropout``: of the head."""
+
+    widths: tuple[int, ...] = knob((16, 32), COUNT)
+    channels: int = knob(1, COUNT)
+    dropout: float | None = knob(None, UNIT, traced=True)
+
+    def module(self, outputs: int) -> ConvNet:
+        """Return the network with ``outputs`` output units."""
+        return ConvNet(self.widths, self.channels, self.dropout, outputs)
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Return the blocks (``block_0`` at the bottom), statistics included, then the head."""
+        return (*((f"block_{i}", f"block_{i}/.*") for i in range(len(self.widths))), ("head", "head/.*"))
+
+    def adapter_points(self) -> tuple[tuple[str, ...], ...]:
+        """Return each block's two normalised convolutions: an adapter stands before the activation."""
+        return tuple(tuple(f"block_{i}/ConvNorm_{j}" for j in range(SUBLAYERS)) for i in range(len(self.widths)))
