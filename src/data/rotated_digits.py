@@ -47,4 +47,4 @@ def rotation(angle: float, side: int) -> np.ndarray:
     from scipy import ndimage  # slow to import, and only these angles need it
 
     each_pixel = np.eye(side * side).reshape(-1, side, side)
-    return ndimage.rotate(each_pixel, angle, axes=(2, 1), reshape=False, order=1).reshape(-1, side * side)
+    return ndimage.rotate(each_pixel, angle, axes=(1, 2), reshape=False, order=1).reshape(-1, side * side)
