@@ -51,9 +51,11 @@ class Check:
 POSITIVE = Check("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
 NON_NEGATIVE = Check("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
 FRACTION = Check("a number strictly between 0 and 1", lambda v: 0 < v < 1)
+SHARE = Check("a number >= 0 and less than 1", lambda v: 0 <= v < 1)
 UNIT = Check("a number from 0 to 1", lambda v: 0 <= v <= 1)
 RATIO = Check("a number > 0 and at most 1", lambda v: 0 < v <= 1)
 COUNT = Check("a whole number >= 1", lambda v: v >= 1)
+SEVERAL = Check("a whole number >= 2", lambda v: v >= 2)
 NATURAL = Check("a whole number >= 0", lambda v: v >= 0)
 SEED = Check("a whole number from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from src.config import COUNT, FRACTION, NATURAL, knob
+from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
 from src.engine.stage import Split
 from src.errors import UserError, listed
 
@@ -31,8 +32,9 @@ class Table:
 class Transfer:
     """Both tasks, ready for training."""
 
+    is_sequence: ClassVar[bool] = False
     kind: str  # "regression" or "classification"
-    source: dict[str, Split]  # "train" and "test"
+    source: dict[str, Split]  # "train" and "test"; "val" where data.source_val_fraction is not 0
     target: dict[str, Split]  # "train", "val" and "test"
     source_outputs: int  # units of the head that the source task needs
     outputs: int  # and the target task
@@ -69,17 +71,96 @@ def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
     return digest.hexdigest()[:16]
 
 
+@dataclass(frozen=True, eq=False)
+class ImageTask(Mapping[str, Split]):
+    """One task of a sequence: images as they were written, made into inputs each time that a part is asked for.
+
+    Nothing that was made is kept. Five tasks of 60,000 images of 28 x 28 pixels share 47 MB of bytes, and one of them
+    is 188 MB of float32 while it is trained on; all of them at once would be 940 MB.
+    """
+
+    images: Parts  # each part's pixels, uint8 (N, D), and labels as they are trained, int32 (N,)
+    ink: float  # the pixel that becomes 1; 0 stays 0
+    pixels: np.ndarray | None = None  # int (D,): the pixel that each input is; float (D, D): inputs are x @ pixels
+
+    def __getitem__(self, name: str) -> Split:
+        """Return the part ``train``, ``val`` or ``test``, inputs as float32 from 0 to 1."""
+        x, y = self.images[name]
+        if self.pixels is not None and self.pixels.ndim == 1:
+            x = np.take(x, self.pixels, axis=1)  # five times faster than x[:, pixels], and rows stay contiguous
+        x = x / np.float32(self.ink)
+        if self.pixels is not None and self.pixels.ndim == 2:
+            x = (x @ self.pixels).astype(np.float32)
+        return Split(x, y)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def stored(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield by name what decides the parts' values."""
+        yield from ((f"{name} of {self.ink}", array) for name, part in self.images.items() for array in part)
+        if self.pixels is not None:
+            yield "pixels", self.pixels
+
+
+@dataclass(frozen=True)
+class TaskSequence:
+    """Tasks in their order, ready for training."""
+
+    is_sequence: ClassVar[bool] = True
+    kind: str  # "classification"
+    tasks: tuple[Mapping[str, Split], ...]  # each "train", "test", and "val" where data.val_fraction is not 0
+    outputs: tuple[int, ...]  # units of each task's head
+    shared_head: bool  # one head for all tasks, or one a task
+
+    @cached_property
+    def features(self) -> tuple[int, ...]:
+        """The shape of one row of inputs."""
+        return self.tasks[0]["test"].x.shape[1:]
+
+    def parts(self) -> Iterator[tuple[str, Split]]:
+        """Yield every part with its name, ``task_1_train`` for the first task's; each is made when its turn comes."""
+        for number, task in enumerate(self.tasks, 1):
+            yield from ((f"task_{number}_{name}", task[name]) for name in task)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """The first 16 hexadecimal digits of a SHA-256 over what decides every part's values, shapes and order."""
+        digest = hashlib.sha256(f"{self.kind}{self.outputs}{self.shared_head}".encode())
+        seen: dict[int, bytes] = {}  # what tasks share is read once
+        for number, task in enumerate(self.tasks, 1):
+            for name, array in stored(task):
+                if id(array) not in seen:
+                    seen[id(array)] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+                digest.update(f"{number}{name}{array.shape}{array.dtype}".encode() + seen[id(array)])
+        return digest.hexdigest()[:16]
+
+
+def stored(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield by name the arrays that a task keeps."""
+    if isinstance(task, ImageTask):
+        yield from task.stored()
+    else:
+        yield from ((name, array) for name, part in task.items() for array in part)
+
+
 @dataclass(frozen=True)
 class Source:
     """Base of every data source. A file says how its two tables are read; the rest is here.
 
-    ``source_test_fraction`` of the pre-training part is kept to test on; ``val_fraction`` and ``test_fraction`` of the
-    fine-tuning part choose and report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs
+    ``source_test_fraction`` of the pre-training part is kept to test on, and ``source_val_fraction`` of it to choose
+    by how strongly it is to be remembered; ``val_fraction`` and ``test_fraction`` of the fine-tuning part choose and
+    report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs
     of different seeds see the same rows. ``train_rows``: how many of the fine-tuning part's remaining rows are trained
     on, ``null`` for all; more of them always include the fewer, and the parts that choose and report stay as they are.
     """
 
+    is_sequence: ClassVar[bool] = False
     source_test_fraction: float = knob(0.2, FRACTION)
+    source_val_fraction: float = knob(0.0, SHARE)
     val_fraction: float = knob(0.25, FRACTION)
     test_fraction: float = knob(0.25, FRACTION)
     split_seed: int = knob(0, NATURAL)
@@ -100,11 +181,8 @@ class Source:
         Raises:
             UserError: the tables cannot be used; the message names the file or key and the reason.
         """
-        if self.val_fraction + self.test_fraction >= 1:
-            raise UserError(
-                f"data.val_fraction + data.test_fraction is {self.val_fraction + self.test_fraction:g}; "
-                "allowed: less than 1, so that rows to train on are left"
-            )
+        check_shares(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         source, target, kind = self.tables()
         for table in (source, target):
             check_table(table, kind)
@@ -114,7 +192,8 @@ class Source:
                 "both parts need the same ones"
             )
         rng = np.random.default_rng(self.split_seed)
-        pre = cut(source, rng, {"test": self.source_test_fraction})
+        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
+        pre = cut(source, rng, {"test": self.source_test_fraction, **kept})
         fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = fewer(fine["train"], self.train_rows, kind, target.origin)
         scale_x = standardiser(pre["train"][0], together=source.image)
@@ -129,6 +208,15 @@ class Source:
 
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def check_shares(**fractions: float) -> None:
+    """Refuse fractions of one part, by their keys in ``data``, that leave nothing of it to train on."""
+    if sum(fractions.values()) >= 1:
+        raise UserError(
+            f"{' + '.join(f'data.{key}' for key in fractions)} is {sum(fractions.values()):g}; "
+            "allowed: less than 1, so that rows to train on are left"
+        )
 
 
 def check_table(table: Table, kind: str) -> None:
@@ -164,18 +252,18 @@ def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> 
 
 
 def fewer(
-    part: tuple[np.ndarray, np.ndarray], count: int | None, kind: str, origin: str
+    part: tuple[np.ndarray, np.ndarray], count: int | None, kind: str, origin: str, use: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``count`` of a part's shuffled rows, in the part's order; of labels, as many of each as possible.
 
     A row's rank is its number among the rows of its label: taking whole ranks first balances the labels, and makes
-    every choice part of the larger ones.
+    every choice part of the larger ones. ``use``: what they are for, ``train`` or ``test``; errors name its key.
     """
     x, y = part
     if count is None:
         return part
     if count > len(x):
-        raise UserError(f"data.train_rows is {count}; allowed: at most {len(x)}, the rows to train on of {origin}")
+        raise UserError(f"data.{use}_rows is {count}; allowed: at most {len(x)}, the rows to {use} on of {origin}")
     order = np.argsort(rank_in_class(y), kind="stable") if kind == "classification" else np.arange(len(x))
     chosen = np.sort(order[:count])
     return x[chosen], y[chosen]

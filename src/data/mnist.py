@@ -36,17 +36,7 @@ class Mnist(Source):
 
     def tables(self) -> tuple[Table, Table, str]:
         """Read both files; return the low and the high digits."""
-        if not Path(self.path).is_dir():
-            raise UserError(f"data.path={self.path}: there is no such folder")
-        images = read_idx(find(self.path, f"{self.files.name}-images-idx3-ubyte"), axes=3)
-        labels = read_idx(find(self.path, f"{self.files.name}-labels-idx1-ubyte"), axes=1)
-        if len(images) != len(labels):
-            raise UserError(
-                f"data.path={self.path} holds {len(images)} images and {len(labels)} labels in its "
-                f"{self.files.name} files; they must be as many"
-            )
-        if labels.max(initial=0) > 9:
-            raise UserError(f"data.path={self.path} holds the label {labels.max()}; allowed: 0 to 9")
+        images, labels = read_digits(self.path, self.files)
         rng = np.random.default_rng((self.split_seed, ROWS_STREAM))
         tables = []
         for key, count, chosen, digits in (
@@ -63,6 +53,26 @@ class Mnist(Source):
 
 
 ROWS_STREAM = 1  # of split_seed: which rows are taken must not repeat the shuffle that splits them
+
+
+def read_digits(path: str, files: Files) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, " N"]]:
+    """Return the images and the labels, 0 to 9, of a pair of idx files in the folder ``data.path``.
+
+    Raises:
+        UserError: there is no such pair, or they do not belong together.
+    """
+    if not Path(path).is_dir():
+        raise UserError(f"data.path={path}: there is no such folder")
+    images = read_idx(find(path, f"{files.name}-images-idx3-ubyte"), axes=3)
+    labels = read_idx(find(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
+    if len(images) != len(labels):
+        raise UserError(
+            f"data.path={path} holds {len(images)} images and {len(labels)} labels in its "
+            f"{files.name} files; they must be as many"
+        )
+    if labels.max(initial=0) > 9:
+        raise UserError(f"data.path={path} holds the label {labels.max()}; allowed: 0 to 9")
+    return images, labels
 
 
 def find(folder: str, name: str) -> Path:

@@ -1,0 +1,146 @@
+"""What sequences of tasks have in common: where their digits come from, how they are cut, how labels become heads.
+
+Pixels are from 0 (paper) to 1 (ink) and are not standardised, as in van de Ven and Tolias 2019 (arXiv 1904.07734),
+whose permuted digits have a margin of 2 pixels besides: what later tasks look like is not known at the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
+from src.data.base import ImageTask, Parts, Table, TaskSequence, cut, fewer
+from src.data.embedded import read_embedded
+from src.data.mnist import Files, read_digits
+from src.errors import UserError
+
+DIGITS = tuple(range(10))
+Heads = Enum("Heads", ["one", "each"])
+
+
+class Pools(NamedTuple):
+    """The images that tasks are made of: pixels as they were written (uint8), labels 0 to 9 (int32)."""
+
+    train: Table  # also what is chosen by
+    test: Table
+    ink: float  # the pixel that means ink all over
+
+
+@dataclass(frozen=True)
+class SequenceSource:
+    """Base of every sequence of tasks.
+
+    ``val_fraction`` of the images that are not for testing is kept to choose by, 0 for none. ``train_rows``: how many
+    of the rest each task is trained on, ``test_rows``: how many each is tested on; ``null`` takes all. More rows
+    include the fewer, with labels as balanced as they can be. ``split_seed`` decides which images those are.
+    """
+
+    is_sequence: ClassVar[bool] = True
+    val_fraction: float = knob(0.1, SHARE)
+    split_seed: int = knob(0, NATURAL)
+    train_rows: int | None = knob(None, COUNT)
+    test_rows: int | None = knob(None, COUNT)
+
+    def pools(self, rng: np.random.Generator) -> Pools:
+        """Return the images to train and to test on, the latter in an order drawn with ``rng``."""
+        raise TypeError(f"{type(self).__name__} does not say where its images come from")
+
+    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+        """Return the tasks that are made of these images."""
+        raise TypeError(f"{type(self).__name__} does not say what its tasks are")
+
+    def load(self) -> TaskSequence:
+        """Read, check and split; inputs are made when a task's part is asked for.
+
+        Raises:
+            UserError: there is no such data, or the tasks cannot be made of it.
+        """
+        rng = np.random.default_rng(self.split_seed)
+        return self.sequence(self.pools(rng), rng)
+
+    def parts(self, pools: Pools, digits: Sequence[int], rng: np.random.Generator) -> Parts:
+        """Return the images of some digits as ``train``, ``val`` (unless its fraction is 0) and ``test``."""
+        train, test = only(pools.train, digits), only(pools.test, digits)
+        parts = cut(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
+        parts["train"] = fewer(parts["train"], self.train_rows, "classification", train.origin)
+        return parts | {"test": fewer((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
+
+    def changed(self, pools: Pools, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]) -> TaskSequence:
+        """Return tasks of the same images and labels, one for each change of the pixels (of :class:`ImageTask`).
+
+        An image is in the same part of every task: no task is tested on what another one was trained on.
+        """
+        images = self.parts(pools, DIGITS, rng)
+        tasks = tuple(ImageTask(images, pools.ink, change) for change in pixels)
+        return TaskSequence("classification", tasks, (len(DIGITS),) * len(tasks), shared_head=True)
+
+    def paired(self, pools: Pools, rng: np.random.Generator, heads: Heads) -> TaskSequence:
+        """Return the tasks of telling 0 from 1, 2 from 3, and so on to 8 from 9.
+
+        With one head, labels are the digits; with one a task, they are 0 and 1 in each.
+        """
+        one, tasks = heads is Heads.one, []
+        for low in DIGITS[::2]:
+            parts = self.parts(pools, (low, low + 1), rng)
+            tasks.append(ImageTask({name: (x, y if one else y - low) for name, (x, y) in parts.items()}, pools.ink))
+        return TaskSequence("classification", tuple(tasks), (len(DIGITS) if one else 2,) * len(tasks), shared_head=one)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MnistSequence(SequenceSource):
+    """Tasks made of MNIST: 60,000 images to train on and choose by, 10,000 to test on, of 28 x 28 pixels.
+
+    ``path``: the folder of the four idx files, as they are published, compressed (``.gz``) or not.
+    """
+
+    path: str = knob()
+
+    def pools(self, rng: np.random.Generator) -> Pools:
+        """Read the four files."""
+        shapes, tables = [], []
+        for files in Files:
+            images, labels = read_digits(self.path, files)
+            shapes.append(images.shape[1:])
+            x = images.reshape(len(images), math.prod(shapes[-1]))
+            tables.append(Table(x, labels.astype(np.int32), f"the {files.name} files of data.path={self.path}"))
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"data.path={self.path} holds images of {shapes[0]} pixels to train on and of {shapes[1]} to test on; "
+                "they must be the same"
+            )
+        train, test = tables
+        order = rng.permutation(len(test.x))  # the published test file has the easier half of its writers first
+        return Pools(train, Table(test.x[order], test.y[order], test.origin), 255.0)
+
+
+@dataclass(frozen=True)
+class DigitsSequence(SequenceSource):
+    """Tasks made of 1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), which scikit-learn installs.
+
+    ``test_fraction`` of them is kept to test on; the same ones whatever the tasks are.
+    """
+
+    test_fraction: float = knob(0.25, FRACTION)
+
+    def pools(self, rng: np.random.Generator) -> Pools:
+        """Read the table and cut off what is for testing."""
+        rows, origin = read_embedded("digits.csv.gz"), "the digits"
+        table = Table(rows[:, :-1].astype(np.uint8), rows[:, -1].astype(np.int32), origin)
+        kept = cut(table, rng, {"test": self.test_fraction})
+        return Pools(Table(*kept["train"], origin), Table(*kept["test"], origin), 16.0)
+
+
+def only(table: Table, digits: Sequence[int]) -> Table:
+    """Return the images of some digits, of each of which there must be one."""
+    for digit in digits:
+        if digit not in table.y:
+            raise UserError(f"{table.origin} hold no image of {digit}; allowed: at least one of each digit")
+    chosen = np.isin(table.y, digits)
+    named = table.origin if len(digits) == len(DIGITS) else f"{' and '.join(map(str, digits))} in {table.origin}"
+    return Table(table.x[chosen], table.y[chosen], named)
