@@ -92,13 +92,15 @@ def bootstrap(
     statistic: Callable[[Int[np.ndarray, " n"]], float],
     n: int,
     level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = 4000,
 ) -> tuple[float, float]:
-    """Return the percentile bootstrap interval of a statistic of ``n`` seeds.
+    """Return the expanded percentile bootstrap interval of a statistic of ``n`` seeds.
 
-    Resamples are drawn from a fixed stream, so the same records give the same interval; infinite values are allowed
-    and rank at the ends. Efron and Tibshirani (1993, "An introduction to the bootstrap", ch. 13), who also say that
-    with few values it comes out too narrow. One value has no interval: its bounds are NaN.
+    Plain percentiles are too narrow for few seeds: of 5, the interval of a mean covers it in some 83 % of cases instead
+    of 95 %. Expanded ones are taken at ``Phi(-sqrt(n / (n - 1)) t(n-1))``, which gives the mean's Student-t interval
+    where the resamples are normal (Hesterberg 2015, "What teachers should know about the bootstrap", The American
+    Statistician 69, p. 371). Resamples are drawn from a fixed stream, so the same records give the same interval;
+    infinite values are allowed and rank at the ends. One seed has no interval: its bounds are NaN.
 
     Args:
         statistic: of the indices of a resample's seeds, each from 0 to ``n - 1``, ``n`` of them with repetition.
@@ -109,6 +111,7 @@ def bootstrap(
     if n < 2:
         return math.nan, math.nan
     rng = np.random.default_rng(0)
-    values = np.sort([statistic(rng.integers(0, n, n)) for _ in range(resamples)])
-    tail = round((1 - level) / 2 * resamples)
+    values = np.sort([statistic(drawn) for drawn in rng.integers(0, n, (resamples, n))])
+    share = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf((1 + level) / 2, df=n - 1))
+    tail = int(share * resamples)
     return float(values[tail]), float(values[resamples - 1 - tail])

@@ -11,7 +11,6 @@ from src.results.records import load_jobs
 from tests.fabricate import write_job
 
 RATES = (0.001, 0.01, 0.1)
-STATUS = {"failed": "ValueError: planted", "unfinished": None}
 
 
 def nested(values):
@@ -26,53 +25,36 @@ def nested(values):
     return config
 
 
-def seed_noise(seeds, scale):
-    """One shift a seed, of mean 0 over the seeds: the same for all arms, as an easy initialisation is."""
-    noise = np.random.default_rng(5).normal(0, scale, seeds)
-    return noise - noise.mean() if seeds > 1 else noise
+def plant(folder: Path, grid, score, seeds: int = 5, rates: tuple = (0.01,), own=0.0, curve=None, status=None):
+    """Write a job for each combination; 0.01 is the best rate, others lose 0.05 a decade.
 
-
-def plant(
-    folder: Path,
-    grid,
-    score,
-    seeds: int = 5,
-    rates: tuple = RATES,
-    best=0.01,
-    own=0.0,
-    shared=0.02,
-    curve=None,
-    status=None,
-):
-    """Write a job for each combination.
-
-    ``score(**condition)`` is the test accuracy at the rate ``best``; other rates lose 0.05 a decade. ``shared`` is the
-    spread over seeds that all arms have in common, ``own`` the one that they have not. ``curve(condition, seed)`` gives
-    logged rows, ``status(condition, rate, seed)`` how a job ended (default: completed).
+    ``score(**condition)`` is the mean test accuracy over seeds, to rounding: what the seeds add is 0 on average. All
+    arms share a large part of that; ``own`` is the standard deviation of what each has for itself. ``curve(condition,
+    rate, seed)`` gives logged rows, ``status(condition, rate, seed)`` how a job ended (default: completed).
     """
-    shifts = seed_noise(seeds, shared)
+    spread = np.linspace(-1, 1, seeds) / max(np.linspace(-1, 1, seeds).std(ddof=min(1, seeds - 1)), 1e-9)
     conditions = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
-    for number, (condition, rate, seed) in enumerate(itertools.product(conditions, rates, range(seeds))):
-        noise = np.random.default_rng([number, 7]).normal(0, own) if own else 0.0
-        accuracy = score(**{key.split(".")[-1]: value for key, value in condition.items()})
-        accuracy += shifts[seed] + noise - 0.05 * abs(math.log10(rate / best))
-        metrics = {"val_loss": 1 - accuracy, "test_loss": 1.1 - accuracy, "test_accuracy": accuracy}
-        config = nested({"seed": seed, "lr_fine": rate, "report": None, "name": "planted"} | condition)
-        ended = status(condition, rate, seed) if status else "completed"
-        extra = {"objective": 1 - accuracy, "metrics": metrics}
-        if "rank" in str(condition):
-            extra["parameters"] = {"trainable": 100 * condition["strategy.rank"], "total": 5000}
-        if ended == "diverged":
-            extra = {"objective": math.inf, "metrics": dict.fromkeys(metrics, math.nan)}
-        elif ended != "completed":
-            extra = {"objective": None, "error": STATUS[ended]}
-        write_job(
-            folder / f"{number:04d}",
-            config,
-            curve(condition, rate, seed) if curve else None,
-            status=None if ended == "unfinished" else ended,
-            **extra,
-        )
+    for number, (condition, rate) in enumerate(itertools.product(conditions, rates)):
+        mean = score(**{key.split(".")[-1]: value for key, value in condition.items()})
+        mean -= 0.05 * abs(math.log10(rate / 0.01))
+        shuffled = np.random.default_rng([number, 3]).permutation(spread)
+        for seed in range(seeds):
+            accuracy = mean + (0.02 * spread[seed] + own * shuffled[seed] if seeds > 1 else 0.0)
+            metrics = {"val_loss": 1 - accuracy, "test_loss": 1.1 - accuracy, "test_accuracy": accuracy}
+            ended = status(condition, rate, seed) if status else "completed"
+            extra = {"objective": 1 - accuracy, "metrics": metrics}
+            if ended == "diverged":
+                extra = {"objective": math.inf, "metrics": dict.fromkeys(metrics, math.nan)}
+            elif ended != "completed":
+                extra = {"objective": None, "error": "ValueError: planted"}
+            write_job(
+                folder / f"{number:03d}_{seed}",
+                nested({"seed": seed, "lr_fine": rate, "report": None, "name": "planted"} | condition),
+                curve(condition, rate, seed) if curve else None,
+                status=None if ended == "unfinished" else ended,
+                parameters={"trainable": 100 * condition.get("strategy.rank", 1), "total": 5000},
+                **extra,
+            )
     return folder
 
 

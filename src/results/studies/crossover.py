@@ -81,7 +81,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     }
     how = (
         "The crossing is interpolated between the means, linearly in the logarithm of the labels; its interval is the "
-        f"percentile bootstrap over {seeds_word(crossing.seeds)}."
+        f"expanded percentile bootstrap over {seeds_word(crossing.seeds)}."
     )
     return Report(
         title="How many labels until full fine-tuning beats the linear probe?",

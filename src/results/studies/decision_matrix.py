@@ -93,7 +93,8 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     columns = {
         "similarity": lambda cell: show(cell.similarity),
         "labels": lambda cell: show(cell.labels),
-        "winner": lambda cell: f"{cell.winner} ({rates(cell.ranking[cell.winner])})",
+        "winner": lambda cell: cell.winner,
+        "its choice": lambda cell: rates(cell.ranking[cell.winner]),
         analysis.question.metric: lambda cell: show_interval(cell.ranking[cell.winner].test),
         "runner-up": lambda cell: cell.runner_up or "-",
         "lead": lambda cell: show_lead(cell, higher),

@@ -91,8 +91,8 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     factors = {"arm": lambda s: s.arm, "times fewer labels (95 % bootstrap interval)": Saving.text}
     how = (
         f"A factor is the labels at which the mean of {SCRATCH} is best over those at which the arm's mean reaches "
-        "that score, interpolated linearly in the logarithm of the labels; its interval is the percentile bootstrap "
-        f"over {seeds_word(seeds)}."
+        "that score, interpolated linearly in the logarithm of the labels; its interval is the expanded percentile "
+        f"bootstrap over {seeds_word(seeds)}."
     )
     return Report(
         title="How many times fewer labels does a pre-trained start need?",

@@ -77,7 +77,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         f"{SCRATCH}'s own": lambda r: show_interval(mean_interval(r.by.values())),
     }
     how = (
-        f"{SCRATCH} ({rates(found[SCRATCH])}) has a {in_words(analysis.question.metric)} of "
+        f"{SCRATCH} (choice: {rates(found[SCRATCH])}) has a {in_words(analysis.question.metric)} of "
         f"{show_interval(found[SCRATCH].test)}. Between logged rows the curves are taken as straight lines."
     )
     return Report(
