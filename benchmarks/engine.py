@@ -18,7 +18,7 @@ from src.engine.lanes import Lanes
 from src.engine.loop import fit, ignore
 from src.engine.optimizers import Adamw
 from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage, halves, start, traced, update
+from src.engine.stage import Split, Stage, frozen_paths, start, traced, update
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES
 from src.recipe import Recipe, finetuning_stage, initial_params
@@ -90,13 +90,14 @@ def frozen_and_full() -> None:
             0,
         )
         params = stage.model.init(jax.random.PRNGKey(0), (256,), 1)
-        arguments = (traced(stage), start(stage, params), halves(stage, params)[1], batch)
+        frozen = {path: params[path] for path in frozen_paths(stage, params)}
+        arguments = (traced(stage), start(stage, params), frozen, batch)
         step = Compiled(functools.partial(one_update, static_part(stage)))
 
         def run(step: Compiled = step, arguments: tuple = arguments) -> None:
             jax.block_until_ready([step(*arguments) for _ in range(20)])
 
-        found[type(strategy).__name__.lower()] = (step.flops(*arguments), seconds(run, repeats=9) / 20)
+        found[type(strategy).__name__.lower()] = (step.cost(*arguments).flops, seconds(run, repeats=9) / 20)
     full = found["full"]
     table(
         ("an update, 6 x 256, batch 64, AdamW", "MFLOP", "ratio to full", "ms", "ratio to full"),

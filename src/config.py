@@ -35,6 +35,7 @@ ROOMS = {
     "pretrain": "src.objectives.{name}",
     "optimizer": "src.engine.optimizers",
     "schedule": "src.engine.schedules",
+    "trainer": "src.engine.trainer",
     "tracker": "src.tracking.options",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,8 @@ from src.tracking.job import JobTracking
 
 if TYPE_CHECKING:
     from src.data.base import Source, Transfer
-    from src.engine.partition import Placement
     from src.engine.stage_cache import StageCache
-    from src.recipe import Outcome, Recipe
+    from src.recipe import Movement, Outcome, Recipe
 
 
 SWEEP_VARIABLE = "THAW_SWEEP"  # tells a job that runs in a process of its own which sweep it belongs to
@@ -48,7 +46,9 @@ def make_plan(cfg: DictConfig) -> Plan:
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
     check_report(cfg.report)
-    groups = {name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule")}
+    groups = {
+        name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule", "trainer")
+    }
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),
         source=build("data", cfg.data),
@@ -79,11 +79,11 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
 
         prepare_jax()
         data = plan.source.load()
-        placed, sizes = steps.where_it_moves(plan.recipe, data)
+        movement = steps.where_it_moves(plan.recipe, data)
         tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
         if sweep is None:
             console.show_config(cfg)
-            console.show_placement(placed, sizes)
+            console.show_movement(movement)
         stages = {"pretrain": plan.recipe.pretrain_steps, "finetune": plan.recipe.finetune_steps}
         with console.Bar(stages, plan.study.progress) as bar:
 
@@ -92,7 +92,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
                 bar.update(stage, row)
 
             outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
-        complete(tracking, outcome, data, placed, sizes)
+        complete(tracking, outcome, data, movement)
         console.show_outcome(outcome, folder, overrides if sweep else None)
     return outcome.objective
 
@@ -101,8 +101,7 @@ def complete(
     tracking: JobTracking,
     outcome: Outcome,
     data: Transfer,
-    placed: Placement,
-    sizes: Mapping[str, int],
+    movement: Movement,
     **more: Any,
 ) -> None:
     """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
@@ -113,8 +112,11 @@ def complete(
         objective=outcome.objective,
         metrics=outcome.metrics,
         last_finite_step=outcome.last_finite_step,
-        parameters={"trainable": sum(sizes[path] for path in placed.trainable), "total": sum(sizes.values())},
-        flops_per_step=outcome.flops_per_step,
+        parameters={"trainable": movement.trainable, "total": movement.total},
+        flops_per_step=outcome.cost.flops,
+        bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
+        moved=None if outcome.moved is None else outcome.moved._asdict(),
+        signals=outcome.signals,
         data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
         **more,
     )

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,18 @@ from jaxtyping import Array, ArrayLike, Float
 
 from src.config import Knobs, knob, static_part
 from src.data.base import Transfer
+from src.engine.compiled import Cost
+from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
+from src.engine.features import keep_features
 from src.engine.lanes import Lanes, programs, stacked
-from src.engine.loop import Fit, Row, Watch, fit_lanes, ignore, number, update_flops
+from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number, update_cost
 from src.engine.optimizers import Form, Optimizer, Sgd
-from src.engine.partition import Placement
+from src.engine.partition import Placement, split
 from src.engine.schedules import Constant, Schedule
-from src.engine.stage import Split, Stage, initial, placement, traced
+from src.engine.stage import Split, Stage, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
-from src.models.base import Model, Params, new_head
+from src.engine.trainer import Plain, Precision
+from src.models.base import Model, Params, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
 from src.strategies.base import Strategy
@@ -43,6 +47,7 @@ class Recipe(Knobs):
     strategy: Strategy = knob(Frozen())
     optimizer: Optimizer = knob(Sgd())
     schedule: Schedule = knob(Constant())
+    trainer: Plain = knob(Plain())
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Pretrained:
     metrics: dict[str, float]  # of the source task's test rows
     diverged: bool
     last_finite_step: int
-    flops_per_step: float
+    cost: Cost  # of an update
     seconds: float  # wall time; of lanes, each one's share; 0 when it was kept from an earlier run
 
 
@@ -66,8 +71,10 @@ class Outcome:
     metrics: dict[str, float]  # of the final parameters, by split; empty when the run diverged
     diverged: bool
     last_finite_step: int  # of the stage that the run ended in
-    flops_per_step: float  # of fine-tuning; of pre-training when that diverged
+    cost: Cost  # of an update of fine-tuning; of pre-training when that diverged
     seconds: dict[str, float]  # wall time by stage; of lanes, each one's share
+    moved: Moved | None = None  # what fine-tuning did to the parameters
+    signals: dict[str, float] = field(default_factory=dict)  # of overfitting
 
     @property
     def status(self) -> str:
@@ -101,6 +108,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     """Return the stage that learns the target task under the strategy.
 
     Lanes keep the frozen half outside their state, so that it need not be repeated for each: the same bits, less work.
+    So does what is to be stored in another precision.
     """
     return Stage(
         model=recipe.model,
@@ -114,7 +122,8 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
         seed=recipe.seed,
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
-        form=None if lanes is Lanes.one else Form.split,
+        trainer=recipe.trainer,
+        form=None if lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32 else Form.split,
     )
 
 
@@ -149,12 +158,49 @@ def pretrain(
     fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes)
     test = {"source_test": data.source["test"]} if "test" in data.source else {}
     metrics = measure(stages, [end.params for end in fits], test, lanes)
-    flops = update_flops(stages[0], first[0], data.source["train"])
+    cost = update_cost(stages[0], first[0], data.source["train"])
     each = (time.perf_counter() - started) / len(recipes)
     return [
-        Pretrained(end.params, own, found, end.diverged, end.last_finite_step, flops, each)
+        Pretrained(end.params, own, found, end.diverged, end.last_finite_step, cost, each)
         for end, own, found in zip(fits, rows, metrics, strict=True)
     ]
+
+
+def untrained(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[Pretrained]:
+    """Return what a run without pre-training starts from: the same initial parameters that pre-training would."""
+    stages = [pretraining_stage(recipe, data) for recipe in recipes]
+    none = Cost(0.0, 0)
+    return [Pretrained(params, [], {}, False, 0, none, 0.0) for params in initial_params(stages, data, lanes)]
+
+
+def phases(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[list[Stage]]:
+    """Return the stages of each phase of fine-tuning, one a recipe; their first updates follow one another.
+
+    Raises:
+        UserError: the strategy's plan, the schedule or the trainer do not fit the run.
+    """
+    recipe, rows = recipes[0], len(data.target["train"].x)
+    batch = min(recipe.batch_size or rows, rows)
+    recipe.trainer.check(data.kind, batch)
+    recipe.pretrain.schedule.check(recipe.pretrain_steps, "pretrain.schedule")
+    count = len(recipe.strategy.tables(recipe.model.groups()))
+    lengths = recipe.strategy.lengths(count, recipe.finetune_steps, -(-rows // batch))
+    for length in lengths:
+        recipe.schedule.check(length)
+    firsts = [sum(lengths[:phase]) for phase in range(count)]
+    return [
+        [replace(finetuning_stage(recipe, data, lanes), phase=phase, steps=length, first=first) for recipe in recipes]
+        for phase, (length, first) in enumerate(zip(lengths, firsts, strict=True))
+    ]
+
+
+class Finetuned(NamedTuple):
+    """What fine-tuning ends with, a lane each."""
+
+    fits: list[Fit]
+    metrics: list[dict[str, float]]  # of every part of the target task
+    cost: Cost  # of an update; over phases, the mean of its FLOPs and the largest of its bytes
+    starts: list[Params]  # what it started from, new heads included
 
 
 def finetune(
@@ -163,28 +209,84 @@ def finetune(
     starts: Sequence[Params],
     watches: Sequence[Watch],
     lanes: Lanes = Lanes.one,
-) -> list[Fit]:
-    """Learn the target task from pre-trained parameters, with a new head where the label space is new."""
+) -> Finetuned:
+    """Learn the target task from pre-trained parameters, with a new head where the label space is new.
+
+    Phase by phase; in each, the groups at the bottom that do not move are run once over the data.
+    """
+    plan = phases(recipes, data, lanes)
+    params = starts = with_new_heads(recipes, data, list(starts), lanes) if data.new_head else list(starts)
+    training = Training(watches, lanes)
+    tasks, costs, ends = [], [], params
+    for stages in plan:
+        task = keep_features(stages, params, data.target, lanes)
+        tasks.append(task)
+        watched = {name: part for name, part in task.splits.items() if name == "val"}
+        final = stages is plan[-1]
+        ends = training.phase(task.stages, task.params, task.splits["train"], watched, task.own_rows, final)
+        params = [{**whole, **own} for whole, own in zip(params, ends, strict=True)]
+        single = replace(task.stages[0], form=None)  # what a run of its own would cost
+        costs.append(update_cost(single, task.params[0], task.part("train")))
+    metrics = measure(tasks[-1].stages, ends, tasks[-1].splits, lanes, tasks[-1].own_rows)
+    return Finetuned(training.ends(params), metrics, overall(costs, plan), starts)
+
+
+def overall(costs: Sequence[Cost], plan: Sequence[Sequence[Stage]]) -> Cost:
+    """Return what an update costs on average over the phases, and at most in memory."""
+    steps = [max(stages[0].steps, 1) for stages in plan]
+    flops = sum(cost.flops * count for cost, count in zip(costs, steps, strict=True)) / sum(steps)
+    return Cost(flops, max(c.peak_bytes for c in costs), max(c.optimizer_bytes for c in costs))
+
+
+def with_new_heads(recipes: Sequence[Recipe], data: Transfer, starts: Sequence[Params], lanes: Lanes) -> list[Params]:
+    """Return each lane's parameters with a head for the target's labels; lanes that may share them still do."""
     stages = [finetuning_stage(recipe, data, lanes) for recipe in recipes]
-    if data.new_head:
-        heads = initial_params(stages, data, lanes, stream=NEW_HEAD_STREAM)
-        starts = [new_head(recipes[0].model, *pair) for pair in zip(starts, heads, strict=True)]
-    watched = {name: part for name, part in data.target.items() if name == "val"}
-    return fit_lanes(stages, starts, data.target["train"], watched, watches, lanes)
+    heads = initial_params(stages, data, lanes, stream=NEW_HEAD_STREAM)
+    made: dict[Any, Params] = {}
+    for recipe, start, head in zip(recipes, starts, heads, strict=True):
+        if (id(start), recipe.seed) not in made:
+            made[id(start), recipe.seed] = new_head(recipe.model, start, head)
+    return [made[id(start), recipe.seed] for recipe, start in zip(recipes, starts, strict=True)]
 
 
 NEW_HEAD_STREAM = 1  # of the seed: a new head must not repeat the values that the first one started from
 
 
-def where_it_moves(recipe: Recipe, data: Transfer) -> tuple[Placement, dict[str, int]]:
-    """Return what the strategy's table matched, and each parameter's size, before anything is trained.
+class Movement(NamedTuple):
+    """Which parameters fine-tuning moves, phase by phase."""
+
+    placed: tuple[Placement, ...]
+    lengths: tuple[int, ...]  # updates of each phase
+    sizes: dict[str, int]  # by path; batch statistics are no parameters and have none
+
+    @property
+    def moving(self) -> set[str]:
+        """The paths that move in some phase."""
+        return {path for placed in self.placed for path in placed.trainable}
+
+    @property
+    def trainable(self) -> int:
+        """How many parameters move in some phase."""
+        return sum(self.sizes[path] for path in self.moving)
+
+    @property
+    def total(self) -> int:
+        """How many parameters there are, those that the strategy adds included."""
+        return sum(self.sizes.values())
+
+
+def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
+    """Return what moves in fine-tuning, before anything is trained.
 
     Raises:
-        UserError: a pattern that matches nothing, or nothing left to train.
+        UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
-    stage = finetuning_stage(recipe, data)
-    shapes = jax.eval_shape(lambda: initial(stage, data.features, 0))
-    return placement(stage, shapes), {path: math.prod(leaf.shape) for path, leaf in shapes.items()}
+    plan = [stage for (stage,) in phases([recipe], data)]
+    shapes = jax.eval_shape(lambda: initial(plan[0], data.features, 0))
+    whole = with_added(plan[0], shapes)
+    placed = tuple(placement(stage, whole) for stage in plan)
+    sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
+    return Movement(placed, tuple(stage.steps for stage in plan), sizes)
 
 
 PRETRAINING_VERSION = 1  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
@@ -202,6 +304,8 @@ def pretrain_once(
         lanes: how to compute what is missing.
         watch: called with each row of a single recipe's pre-training, kept rows included.
     """
+    if not recipes[0].strategy.pretrained:
+        return untrained(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
     extra = {"platform": jax.devices()[0].device_kind, "recipe": PRETRAINING_VERSION}
@@ -213,10 +317,8 @@ def pretrain_once(
     missing = [(key, recipe) for key, recipe in zip(keys, recipes, strict=True) if key not in found]
     if missing:
         for (key, recipe), pre in zip(missing, pretrain([r for _, r in missing], data, lanes, watch), strict=True):
-            kept = ("metrics", "diverged", "last_finite_step", "flops_per_step")
-            facts = {"stage": stage_label(pretraining_stage(recipe, data))} | {
-                name: getattr(pre, name) for name in kept
-            }
+            kept = {name: getattr(pre, name) for name in ("metrics", "diverged", "last_finite_step")}
+            facts = {"stage": stage_label(pretraining_stage(recipe, data)), **kept, "cost": pre.cost._asdict()}
             cache.put(key, Entry({path: np.asarray(leaf) for path, leaf in pre.params.items()}, pre.rows, facts))
             found[key] = pre
     return [found[key] for key in keys]
@@ -225,6 +327,7 @@ def pretrain_once(
 def as_pretrained(entry: Entry) -> Pretrained:
     """Return a kept pre-training."""
     facts = {name: value for name, value in entry.facts.items() if name != "stage"}
+    facts["cost"] = Cost(**facts["cost"])
     params: Any = entry.params  # NumPy arrays, which every program takes
     return Pretrained(params, entry.rows, **facts, seconds=0.0)
 
@@ -265,40 +368,47 @@ def run_finetuning(
     started = time.perf_counter()
     alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
     outcomes = [
-        Outcome(pre.params, {}, True, pre.last_finite_step, pre.flops_per_step, {"pretrain": pre.seconds})
-        for pre in pretrained
+        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}) for pre in pretrained
     ]
     if not alive:
         return outcomes
     own = [recipes[lane] for lane in alive]
-    fits = finetune(own, data, [pretrained[i].params for i in alive], [watches[i] for i in alive], lanes)
-    stages = [finetuning_stage(recipe, data, lanes) for recipe in own]
-    metrics = measure(stages, [end.params for end in fits], data.target, lanes)
-    flops = update_flops(finetuning_stage(own[0], data), fits[0].params, data.target["train"])
+    curves = [Curve(watches[i]) for i in alive]
+    fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes)
     seconds = (time.perf_counter() - started) / len(alive)
-    for lane, end, target in zip(alive, fits, metrics, strict=True):
+    moving = where_it_moves(own[0], data).moving
+    whole = zip(alive, fine.fits, fine.metrics, fine.starts, curves, strict=True)
+    for lane, end, target, begin, curve in whole:
         found = pretrained[lane].metrics | target
         diverged = end.diverged or not all(map(math.isfinite, found.values()))
         times = {"pretrain": pretrained[lane].seconds, "finetune": seconds}
         kept = {} if diverged else found
-        outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, flops, times)
+        moved = what_moved(moving, begin, end)
+        signals = {} if diverged else overfitting(target, curve, end)
+        outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, fine.cost, times, moved, signals)
     return outcomes
 
 
 def measure(
-    stages: Sequence[Stage], params: Sequence[Params], splits: Mapping[str, Split], lanes: Lanes = Lanes.one
+    stages: Sequence[Stage],
+    params: Sequence[Params],
+    splits: Mapping[str, Split],
+    lanes: Lanes = Lanes.one,
+    own_rows: bool = False,
 ) -> list[dict[str, float]]:
-    """Return each stage's metrics of each split as numbers."""
+    """Return everything that is reported of each split, as numbers, a lane each."""
     if not splits:
         return [{} for _ in stages]
-    evaluate = programs(static_part(stages[0]), lanes).evaluate
+    report = programs(static_part(stages[0]), lanes, own_rows=own_rows).report
+    still = frozen_paths(stages[0], params[0])
     if lanes is Lanes.one:
-        found = {
-            name: np.asarray(value)[None] for name, value in evaluate(traced(stages[0]), params[0], {}, splits).items()
-        }
+        frozen, moving = split(params[0], still)
+        found = report(traced(stages[0]), moving, frozen, splits)
+        found = {name: np.asarray(value)[None] for name, value in found.items()}
     else:
+        frozen, moving = split(stacked(params), still)
         hyper = stacked([traced(stage) for stage in stages])
-        found = jax.device_get(evaluate(np.int32(len(stages)), hyper, stacked(params), {}, splits))
+        found = jax.device_get(report(np.int32(len(stages)), hyper, moving, frozen, splits))
     # JAX hands dictionaries back with sorted keys; people read train, val, test.
     names = [name for split in splits for name in found if name.startswith(f"{split}_")]
     return [{name: number(found[name][lane]) for name in names} for lane in range(len(stages))]
@@ -345,6 +455,5 @@ def pretrain_then_finetune(
 
     data = Transfer("regression", {"train": part(x_pre, y_pre)}, {"train": part(x_fine, y_fine)}, 1, 1, new_head=False)
     (pre,) = pretrain([recipe], data)
-    (fine,) = finetune([recipe], data, [pre.params], [ignore])
-    (metrics,) = measure([finetuning_stage(recipe, data)], [fine.params], data.target)
+    (metrics,) = finetune([recipe], data, [pre.params], [ignore]).metrics
     return jnp.array([metrics["train_loss"]], jnp.float32)

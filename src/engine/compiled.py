@@ -6,9 +6,17 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+
+
+class Cost(NamedTuple):
+    """What a compiled program costs by XLA's own account."""
+
+    flops: float  # floating-point operations; the body of a loop counts once, however often it runs
+    peak_bytes: int  # arguments, results and temporary buffers together, what is overwritten in place counted once
+    optimizer_bytes: int = 0  # of the optimizer's state, where the program is an update
 
 
 class Compiled:
@@ -33,10 +41,14 @@ class Compiled:
         """Run; the result may still be computing on the device."""
         return self.program(*args)(*args)
 
-    def flops(self, *args: Any) -> float:
-        """Return XLA's count of floating-point operations; the body of a loop counts once, however often it runs."""
-        cost = self.program(*args).cost_analysis()
-        return float(cost.get("flops", float("nan"))) if isinstance(cost, dict) else float("nan")
+    def cost(self, *args: Any) -> Cost:
+        """Return what XLA says that the program costs."""
+        program = self.program(*args)
+        found, memory = program.cost_analysis(), program.memory_analysis()
+        flops = float(found.get("flops", float("nan"))) if isinstance(found, dict) else float("nan")
+        sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
+        peak = sum(getattr(memory, name) for name in sizes) - getattr(memory, "alias_size_in_bytes", 0)
+        return Cost(flops, peak)
 
 
 def prepare_jax() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from src.config import bind
 from src.engine.compiled import Compiled
-from src.engine.stage import Stage, advance, evaluate, initial, row_order, start
+from src.engine.stage import Stage, advance, better, bottom_features, evaluate, initial, no_best, row_order, start
 
 Lanes = Enum("Lanes", ["one", "map", "vmap"])
 EACH, SAME = 0, None  # of an argument: every lane has its own along axis 0, or all lanes have the same
@@ -32,22 +32,27 @@ class Programs(NamedTuple):
     order: Callable[[int], Compiled]  # for a number of rows
     advance: Compiled
     evaluate: Compiled
+    report: Compiled  # an evaluation with everything that is reported of an end
+    no_best: Compiled
+    better: Compiled
+    features: Compiled
 
 
-def programs(stage: Stage, lanes: Lanes = Lanes.one, shared: bool = False) -> Programs:
+def programs(stage: Stage, lanes: Lanes = Lanes.one, shared: bool = False, own_rows: bool = False) -> Programs:
     """Return the programs of a stage's static part (see :func:`src.config.static_part`).
 
     Args:
         stage: the static part.
         lanes: one run, or many and how.
         shared: whether all lanes start from the same parameters and see the rows in the same order.
+        own_rows: whether each lane has data of its own, such as features of a bottom of its own.
     """
-    return _programs(stage, lanes, shared)
+    return _programs(stage, lanes, shared, own_rows)
 
 
 @functools.cache
-def _programs(stage: Stage, lanes: Lanes, shared: bool) -> Programs:
-    own = SAME if shared else EACH
+def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Programs:
+    own, rows = SAME if shared else EACH, EACH if own_rows else SAME
 
     def compiled(function: Callable[..., Any], *axes: int | None, donate: tuple[int, ...] = ()) -> Compiled:
         bound = functools.partial(_with_hyperparameters, function, stage)
@@ -60,15 +65,19 @@ def _programs(stage: Stage, lanes: Lanes, shared: bool) -> Programs:
         return compiled(lambda bound: initial(bound, features, stream))
 
     @functools.cache
-    def order(rows: int) -> Compiled:
-        return compiled(lambda bound, step: row_order(bound, rows, step), SAME)
+    def order(count: int) -> Compiled:
+        return compiled(lambda bound, step: row_order(bound, count, step), SAME)
 
     return Programs(
         init=init,
         start=compiled(start, own),
         order=order,
-        advance=compiled(advance, EACH, own, SAME, own, SAME, SAME, donate=(1,)),
-        evaluate=compiled(evaluate, EACH, own, SAME),
+        advance=compiled(advance, EACH, own, rows, own, SAME, SAME, donate=(1,)),
+        evaluate=compiled(evaluate, EACH, own, rows),
+        report=compiled(functools.partial(evaluate, full=True), EACH, own, rows),
+        no_best=compiled(lambda _stage, moving: no_best(moving), EACH),
+        better=compiled(better, EACH, EACH, EACH, SAME),
+        features=compiled(bottom_features, own, SAME),
     )
 
 

@@ -8,17 +8,32 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array
 
-from src.config import static_part
+from src.config import bind, static_part
+from src.engine.compiled import Cost
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.partition import join
-from src.engine.stage import Losses, Split, Stage, halves, start, traced
-from src.models.base import Params
+from src.engine.stage import (
+    Best,
+    Losses,
+    Split,
+    Stage,
+    State,
+    carry_over,
+    frozen_paths,
+    shown,
+    start,
+    traced,
+    with_added,
+)
+from src.engine.trainer import Precision
+from src.models.base import Params, is_statistic
 
 Row = dict[str, float]  # a logged step: its number and what was measured
 Watch = Callable[[Row], None]
@@ -29,11 +44,13 @@ def ignore(_row: Row) -> None:
 
 
 class Fit(NamedTuple):
-    """What a stage ends with."""
+    """What training ends with."""
 
     params: Params
     diverged: bool
     last_finite_step: int
+    kept_step: int  # updates that the parameters have seen: all, or those before the best evaluation
+    rounded: float | None = None  # share of the trainable weights whose last logged update rounded to zero
 
 
 class Interval(NamedTuple):
@@ -43,6 +60,23 @@ class Interval(NamedTuple):
     updates: int  # made in it
     losses: Losses | None
     metrics: Mapping[str, Array]  # of the parameters after it
+    best: Best | None
+
+
+@dataclass
+class Course:
+    """What the host knows of one lane under way, over all its phases."""
+
+    watch: Watch
+    last_finite: int | None = None  # of a lane that diverged
+    stopped: bool = False
+    kept_step: int | None = None
+    rounded: float | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing of this lane is reported any more."""
+        return self.stopped or self.last_finite is not None
 
 
 def fit(stage: Stage, params: Params, data: Split, splits: Mapping[str, Split], watch: Watch) -> Fit:
@@ -80,23 +114,8 @@ def fit_lanes(
         watches: one a lane.
         lanes: how; ``Lanes.one`` for a single stage.
     """
-    shared = lanes is not Lanes.one and len(params) > 1 and all(p is params[0] for p in params) and same_seed(stages)
-    run = Driver(stages, params[0] if shared or lanes is Lanes.one else stacked(params), data, splits, lanes, shared)
-    ends: list[int | None] = [None] * len(stages)
-    waiting = [Interval(0, 0, None, run.evaluate())]
-    for step in range(0, stages[0].steps, stages[0].log_every):
-        count = min(stages[0].log_every, stages[0].steps - step)
-        waiting.append(Interval(step, count, run.advance(step, count), run.evaluate()))
-        # Read the interval before this one only now, with this one under way: the device never waits for the host.
-        _report(waiting.pop(0), watches, ends, lanes)
-        if None not in ends:
-            break
-    for interval in waiting:
-        _report(interval, watches, ends, lanes)
-    return [
-        Fit(own, end is not None, stage.steps if end is None else end)
-        for own, end, stage in zip(run.params(), ends, stages, strict=True)
-    ]
+    run = Training(watches, lanes)
+    return run.ends(run.phase(stages, params, data, splits))
 
 
 def same_seed(stages: Sequence[Stage]) -> bool:
@@ -104,31 +123,138 @@ def same_seed(stages: Sequence[Stage]) -> bool:
     return len({stage.seed for stage in stages}) == 1
 
 
+def share_start(params: Sequence[Params], stages: Sequence[Stage], lanes: Lanes) -> bool:
+    """Tell whether all lanes start from the same parameters and see the rows in the same order."""
+    return lanes is not Lanes.one and len(params) > 1 and all(p is params[0] for p in params) and same_seed(stages)
+
+
+class Training:
+    """Trains one run or many lanes, phase after phase."""
+
+    def __init__(self, watches: Sequence[Watch], lanes: Lanes) -> None:
+        self.lanes = lanes
+        self.courses = [Course(watch) for watch in watches]
+        self.last: Driver | None = None
+
+    def phase(
+        self,
+        stages: Sequence[Stage],
+        params: Sequence[Params],
+        data: Split,
+        splits: Mapping[str, Split],
+        own_rows: bool = False,
+        final: bool = True,
+    ) -> list[Params]:
+        """Train one phase and return each lane's parameters.
+
+        Args:
+            stages: one a lane, of the same static part.
+            params: what each starts from; where all are the same object, the lanes share it.
+            data: the rows to learn from.
+            splits: what is evaluated at each logged row.
+            own_rows: whether ``data`` and ``splits`` have a leading axis, each lane's own.
+            final: whether this is the last phase, to which the choice of the best evaluation belongs.
+        """
+        stage = stages[0]
+        run = Driver(stages, params, data, splits, self.lanes, own_rows, self.last)
+        best = run.no_best() if final and stage.trainer.keeps_best else None
+        metrics = run.evaluate()
+        if best is not None:
+            best = run.better(best, metrics["val_loss"], 0)
+        waiting = [Interval(0, 0, None, metrics, best)]
+        for step in range(0, stage.steps, stage.log_every):
+            count = min(stage.log_every, stage.steps - step)
+            losses, metrics = run.advance(step, count), run.evaluate()
+            if best is not None:
+                best = run.better(best, metrics["val_loss"], step + count)
+            waiting.append(Interval(step, count, losses, metrics, best))
+            # Read the interval before this one only now, with this one under way: the device never waits for the host.
+            self._report(stages, waiting.pop(0))
+            if all(course.ended for course in self.courses):
+                break
+        for interval in waiting:
+            self._report(stages, interval)
+        self.last = run
+        if best is None:
+            return run.params()
+        for lane, (course, own) in enumerate(zip(self.courses, stages, strict=True)):
+            course.kept_step = own.first + int(np.ravel(best.step)[lane])
+        return run.params(best.params)
+
+    def ends(self, params: Sequence[Params]) -> list[Fit]:
+        """Return how each lane ended, given its last parameters."""
+        made = [stage.first + stage.steps for stage in self.last.stages] if self.last else [0] * len(params)
+        return [
+            Fit(
+                own,
+                course.last_finite is not None,
+                steps if course.last_finite is None else course.last_finite,
+                steps if course.kept_step is None else course.kept_step,
+                course.rounded,
+            )
+            for own, course, steps in zip(params, self.courses, made, strict=True)
+        ]
+
+    def _report(self, stages: Sequence[Stage], interval: Interval) -> None:
+        """Pass an interval's row to each lane's watch; note where one diverged, or has waited long enough."""
+        axis = (lambda values: np.asarray(values)[None]) if self.lanes is Lanes.one else np.asarray
+        losses = {} if interval.losses is None else {k: axis(v) for k, v in interval.losses._asdict().items()}
+        metrics = {name: axis(value) for name, value in interval.metrics.items()}
+        waited = None if interval.best is None else axis(interval.best.waited)
+        for lane, (stage, course) in enumerate(zip(stages, self.courses, strict=True)):
+            if course.ended or (interval.updates == 0 and stage.phase > 0):
+                continue  # the phase before has reported these parameters
+            series = {name: values[lane][: interval.updates] for name, values in losses.items()}
+            rounded = series.pop("rounded", None)
+            finite = np.isfinite(series["loss"]) if series else np.ones(0, bool)
+            kept = interval.updates if finite.all() else int(np.argmin(finite))
+            row: Row = {"step": stage.first + interval.step + kept}
+            if kept:
+                row |= {name: number(values[kept - 1]) for name, values in series.items()}
+                course.rounded = number(rounded[kept - 1]) if rounded is not None else None
+            if kept == interval.updates:
+                row |= {name: number(values[lane]) for name, values in metrics.items()}
+            else:
+                course.last_finite = int(row["step"])
+            if len(row) > 1:
+                course.watch(row)
+            patience = stage.trainer.patience
+            course.stopped = patience is not None and waited is not None and int(waited[lane]) >= patience
+
+
 class Driver:
-    """The device's side of a stage under way: its state, and the calls that move it."""
+    """The device's side of a phase: its state, and the calls that move it."""
 
     def __init__(
         self,
         stages: Sequence[Stage],
-        params: Params,
+        params: Sequence[Params],
         data: Split,
         splits: Mapping[str, Split],
         lanes: Lanes,
-        shared: bool,
+        own_rows: bool,
+        before: Driver | None,
     ) -> None:
         stage, self.count = stages[0], len(stages)
-        self.programs = programs(static_part(stage), lanes, shared)
-        self.lanes, self.shared, self.splits, self.data = lanes, shared, splits, data
+        self.shared = share_start(params, stages, lanes)
+        start_from = params[0] if self.shared or lanes is Lanes.one else stacked(params)
+        self.programs = programs(static_part(stage), lanes, self.shared, own_rows)
+        self.stages, self.lanes, self.splits, self.data = stages, lanes, splits, data
         hypers = [traced(s) for s in stages]
         self.hyper = hypers[0] if lanes is Lanes.one else stacked(hypers)
         self.head: tuple[Any, ...] = () if lanes is Lanes.one else (np.int32(self.count),)  # before every argument
-        self.frozen = halves(stage, params)[1]
-        self.state = self.programs.start(*self.head, self.hyper, params)
-        rows = len(data.x)
+        self.frozen_from = {path: start_from[path] for path in frozen_paths(stage, with_added(stage, params[0]))}
+        self.frozen = stored(stage, self.frozen_from)
+        self.state: State = self.programs.start(*self.head, self.hyper, start_from)
+        if before is not None:
+            self.state = carry_over(self.state, before.state)
+        rows = data.y.shape[1 if own_rows else 0]
         minibatches = stage.batch_size is not None and stage.batch_size < rows
         # Lanes that share the order of their rows have it computed once, as a single run would.
-        self.order = programs(static_part(stage), Lanes.one if shared else lanes).order(rows) if minibatches else None
-        self.order_head = ((), hypers[0]) if shared else (self.head, self.hyper)
+        self.order = (
+            programs(static_part(stage), Lanes.one if self.shared else lanes).order(rows) if minibatches else None
+        )
+        self.order_head = ((), hypers[0]) if self.shared else (self.head, self.hyper)
 
     def advance(self, step: int, count: int) -> Losses:
         """Dispatch ``count`` updates after the first ``step``."""
@@ -143,42 +269,38 @@ class Driver:
         """Dispatch an evaluation of the splits."""
         if not self.splits:
             return {}
-        return self.programs.evaluate(*self.head, self.hyper, self.state.params, self.frozen, self.splits)
+        return self.programs.evaluate(*self.head, self.hyper, shown(self.state), self.frozen, self.splits)
 
-    def params(self) -> list[Params]:
-        """Return each lane's parameters."""
+    def no_best(self) -> Best:
+        """Return the best of no evaluation yet."""
+        return self.programs.no_best(*self.head, self.hyper, shown(self.state))
+
+    def better(self, best: Best, loss: Array, step: int) -> Best:
+        """Return the best evaluation after one more of the present parameters."""
+        return self.programs.better(*self.head, self.hyper, best, shown(self.state), loss, np.int32(step))
+
+    def params(self, moving: Params | None = None) -> list[Params]:
+        """Return each lane's parameters: those that move as they are now, or as given."""
+        moving = shown(self.state) if moving is None else moving
         if self.lanes is Lanes.one:
-            return [join(self.state.params, self.frozen)]
-        moving = jax.device_get(self.state.params)
-        frozen = self.frozen if self.shared else jax.device_get(self.frozen)
+            return [join(moving, self.frozen_from)]
+        moved: Params = jax.device_get(moving)
+        frozen: Params = self.frozen_from if self.shared else jax.device_get(self.frozen_from)
 
         def own(lane: int) -> Params:
             still = frozen if self.shared else {path: leaf[lane] for path, leaf in frozen.items()}
-            return join({path: leaf[lane] for path, leaf in moving.items()}, still)
+            return join({path: leaf[lane] for path, leaf in moved.items()}, still)
 
         return [own(lane) for lane in range(self.count)]
 
 
-def _report(interval: Interval, watches: Sequence[Watch], ends: list[int | None], lanes: Lanes) -> None:
-    """Pass an interval's row to each lane's watch; note in ``ends`` the last finite update of those that diverge."""
-    axis = (lambda values: np.asarray(values)[None]) if lanes is Lanes.one else np.asarray
-    losses = {} if interval.losses is None else {k: axis(v) for k, v in interval.losses._asdict().items()}
-    metrics = {name: axis(value) for name, value in interval.metrics.items()}
-    for lane, watch in enumerate(watches):
-        if ends[lane] is not None:
-            continue
-        series = {name: values[lane][: interval.updates] for name, values in losses.items()}
-        finite = np.isfinite(series["loss"]) if series else np.ones(0, bool)
-        kept = interval.updates if finite.all() else int(np.argmin(finite))
-        row: Row = {"step": interval.step + kept}
-        if kept:
-            row |= {name: number(values[kept - 1]) for name, values in series.items()}
-        if kept == interval.updates:
-            row |= {name: number(values[lane]) for name, values in metrics.items()}
-        else:
-            ends[lane] = interval.step + kept
-        if len(row) > 1:
-            watch(row)
+def stored(stage: Stage, frozen: Params) -> Params:
+    """Return the frozen half as the device keeps it while the others move."""
+    if stage.trainer.frozen_precision is Precision.float32:
+        return jax.device_put(frozen)
+    return jax.device_put(
+        {path: leaf if is_statistic(path) else leaf.astype("bfloat16") for path, leaf in frozen.items()}
+    )
 
 
 def number(value: Any) -> float:
@@ -187,23 +309,25 @@ def number(value: Any) -> float:
 
 
 @functools.cache
-def _update_flops(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], rows: Any) -> float:
+def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], rows: Any) -> Cost:
     params: Any = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in shapes}
     data = Split(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in rows))
     batch = min(stage.batch_size or len(data.x), len(data.x))
     order = jax.ShapeDtypeStruct((stage.log_every, batch), np.int32) if batch < len(data.x) else None
     hyper, step = traced(stage), jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(functools.partial(start, stage), params)
-    frozen = halves(stage, params)[1]
-    return programs(stage).advance.flops(hyper, state, frozen, data, order, step, step)
+    state = jax.eval_shape(lambda hyper, params: start(bind(stage, hyper), params), hyper, params)
+    frozen = {path: params[path] for path in frozen_paths(stage, with_added(stage, params))}
+    cost = programs(stage).advance.cost(hyper, state, frozen, data, order, step, step)
+    bytes_ = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer))
+    return cost._replace(optimizer_bytes=bytes_)
 
 
-def update_flops(stage: Stage, params: Params, data: Split) -> float:
-    """Return XLA's count of floating-point operations of one update of a single run, gathering its rows included.
+def update_cost(stage: Stage, params: Params, data: Split) -> Cost:
+    """Return what one update of a single run costs, gathering its rows included.
 
     Of the compiled program that :func:`fit` runs: what XLA found dead, such as the backward pass through a frozen
     trunk, does not count.
     """
     shapes = tuple((path, tuple(np.shape(leaf)), np.dtype(leaf.dtype)) for path, leaf in sorted(params.items()))
     rows = tuple((tuple(np.shape(part)), np.dtype(part.dtype)) for part in data)
-    return _update_flops(static_part(stage), shapes, rows)
+    return _update_cost(static_part(stage), shapes, rows)

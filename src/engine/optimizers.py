@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,6 +11,7 @@ import optax
 
 from src.config import NON_NEGATIVE, POSITIVE, UNIT, knob
 from src.engine.partition import FROZEN
+from src.models.base import is_statistic
 
 
 class Form(Enum):
@@ -26,14 +27,22 @@ class Optimizer:
     """What every optimizer has: ``weight_decay`` (decoupled, per unit of learning rate) and ``clip_norm``.
 
     ``clip_norm`` bounds the global norm of the *trainable* gradients; ``null`` leaves them alone.
+    ``decay_bias_and_norm`` false leaves biases and the scales of normalisation layers out of the decay, as BERT's
+    recipe does (Devlin et al., ``optimization.py``). Batch statistics are never decayed.
     """
 
     weight_decay: float = knob(0.0, NON_NEGATIVE, traced=True)
     clip_norm: float | None = knob(None, POSITIVE, traced=True)
+    decay_bias_and_norm: bool = knob(True)
 
     def direction(self) -> optax.GradientTransformation:
         """Return the transformation from gradients to the step before decay and learning rate."""
         raise TypeError(f"{type(self).__name__} does not say its direction")
+
+    def decays(self, path: str) -> bool:
+        """Tell whether weight decay acts on the parameter at a flat path."""
+        exempt = not self.decay_bias_and_norm and path.rsplit("/", 1)[-1] in ("bias", "scale")
+        return not (exempt or is_statistic(path))
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,11 @@ class Adamw(Adam):
 
 
 def transformation(
-    optimizer: Optimizer, rate: Callable[[Any], Any], multiplier: Mapping[str, Any], form: Form
+    optimizer: Optimizer,
+    rate: Callable[[Any], Any],
+    multiplier: Mapping[str, Any],
+    form: Form,
+    cohorts: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformation:
     """Return the whole transformation for one stage.
 
@@ -91,10 +104,14 @@ def transformation(
         multiplier: path -> learning-rate multiplier or ``FROZEN``, for every parameter.
         form: how frozen parameters are kept still. With ``Form.split`` the transformation must only be given the
             trainable half; the other two take all parameters.
+        cohorts: path -> label of those that share a state of the optimizer (a count of updates); ``None``: all do.
     """
     moving = {path: value for path, value in multiplier.items() if value is not FROZEN}
     steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []
-    steps += [optimizer.direction(), optax.add_decayed_weights(optimizer.weight_decay)]
+    direction = optimizer.direction()
+    if cohorts is not None:
+        direction = optax.partition({label: optimizer.direction() for label in set(cohorts.values())}, dict(cohorts))
+    steps += [direction, _decay(optimizer, moving)]
     if any(not isinstance(value, float) or value != 1.0 for value in moving.values()):
         steps.append(_scale_by_path(moving))
     steps.append(optax.scale_by_schedule(lambda count: -rate(count)))
@@ -111,6 +128,18 @@ def transformation(
         optax.masked(train, mask),
         optax.masked(optax.set_to_zero(), {path: not value for path, value in mask.items()}),
     )
+
+
+def _decay(optimizer: Optimizer, moving: Iterable[str]) -> optax.GradientTransformation:
+    """Add decoupled weight decay to the updates of those parameters that take it."""
+    if all(map(optimizer.decays, moving)):
+        return optax.add_decayed_weights(optimizer.weight_decay)
+
+    def mask(tree: Any) -> dict[str, bool]:
+        # Of the tree that arrives: the reference forms hand over the frozen paths too, as empty nodes.
+        return {path: optimizer.decays(path) for path in tree}
+
+    return optax.add_decayed_weights(optimizer.weight_decay, mask)
 
 
 def _scale_by_path(multiplier: Mapping[str, Any]) -> optax.GradientTransformation:

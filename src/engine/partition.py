@@ -31,8 +31,14 @@ class Placement(NamedTuple):
         return tuple(path for path, value in self.multiplier.items() if value is not FROZEN)
 
 
-def place(table: Iterable[Line], paths: Iterable[str], groups: Groups) -> Placement:
+def place(table: Iterable[Line], paths: Iterable[str], groups: Groups, part: bool = False) -> Placement:
     """Apply an ordered table to parameter paths.
+
+    Args:
+        table: its lines.
+        paths: of the parameters.
+        groups: what names of groups in patterns mean.
+        part: whether these are only some of the model's parameters, so that a line may find nothing.
 
     Raises:
         UserError: a line that no parameter was left for, a parameter that no line covers, an invalid regular
@@ -45,7 +51,7 @@ def place(table: Iterable[Line], paths: Iterable[str], groups: Groups) -> Placem
         expression = _compile(pattern, groups)
         all_hits = [path for path in paths if expression.fullmatch(path)]
         hits = tuple(path for path in all_hits if path not in multiplier)
-        if not all_hits:
+        if not all_hits and not part:
             names = ["trunk", *(name for name, _ in groups)]
             raise UserError(
                 f"strategy: the pattern '{pattern}' matches no parameter{did_you_mean(pattern, [*names, *paths])}; "
@@ -57,7 +63,7 @@ def place(table: Iterable[Line], paths: Iterable[str], groups: Groups) -> Placem
     if left:
         raise UserError(f"strategy: no line of the table covers {listed(left)}; end it with '.*'")
     placement = Placement({path: multiplier[path] for path in paths}, tuple(matched))
-    if not placement.trainable:
+    if not placement.trainable and not part:
         raise UserError(f"strategy: the table leaves nothing to train; parameters: {listed(paths)}")
     return placement
 

@@ -19,9 +19,10 @@ from jaxtyping import Array, Float, Int, Shaped
 
 from src.config import hyperparameters, knob
 from src.engine.optimizers import Form, Optimizer, transformation
-from src.engine.partition import Placement, join, place, split
+from src.engine.partition import FROZEN, Placement, join, place, split
 from src.engine.schedules import Schedule
-from src.models.base import Model, Params
+from src.engine.trainer import Plain, Precision
+from src.models.base import Forward, Model, Params, is_statistic
 from src.objectives.supervised import Objective
 from src.strategies.base import Strategy
 
@@ -45,10 +46,14 @@ class Stage:
     schedule: Schedule
     lr: float = knob(traced=True)
     steps: int = knob(traced=True)
-    seed: int = knob(traced=True)  # of the order of the data
+    seed: int = knob(traced=True)  # of the order of the data, of dropout, of what a strategy adds
+    first: int = knob(0, traced=True)  # updates made in the phases before this one
+    trainer: Plain = knob(Plain())
     batch_size: int | None = None  # rows an update; None: all of them
     log_every: int = 10  # updates between two logged rows
     form: Form | None = None  # how frozen parameters are kept still; None: the strategy's way
+    phase: int = 0  # which of the strategy's tables holds
+    bottom: int = 0  # groups that are left out: the inputs are what they return (see features.py)
 
 
 class State(NamedTuple):
@@ -56,6 +61,8 @@ class State(NamedTuple):
 
     params: Params  # the trainable half; with the reference forms, all parameters
     optimizer: optax.OptState
+    statistics: Params  # of the batches, in the groups that move
+    average: Params  # exponential moving average of the trainable half; empty where none is wanted
 
 
 class Losses(NamedTuple):
@@ -64,6 +71,11 @@ class Losses(NamedTuple):
     loss: Float[Array, "*interval"]  # of the batch, before the update
     grad_norm: Float[Array, "*interval"]  # of the trainable gradients together
     lr: Float[Array, "*interval"]
+    rounded: Float[Array, "*interval"]  # share of the trainable weights whose update was not 0 and changed no bit
+
+
+# Streams of a seed: what keeps its uses apart. Initial parameters come from the seed itself.
+ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM = 0x0DA7A, 0xD40, 0xADDED
 
 
 def initial(stage: Stage, features: tuple[int, ...], stream: int) -> Params:
@@ -72,15 +84,50 @@ def initial(stage: Stage, features: tuple[int, ...], stream: int) -> Params:
     return stage.model.init(jax.random.fold_in(key, stream) if stream else key, features, stage.outputs)
 
 
+def added(stage: Stage, params: Params) -> Params:
+    """Return what the strategy adds to the parameters when fine-tuning begins, or starts anew."""
+    key = jax.random.fold_in(jax.random.PRNGKey(stage.seed), ADDED_STREAM)
+    return stage.strategy.prepare(key, params, stage.model) if stage.phase == 0 else {}
+
+
+def with_added(stage: Stage, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters with what the strategy adds; that part in shapes only."""
+    return {**params, **jax.eval_shape(functools.partial(added, stage), dict(params))}
+
+
 def placement(stage: Stage, params: Mapping[str, Any]) -> Placement:
-    """Return which parameters move under the stage's strategy, and what each line of its table matched."""
+    """Return which of these parameters move in the stage's phase, and what each line of its table matched."""
     groups = stage.model.groups()
-    return place(stage.strategy.table(groups), params, groups)
+    return place(stage.strategy.tables(groups)[stage.phase], params, groups, part=stage.bottom > 0)
 
 
 def carried(stage: Stage, placed: Placement) -> tuple[str, ...]:
-    """Return the paths that the state carries: the trainable ones, or all of them in the two reference forms."""
-    return placed.trainable if (stage.form or stage.strategy.form) is Form.split else tuple(placed.multiplier)
+    """Return the paths that are optimised: the trainable ones, or all of them in the two reference forms."""
+    everything = (stage.form or stage.strategy.form) is not Form.split
+    return tuple(path for path in (placed.multiplier if everything else placed.trainable) if not is_statistic(path))
+
+
+def moving_statistics(placed: Placement) -> frozenset[str]:
+    """Return the batch statistics that belong to what moves; all others are used as they are."""
+    return frozenset(path for path in placed.trainable if is_statistic(path))
+
+
+def cohorts(stage: Stage, paths: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the phase since which each path has been moving without a break; ``None`` where there is one phase only.
+
+    Each cohort has a state of the optimizer of its own. What joins later starts with a fresh one: a count of updates
+    shared with what moved before would make Adam's first steps several times too long.
+    """
+    groups = stage.model.groups()
+    tables = stage.strategy.tables(groups)
+    if len(tables) == 1:
+        return None
+    moves = [set(place(table, paths, groups, part=True).trainable) for table in tables[: stage.phase + 1]]
+    since = dict.fromkeys(paths, stage.phase)
+    for path in paths:
+        while since[path] > 0 and path in moves[since[path] - 1]:
+            since[path] -= 1
+    return {path: str(phase) for path, phase in since.items()}
 
 
 def _rate(stage: Stage, count: Any) -> Any:
@@ -88,35 +135,156 @@ def _rate(stage: Stage, count: Any) -> Any:
 
 
 def _transformation(stage: Stage, placed: Placement) -> optax.GradientTransformation:
+    paths = carried(stage, placed)
+    multiplier = {path: placed.multiplier[path] for path in placed.multiplier if not is_statistic(path)}
     rate = functools.partial(_rate, stage)
-    return transformation(stage.optimizer, rate, placed.multiplier, stage.form or stage.strategy.form)
+    form = stage.form or stage.strategy.form
+    return transformation(stage.optimizer, rate, multiplier, form, cohorts(stage, paths))
 
 
-def halves(stage: Stage, params: Params) -> tuple[Params, Params]:
-    """Return what the state carries, and what stays outside it."""
-    return split(params, carried(stage, placement(stage, params)))
+def frozen_paths(stage: Stage, whole: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of what stays outside a stage's state, of all its parameters (of one lane)."""
+    placed = placement(stage, whole)
+    state = {*carried(stage, placed), *moving_statistics(placed)}
+    return tuple(path for path in whole if path not in state)
 
 
 def start(stage: Stage, params: Params) -> State:
     """Return the state before the first update."""
-    moving, _ = halves(stage, params)
-    return State(moving, _transformation(stage, placement(stage, params)).init(moving))
+    whole = params | added(stage, params)
+    placed = placement(stage, whole)
+    moving, rest = split(whole, carried(stage, placed))
+    statistics, _ = split(rest, moving_statistics(placed))
+    average = moving if stage.trainer.ema is not None else {}
+    return State(moving, _transformation(stage, placed).init(moving), statistics, average)
+
+
+def carry_over(state: State, before: State) -> State:
+    """Return the state in which a phase begins: the optimizer goes on for what has been moving all along.
+
+    Args:
+        state: a fresh one.
+        before: how the phase before ended.
+    """
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(before.optimizer)}
+
+    def of_cohort(path: Any, fresh: Any) -> Any:
+        name = jax.tree_util.keystr(path)
+        return known.get(name, fresh) if "inner_states" in name else fresh
+
+    average = {path: before.average.get(path, leaf) for path, leaf in state.average.items()}
+    return state._replace(
+        optimizer=jax.tree_util.tree_map_with_path(of_cohort, state.optimizer),
+        average=average,
+    )
+
+
+def shown(state: State) -> Params:
+    """Return the moving parameters as they are evaluated and kept: averaged where an average is taken."""
+    return {**state.params, **state.average, **state.statistics}
+
+
+def compute(stage: Stage, params: Params, frozen: bool = False) -> Params:
+    """Return parameters in the precision that the passes compute in; statistics stay as they are."""
+
+    def cast(leaf: Array) -> Array:
+        if frozen and stage.trainer.frozen_precision is Precision.bfloat16:
+            leaf = leaf.astype(jnp.bfloat16)
+        return leaf.astype(stage.trainer.precision.name)
+
+    if stage.trainer.precision is stage.trainer.frozen_precision is Precision.float32:
+        return params
+    return {path: leaf if is_statistic(path) else cast(leaf) for path, leaf in params.items()}
+
+
+def forward(stage: Stage, params: Params, frozen: Params, x: Array, how: Forward) -> tuple[Array, Params]:
+    """Return a batch's outputs in float32, and the new values of the statistics that move."""
+    strategy = stage.strategy
+    how = how._replace(start=stage.bottom, injected=frozenset(strategy.injected), around=strategy.around)
+    if jnp.issubdtype(x.dtype, jnp.floating) and stage.trainer.precision is not Precision.float32:
+        x = x.astype(stage.trainer.precision.name)
+    whole = join(compute(stage, params), compute(stage, frozen, frozen=True))
+    outputs, seen = stage.model.forward(whole, x, stage.outputs, how)
+    return outputs.astype(jnp.float32), seen
+
+
+def bottom_features(stage: Stage, params: Params, x: Array) -> Array:
+    """Return what the groups below ``stage.bottom`` return for a batch, in the trainer's precision."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = x.astype(stage.trainer.precision.name)
+    return stage.model.apply(compute(stage, params, frozen=True), x, stage.outputs, Forward(stop=stage.bottom))
+
+
+def stochastic(stage: Stage) -> bool:
+    """Tell whether a training pass depends on chance."""
+    return stage.model.stochastic or getattr(stage.strategy, "dropout", None) is not None
+
+
+def gradients(
+    stage: Stage, state: State, frozen: Params, batch: Split, moving: frozenset[str], key: Any
+) -> tuple[Float[Array, ""], Params, Params]:
+    """Return the batch's loss, its gradients, and the new statistics, computed in ``trainer.accumulate`` parts."""
+
+    def loss_of(params: Params, statistics: Params, part: Split, key: Any) -> tuple[Float[Array, ""], Params]:
+        how = Forward(moving=moving, key=key)
+        outputs, seen = forward(stage, params, {**frozen, **statistics}, part.x, how)
+        return stage.objective.loss(outputs, part.y, stage.trainer.label_smoothing), seen
+
+    slope = jax.value_and_grad(loss_of, has_aux=True)
+    parts = stage.trainer.accumulate
+    if parts == 1:
+        (loss, seen), grads = slope(state.params, state.statistics, batch, key)
+        return loss, grads, seen
+
+    def one(carry: Any, part: tuple[Any, Split]) -> tuple[Any, None]:
+        sums, statistics, terms = carry
+        number, rows = part
+        own = None if key is None else jax.random.fold_in(key, number)
+        (loss, seen), grads = slope(state.params, statistics, rows, own)
+        # A part's loss is a mean over its own terms (labels, tokens): weighted by their number, the parts' sum is the
+        # whole batch's, however unevenly the terms lie.
+        count = stage.objective.count(rows.y)
+        sums = jax.tree.map(lambda total, value: total + count * value, sums, (loss, grads))
+        return (sums, seen, terms + count), None
+
+    cut = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
+    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+    begin = (zero, state.statistics, jnp.zeros(()))
+    ((loss, grads), seen, terms), _ = jax.lax.scan(one, begin, (jnp.arange(parts), cut))
+    return loss / terms, jax.tree.map(lambda grad: grad / terms, grads), seen
 
 
 def update(stage: Stage, state: State, frozen: Params, batch: Split, number: Any) -> tuple[State, Losses]:
     """Make update ``number`` (from 0) of a stage on one batch."""
-    placed = placement(stage, join(state.params, frozen))
-
-    def loss_of(params: Params) -> Float[Array, ""]:
-        outputs = stage.model.apply(join(params, frozen), batch.x, stage.outputs)
-        return stage.objective.loss(outputs, batch.y)
-
-    loss, grads = jax.value_and_grad(loss_of)(state.params)
+    placed = placement(stage, join(state.params, {**frozen, **state.statistics}))
+    key = None
+    if stochastic(stage):
+        stream = jax.random.fold_in(jax.random.PRNGKey(stage.seed), DROPOUT_STREAM)
+        key = jax.random.fold_in(stream, stage.first + number)
+    loss, grads, seen = gradients(stage, state, frozen, batch, moving_statistics(placed), key)
+    updates: Any
     updates, optimizer = _transformation(stage, placed).update(grads, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
-    # Only of what moves: reading a frozen gradient would make XLA compute the whole backward pass for it.
-    norm = optax.tree.norm({path: grads[path] for path in placed.trainable})
-    return State(params, optimizer), Losses(loss, norm, jnp.asarray(_rate(stage, number), jnp.float32))
+    average = state.average
+    if stage.trainer.ema is not None:
+        decay = stage.trainer.ema
+        average = {path: decay * mean + (1.0 - decay) * params[path] for path, mean in average.items()}
+    trainable = [path for path in state.params if placed.multiplier[path] is not FROZEN]
+    losses = Losses(
+        loss,
+        # Only of what moves: reading a frozen gradient would make XLA compute the whole backward pass for it.
+        optax.tree.norm({path: grads[path] for path in trainable}),
+        jnp.asarray(_rate(stage, number), jnp.float32),
+        _rounded({path: (state.params[path], updates[path]) for path in trainable}),
+    )
+    return State(params, optimizer, {**state.statistics, **seen}, average), losses
+
+
+def _rounded(leaves: Mapping[str, tuple[Array, Array]]) -> Float[Array, ""]:
+    """Return the share of weights with an update that is not 0 and too small to change any of their bits."""
+    lost = [jnp.sum((value + change == value) & (change != 0)) for value, change in leaves.values()]
+    total = sum(value.size for value, _ in leaves.values())
+    return jnp.asarray(sum(lost), jnp.float32) / total
 
 
 def advance(
@@ -141,7 +309,7 @@ def advance(
 
     empty = jnp.full(stage.log_every, jnp.nan)
     # A loop of traced length: one program serves the last, shorter interval and every number of steps.
-    return jax.lax.fori_loop(0, count, body, (state, Losses(empty, empty, empty)))
+    return jax.lax.fori_loop(0, count, body, (state, Losses(empty, empty, empty, empty)))
 
 
 def row_order(stage: Stage, rows: int, step: Any) -> Int[Array, "log_every B"]:
@@ -152,7 +320,7 @@ def row_order(stage: Stage, rows: int, step: Any) -> Int[Array, "log_every B"]:
     """
     batch = min(stage.batch_size or rows, rows)
     wanted = stage.log_every * batch
-    first = step * batch
+    first = (stage.first + step) * batch
     epochs = first // rows + jnp.arange(-(-wanted // rows) + 1)
     key = jax.random.fold_in(jax.random.PRNGKey(stage.seed), ORDER_STREAM)
     stream = jax.vmap(lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), rows))(epochs)
@@ -160,22 +328,56 @@ def row_order(stage: Stage, rows: int, step: Any) -> Int[Array, "log_every B"]:
     return cut.reshape(stage.log_every, batch)
 
 
-ORDER_STREAM = 0x0DA7A  # keeps the order of the data apart from other uses of the same seed
+def evaluate(
+    stage: Stage, moving: Params, frozen: Params, splits: Mapping[str, Split], full: bool = False
+) -> dict[str, Float[Array, ""]]:
+    """Return ``{"val_loss": ...}``: the objective's metrics of each split, prefixed with its name.
 
-
-def evaluate(stage: Stage, moving: Params, frozen: Params, splits: Mapping[str, Split]) -> dict[str, Float[Array, ""]]:
-    """Return ``{"val_loss": ...}``: the objective's metrics of each split, prefixed with its name."""
+    Args:
+        stage: what is trained.
+        moving: the half that moves, as :func:`shown`.
+        frozen: the other half.
+        splits: by name.
+        full: everything that is reported of an end, not only what is logged on the way.
+    """
     found = {}
     for name, data in splits.items():
-        outputs = stage.model.apply(join(moving, frozen), data.x, stage.outputs)
-        for metric, value in stage.objective.metrics(outputs, data.y).items():
+        outputs, _ = forward(stage, moving, frozen, data.x, Forward())
+        objective = stage.objective
+        for metric, value in (objective.report if full else objective.metrics)(outputs, data.y).items():
             found[f"{name}_{metric}"] = value
     return found
 
 
+class Best(NamedTuple):
+    """The best evaluation so far."""
+
+    params: Params  # as :func:`shown`
+    loss: Float[Array, ""]
+    step: Int[Array, ""]  # updates made before it
+    waited: Int[Array, ""]  # evaluations since
+
+
+def better(stage: Stage, best: Best, moving: Params, loss: Any, step: Any) -> Best:
+    """Return the best evaluation after one more; once the patience is used up it stays what it is.
+
+    A loss that is not a number compares as no improvement.
+    """
+    improved = loss < best.loss - jnp.where(jnp.isfinite(best.loss), stage.trainer.min_delta, 0.0)
+    if stage.trainer.patience is not None:
+        improved &= best.waited < stage.trainer.patience
+    chosen = Best(moving, jnp.asarray(loss, jnp.float32), jnp.asarray(step, jnp.int32), jnp.zeros((), jnp.int32))
+    kept = best._replace(waited=best.waited + 1)
+    return jax.tree.map(lambda new, old: jnp.where(improved, new, old), chosen, kept)
+
+
+def no_best(moving: Params) -> Best:
+    """Return the best of no evaluation yet."""
+    zero = jnp.zeros((), jnp.int32)
+    return Best(jax.tree.map(jnp.zeros_like, moving), jnp.full((), jnp.inf), zero, zero)
+
+
 def traced(stage: Stage) -> dict[str, np.ndarray]:
     """Return the stage's hyperparameters as the arrays that its programs take."""
-    return {
-        path: np.asarray(value, {"seed": np.uint32, "steps": np.int32}.get(path, np.float32))
-        for path, value in hyperparameters(stage).items()
-    }
+    whole = {"seed": np.uint32, "steps": np.int32, "first": np.int32}
+    return {path: np.asarray(value, whole.get(path, np.float32)) for path, value in hyperparameters(stage).items()}

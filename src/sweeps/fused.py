@@ -27,8 +27,7 @@ from src.tracking.job import StageRows
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
-    from src.engine.partition import Placement
-    from src.recipe import Pretrained, Recipe
+    from src.recipe import Movement, Pretrained, Recipe
     from src.sweeps.launching import Sweep, SweepJob
 
 Mode = Enum("Mode", ["map", "vmap", "auto"])
@@ -57,8 +56,7 @@ class Task(NamedTuple):
     """A data source, loaded, and what a recipe does with it."""
 
     data: Transfer
-    placed: Placement
-    sizes: dict[str, int]
+    movement: Movement
 
 
 class Fused:
@@ -127,7 +125,7 @@ class Fused:
 
         data = load(ready.plan.source)
         sweep.folder.check_data(ready.job.composed.config["data"], data.fingerprint)
-        return Task(data, *where_it_moves(ready.plan.recipe, data))
+        return Task(data, where_it_moves(ready.plan.recipe, data))
 
     def run_alone(self, job: SweepJob, sweep: Sweep) -> None:
         """Run a job in this process as Hydra's own launcher would."""
@@ -158,7 +156,7 @@ class Fused:
 
         from src.engine.lanes import Lanes
 
-        small = sum(task.sizes.values()) <= SMALL_NETWORK or jax.default_backend() != "cpu"
+        small = task.movement.total <= SMALL_NETWORK or jax.default_backend() != "cpu"
         together = self.settings.mode is Mode.vmap or (self.settings.mode is Mode.auto and small)
         return Lanes.vmap if together else Lanes.map
 
@@ -178,7 +176,7 @@ class Fused:
             with sweep.track(ready.job) as tracking:
                 tracking.open_view(ready.plan.tracker)
                 tracking.keep([first, StageRows.of("finetune", own)], sweep.folder.path.name, task.data.fingerprint)
-                complete(tracking, outcome, task.data, task.placed, task.sizes, seconds=each)
+                complete(tracking, outcome, task.data, task.movement, seconds=each)
 
     def pretrain(
         self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any
@@ -248,7 +246,7 @@ def pretraining_of(recipe: Recipe, data: Transfer) -> Any:
     """Return what decides a recipe's pre-training."""
     from src.recipe import pretraining_stage
 
-    return pretraining_stage(recipe, data), data.fingerprint
+    return pretraining_stage(recipe, data), data.fingerprint, recipe.strategy.pretrained
 
 
 def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:
@@ -259,10 +257,10 @@ def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:
     """
     from src.engine.lanes import Lanes
 
-    parameters = 4 * sum(task.sizes.values())
+    parameters = 4 * task.movement.total
     rows = min(recipe.batch_size or len(task.data.target["train"].x), len(task.data.target["train"].x))
-    widest = max(task.sizes.values()) ** 0.5
-    activations = 8 * rows * widest * len(task.sizes) if lanes is Lanes.vmap else 0
+    widest = max(task.movement.sizes.values()) ** 0.5
+    activations = 8 * rows * widest * len(task.movement.sizes) if lanes is Lanes.vmap else 0
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return max(1, min(MOST_LANES, int(free / 4 / (8 * parameters + activations + 1))))
 

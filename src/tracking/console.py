@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.tree import Tree
 
 from src.engine.partition import FROZEN, Placement
+from src.errors import listed
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from src.recipe import Outcome
+    from src.recipe import Movement, Outcome
 
 
 @functools.cache
@@ -50,23 +51,23 @@ def _grow(tree: Tree, node: Any) -> None:
             tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
 
 
-def show_placement(placed: Placement, sizes: Mapping[str, int]) -> None:
-    """Print what each line of the strategy's table matched, and how many parameters move."""
-    table = Table(
-        "pattern",
-        "learning rate",
-        "parameters",
-        "matched",
-        title="what moves in fine-tuning",
-        title_justify="left",
-    )
+def show_movement(movement: Movement) -> None:
+    """Print what each line of the strategy's table matched, phase by phase, and how many parameters move."""
+    first = 0
+    for placed, length in zip(movement.placed, movement.lengths, strict=True):
+        phase = f" in updates {first + 1} to {first + length}" if len(movement.placed) > 1 else ""
+        _show_placement(placed, movement.sizes, f"what moves in fine-tuning{phase}")
+        first += length
+    say(f"{movement.trainable:,} of {movement.total:,} parameters move ({movement.trainable / movement.total:.1%})")
+
+
+def _show_placement(placed: Placement, sizes: Mapping[str, int], title: str) -> None:
+    table = Table("pattern", "learning rate", "parameters", "matched", title=title, title_justify="left")
     for pattern, value, paths in placed.matched:
         rate = "frozen" if value is FROZEN else f"{float(value):.4g} x lr_fine"
-        names = ", ".join(paths) if paths else "nothing that a line above had not taken"
+        names = listed(paths) if paths else "nothing that a line above had not taken"
         table.add_row(pattern.replace("[", "\\["), rate, f"{sum(sizes[p] for p in paths):,}", names)
     console().print(table)
-    moving, total = sum(sizes[path] for path in placed.trainable), sum(sizes.values())
-    say(f"{moving:,} of {total:,} parameters move ({moving / total:.1%})")
 
 
 def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None) -> None:
@@ -82,9 +83,7 @@ def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None
             "red",
         )
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
-    say(
-        f"objective (validation loss) {outcome.objective:.4f}; {outcome.flops_per_step:,.0f} FLOPs an update; {seconds}"
-    )
+    say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
     say(f"record: {near(folder)}")
 
 
@@ -98,7 +97,7 @@ def _result_table(metrics: Mapping[str, float]) -> Table:
     }
     names = [key.removeprefix("train_") for key in metrics if key.startswith("train_")]
     table = Table("", *names, title="result", title_justify="left")
-    for split, label in splits.items():
+    for split, label in ((split, label) for split, label in splits.items() if f"{split}_loss" in metrics):
         table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
     return table
 

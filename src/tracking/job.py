@@ -139,6 +139,9 @@ def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
         "last_finite_step": None,
         "parameters": None,
         "flops_per_step": None,
+        "bytes": None,
+        "moved": None,
+        "signals": {},
         "seconds": None,
         "data": None,
         "versions": versions(),
@@ -153,5 +156,9 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
     Numbers only: for a text, or for nothing, W&B would first import pandas.
     """
     found = {name: summary[name] for name in ("objective", "last_finite_step", "flops_per_step", "seconds")}
-    sizes = {f"{name}_parameters": count for name, count in (summary["parameters"] or {}).items()}
-    return {name: value for name, value in {**summary["metrics"], **found, **sizes}.items() if value is not None}
+    for kind in ("parameters", "bytes"):
+        found |= {f"{name}_{kind}": count for name, count in (summary[kind] or {}).items()}
+    if summary["moved"]:
+        found |= {"rounded": summary["moved"]["rounded"], "frozen_changed": len(summary["moved"]["frozen_changed"])}
+    shown = {**summary["metrics"], **summary["signals"], **found}
+    return {name: value for name, value in shown.items() if value is not None}

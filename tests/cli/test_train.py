@@ -126,7 +126,7 @@ def test_divergence_while_pretraining(tmp_path):
 
 
 BAD = [
-    (("strategy=frozzen",), "strategy=frozzen: there is no such option (did you mean 'frozen'?); allowed: discrim"),
+    (("strategy=frozzen",), "strategy=frozzen: there is no such option (did you mean 'frozen'?); allowed: "),
     (("data=diabetis",), "did you mean 'diabetes'"),
     (("lr_fin=0.1",), "there is no key 'lr_fin' (did you mean 'lr_fine'?)"),
     (("strat=frozen",), "there is no key 'strat' (did you mean 'strategy'?)"),

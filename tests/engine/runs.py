@@ -13,7 +13,7 @@ def pretrained(recipe, data):
 
 def finetuned(recipe, data, params, watch=ignore):
     """Return what fine-tuning ends with."""
-    return finetune([recipe], data, [params], [watch])[0]
+    return finetune([recipe], data, [params], [watch]).fits[0]
 
 
 def first_params(stage: Stage, data):

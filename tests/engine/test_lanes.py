@@ -75,7 +75,7 @@ def test_map_gives_the_same_bits(data, name, seeds):
         assert pre.rows == lane_pre.rows
         assert rows == lane_rows
         assert outcome.metrics == lane_outcome.metrics
-        assert outcome.flops_per_step == lane_outcome.flops_per_step
+        assert outcome.cost == lane_outcome.cost
         for path, value in outcome.params.items():
             np.testing.assert_array_equal(value, lane_outcome.params[path])
 

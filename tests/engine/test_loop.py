@@ -165,7 +165,8 @@ def test_one_program_serves_every_rate_seed_length_and_decay(data):
 def test_bind_is_the_inverse_of_static_part(data):
     stage = finetuning_stage(Recipe(strategy=Discriminative(0.5), optimizer=Adam(clip_norm=1.0)), data)
     assert set(traced(stage)) == {
-        "lr", "steps", "seed", "strategy.decay", "optimizer.weight_decay", "optimizer.clip_norm",
+        "lr", "steps", "seed", "first", "trainer.min_delta", "strategy.decay",
+        "optimizer.weight_decay", "optimizer.clip_norm",
     }  # fmt: skip
     values = {path: value.item() for path, value in traced(stage).items()}
     assert bind(static_part(stage), values) == dataclasses.replace(stage, lr=np.float32(0.05).item())

@@ -1,0 +1,1 @@
+"""What fine-tuning leaves behind, as files that can be kept, swapped and combined."""

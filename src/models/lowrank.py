@@ -1,0 +1,39 @@
+"""The side path of a low-rank kernel: what ``A B`` beside a module's kernel adds to its output."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
+from jaxtyping import Array, Float
+
+from src.errors import UserError
+
+
+def lowrank(
+    module: nn.Module, x: Float[Array, "... in"], a: Float[Array, "*window in r"], b: Float[Array, "*ones r out"]
+) -> Float[Array, "... out"]:
+    """Return ``(x A) B``, without the product ``A B`` (Hu et al. 2021, arXiv 2106.09685, eq. 3).
+
+    The factor A is the kernel of the same module with r features and no bias, so strides, padding, dilation and
+    leading dimensions are the module's own; B then acts on the last axis, which for a convolution is a 1x1 one.
+
+    Args:
+        module: an ``nn.Dense``, or an ``nn.Conv`` without groups or a mask.
+        x: its input.
+        a: (in, r); of a convolution (kh, kw, in, r).
+        b: (r, out); of a convolution (1, 1, r, out).
+
+    Raises:
+        UserError: another kind of module, whose output need not be linear in its kernel.
+    """
+    # Not `isinstance`: a subclass may do something to its kernel first, standardise it for instance.
+    whole = getattr(module, "feature_group_count", 1) == 1 and getattr(module, "mask", None) is None
+    if type(module) not in (nn.Dense, nn.Conv) or not whole:
+        raise UserError(
+            f"a low-rank side path stands beside {'/'.join(module.path)}, a {type(module).__name__}; "
+            "allowed: Dense, and Conv without groups or a mask"
+        )
+    down = module.clone(parent=None, name=None, features=a.shape[-1], use_bias=False)  # type: ignore[call-arg]
+    hidden, up = promote_dtype(down.apply({"params": {"kernel": a}}, x), b.reshape(b.shape[-2:]), dtype=module.dtype)
+    return jnp.matmul(hidden, up, precision=module.precision)

@@ -1,0 +1,39 @@
+"""``strategy=bitfit``: the head and every bias move, the rest stays as pre-trained."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from jaxtyping import Array
+
+from src.engine.partition import FROZEN, Groups, Line
+from src.errors import UserError
+from src.models.base import Model, Params
+from src.strategies.base import Strategy
+
+
+@dataclass(frozen=True)
+class Bitfit(Strategy):
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): biases of every kind, those of normalisations too, and the head.
+
+    They are 0.09 % of BERT-base, so the state of the optimizer all but vanishes; the backward pass still runs through
+    the whole trunk. Its best rate usually lies well above that of full fine-tuning.
+    """
+
+    def table(self, groups: Groups) -> tuple[Line, ...]:
+        """Return: the head moves, biases below it move, the rest does not."""
+        return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Add nothing.
+
+        Raises:
+            UserError: no bias below the head. The table alone would not tell, because the head's own bias matches.
+        """
+        head, expression = model.groups()[-1]
+        if not any(path.endswith("/bias") and not re.fullmatch(expression, path) for path in params):
+            raise UserError(
+                f"strategy is bitfit, but the model has no bias below its {head}; allowed: a model with biases"
+            )
+        return {}

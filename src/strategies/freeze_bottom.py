@@ -1,0 +1,32 @@
+"""``strategy=freeze_bottom``: the lowest blocks stay as pre-trained, everything above them moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.config import NATURAL, knob
+from src.engine.partition import FROZEN, Groups, Line
+from src.strategies.base import Strategy
+from src.strategies.layers import check_blocks, layers
+
+
+@dataclass(frozen=True)
+class FreezeBottom(Strategy):
+    """Keep the general features, learn the special ones (Yosinski et al., arXiv 1411.1792; Lee et al., 1911.03090).
+
+    ``blocks``: how many blocks are frozen, counted from the bottom; embeddings or stem are frozen with the first of
+    them. 0 is full fine-tuning, all of them leaves the head. Default: 1.
+    """
+
+    blocks: int = knob(1, NATURAL)
+
+    def table(self, groups: Groups) -> tuple[Line, ...]:
+        """Return one line a frozen group, then: the rest moves.
+
+        Raises:
+            UserError: more blocks than the model has.
+        """
+        under, blocks, _ = layers(groups)
+        check_blocks("blocks", self.blocks, blocks)
+        frozen = (*under, *blocks[: self.blocks]) if self.blocks else ()
+        return (*((name, FROZEN) for name in frozen), (".*", 1.0))

@@ -1,0 +1,32 @@
+"""``strategy=top_k``: the highest blocks and the head move, the rest stays as pre-trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.config import NATURAL, knob
+from src.engine.partition import FROZEN, Groups, Line
+from src.strategies.base import Strategy
+from src.strategies.layers import check_blocks, layers
+
+
+@dataclass(frozen=True)
+class TopK(Strategy):
+    """Partial fine-tuning from the top (He et al., arXiv 2111.06377, section 4.3; Lee et al., arXiv 1911.03090).
+
+    ``blocks``: how many blocks move, counted from the top; 0 leaves the head alone. Embeddings or stem stay frozen
+    even where every block moves. Default: 1.
+    """
+
+    blocks: int = knob(1, NATURAL)
+
+    def table(self, groups: Groups) -> tuple[Line, ...]:
+        """Return one line a group that moves, from the head down, then: the rest does not.
+
+        Raises:
+            UserError: more blocks than the model has.
+        """
+        _, blocks, head = layers(groups)
+        check_blocks("blocks", self.blocks, blocks)
+        moving = (head, *reversed(blocks[len(blocks) - self.blocks :]))
+        return (*((name, 1.0) for name in moving), (".*", FROZEN))
