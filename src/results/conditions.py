@@ -135,7 +135,9 @@ def notes_of(analysis: Analysis, table: pd.DataFrame) -> list[str]:
     notes = [note for note in analysis.notes if note not in edges]
     at_edge = {arm.label: f"{arm.label} ({show_choice(edge_values(arm))})" for arm in edges.values()}
     if at_edge:
-        notes.append(f"Chosen at the edge of the grid, so a wider one may do better: {listed(at_edge.values())}.")
+        notes.append(
+            f"Chosen at the edge of the grid, so a wider one may do better: {listed(at_edge.values(), limit=5)}."
+        )
     missing = int(table[list(analysis.question.arms)].isna().any(axis=1).sum())
     if missing:
         notes.append(f"{count_of(missing, 'job')} without {' or '.join(analysis.question.arms)} left out.")

@@ -292,7 +292,7 @@ def test_planted_factors_are_found(tmp_path):
     assert report.conclusion.startswith("To reach scratch's best test accuracy of 0.6, full needs 8 times fewer labels")
     assert "lora needs 3 times fewer labels (3 to 3)" in report.conclusion
     assert "linear_probe does not get there with as few" in report.conclusion
-    assert "| linear_probe | not reached (not reached to not reached) |" in text
+    assert "| linear_probe | not reached |" in text
 
 
 def test_a_factor_that_the_range_cuts_off_says_so(tmp_path):
@@ -303,7 +303,7 @@ def test_a_factor_that_the_range_cuts_off_says_so(tmp_path):
 
 def test_equal_arms_are_undecided_and_noise_is_in_the_interval(tmp_path):
     report, _ = run("label_efficiency", plant(tmp_path / "tie", START, shifted(), own=0.01))
-    assert report.conclusion.startswith("Undecided: To reach") or "it is undecided" in report.conclusion
+    assert report.conclusion.startswith("Undecided whether ")
     folder = plant(tmp_path / "noisy", START, shifted(lora=3), own=0.01)
     report, text = run("label_efficiency", folder)
     low, high = map(float, re.search(r"\| lora \| [0-9.]+ \(([0-9.]+) to ([0-9.]+)\)", text).groups())
@@ -480,6 +480,17 @@ def test_planted_winners_are_found_and_held_against_the_rule(tmp_path):
     assert "agrees in 2, disagrees in 1 and is undecided in 1 of 4 cells" in report.conclusion
 
 
+def test_a_lead_in_a_loss_is_positive_too(tmp_path):
+    folder = plant(tmp_path, CELLS, winners)
+    for file in folder.glob("*/summary.json"):
+        record = json.loads(file.read_text())
+        del record["metrics"]["test_accuracy"]
+        file.write_text(json.dumps(record))
+    _, text = run("decision_matrix", folder)
+    line = next(line for line in text.splitlines() if line.startswith("| 0.95 | 32 | freeze_bottom |"))
+    assert re.search(r"\| \+0.1\b[^|]*, decided \| freeze_bottom \| agrees \|", line)
+
+
 def test_ties_one_seed_and_missing_arms_are_undecided(tmp_path):
     report, _ = run("decision_matrix", plant(tmp_path / "tie", CELLS, lambda **_: 0.8, seeds=3))  # to the bit
     assert report.conclusion.startswith("Undecided: in no cell")
@@ -637,7 +648,7 @@ def test_every_study_has_a_preset():
 
 @pytest.mark.parametrize("name", ASKING)
 def test_a_preset_asks_its_study_with_enough_seeds_and_few_programs(name):
-    """At least 5 seeds; at most 40 distinct programs, 400 jobs: each ends within minutes on two cores."""
+    """At least 5 seeds; at most 40 distinct programs, 500 jobs: each ends within minutes on two cores."""
     preset, text = PRESETS[name], (CONF / "experiment" / f"{name}.yaml").read_text()
     check_report(preset["report"])
     assert preset["name"] == name
@@ -645,7 +656,7 @@ def test_a_preset_asks_its_study_with_enough_seeds_and_few_programs(name):
     lines = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in swept.items()])
     counts = {line.key_or_group: len(list(line.sweep_iterator())) if line.is_sweep_override() else 1 for line in lines}
     assert counts["seed"] >= 5
-    assert math.prod(counts.values()) <= 400
+    assert math.prod(counts.values()) <= 500
     assert str(math.prod(counts.values())) + " jobs" in text.split("defaults:")[0].replace("\n# ", " ")
     traced = ("seed", "lr_fine", "lr_pre")
     assert math.prod(count for key, count in counts.items() if key not in traced) <= 40

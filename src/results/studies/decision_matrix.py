@@ -160,11 +160,12 @@ def judge(ranking: Mapping[str, Arm], recommended: Sequence[str], higher: bool) 
 
 
 def show_lead(cell: Cell, higher: bool) -> str:
-    """Write the winner's lead over the runner-up and whether it is decided."""
+    """Write by how much the winner is better than the runner-up, and whether that is decided."""
     if cell.runner_up is None:
         return "no other arm"
-    difference = show_interval(cell.leads[cell.runner_up], sign=True)
-    return f"{difference}, {'decided' if cell.decided(higher) else 'undecided'}"
+    mean, low, high, n = cell.leads[cell.runner_up]
+    ahead = Interval(mean, low, high, n) if higher else Interval(-mean, -high, -low, n)  # a lead is positive
+    return f"{show_interval(ahead, sign=True)}, {'decided' if cell.decided(higher) else 'undecided'}"
 
 
 def conclude(cells: Sequence[Cell], higher: bool) -> str:

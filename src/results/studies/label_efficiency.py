@@ -49,8 +49,8 @@ class Saving(NamedTuple):
 
     def text(self) -> str:
         """Write the factor with its interval."""
-        low, high = (self.bound(value) for value in (self.low, self.high))
-        return f"{self.bound(self.factor)} ({low} to {high})"
+        low, at, high = (self.bound(value) for value in (self.low, self.factor, self.high))
+        return at if low == at == high else f"{at} ({low} to {high})"
 
     def bound(self, factor: float) -> str:
         """Write a factor, which the range that was tried may cut off."""
@@ -140,11 +140,14 @@ def conclude(savings: Sequence[Saving], metric: str, best: float, seeds: Sequenc
     rest = [saving.arm for saving in savings if not saving.low > 1 and saving.high >= 1]
     more = [saving.arm for saving in savings if saving.high < 1]
     over = f"95 % bootstrap intervals over {seeds_word(seeds)}"
+    if not fewer and rest:
+        never = f"; {listed(more)} does not get there with as few" if more else ""
+        return f"Undecided whether {listed(rest)} can reach {goal} with fewer labels{never} ({over})."
     parts = [", ".join(f"{s.arm} needs {s.bound(s.factor)} times fewer labels ({span_of(s)})" for s in fewer)]
     parts += [f"for {listed(rest)} it is undecided"] if rest else []
     parts += [f"{listed(more)} does not get there with as few"] if more else []
     said = "; ".join(part for part in parts if part)
-    return ("" if fewer else "Undecided: " if rest else "") + f"To reach {goal}, {said} ({over})."
+    return f"To reach {goal}, {said} ({over})."
 
 
 def span_of(saving: Saving) -> str:
