@@ -88,6 +88,7 @@ class Study:
     """What changes no number: how a run is called, shown, resumed, and what is kept for the next."""
 
     name: str | None = knob(None)
+    report: str | None = knob(None)
     progress: bool = knob(True)
     resume: Resume = knob(Resume.auto)
     cache: CacheMode = knob(CacheMode.use)

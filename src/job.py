@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from src.config import ROOMS, Knobs, Study, build, typed
 from src.errors import UserError, did_you_mean, listed
+from src.results.study import check_report
 from src.sweeps.identity import resolved
 from src.tracking.job import JobTracking
 
@@ -44,6 +45,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     known = [*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS]
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
+    check_report(cfg.report)
     groups = {
         name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule", "trainer")
     }

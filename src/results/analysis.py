@@ -355,14 +355,21 @@ def take_notes(arms: Sequence[Arm], points: pd.DataFrame, question: Question, da
         what = f"a {pair} or a finite {question.select} is missing"
         notes.append(f"Where {what}, a point cannot be chosen: {places(lacking, 'completed')}.")
     for arm in arms:
-        for name in arm.edges:
-            value = arm.jobs[name].iloc[0]
-            end = "smallest" if value == points.loc[points["arm"] == arm.label, name].min() else "largest"
-            notes.append(f"{arm.label}: the chosen {name}={show(value)} is the {end} tried: widen the grid.")
+        notes += edge_notes(arm, points)
         if arm.chosen is None:
             notes.append(f"{arm.label}: at no point did every {pair} complete, so it has no result.")
     if damaged:
         notes.append(f"{count_of(damaged, 'job')} with a damaged record left out.")
+    return notes
+
+
+def edge_notes(arm: Arm, points: pd.DataFrame) -> list[str]:
+    """Say where a better value may lie beyond what was tried."""
+    notes = []
+    for name in arm.edges:
+        value = arm.jobs[name].iloc[0]
+        end = "smallest" if value == points.loc[points["arm"] == arm.label, name].min() else "largest"
+        notes.append(f"{arm.label}: the chosen {name}={show(value)} is the {end} tried: widen the grid.")
     return notes
 
 

@@ -10,7 +10,7 @@ arm also has its own marker and line style, the same ones in every picture.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ LOOK = {
     "lines.markersize": 6,
 }
 BAND = "Line: mean over seeds. Band: smallest to largest seed."
+INTERVAL_BAND = "Line: mean over seeds. Band: its 95 % interval."
 STAGE_TITLES = {"pretrain": "1. Pre-training", "finetune": "2. Fine-tuning", "": ""}
 WORDS = {"val": "validation", "r2": "R²", "lr": "learning rate", "lr_fine": "fine-tuning learning rate"}
 
@@ -54,7 +55,11 @@ def in_words(name: str) -> str:
 
 def style(analysis: Analysis, label: str) -> dict[str, Any]:
     """Return an arm's colour, marker and line, by its place in the sweep and not in the ranking."""
-    place = list(dict.fromkeys(analysis.points["arm"])).index(label)
+    return look_of(list(dict.fromkeys(analysis.points["arm"])).index(label))
+
+
+def look_of(place: int) -> dict[str, Any]:
+    """Return the colour, marker and line of the thing at a place of a list."""
     return {
         "color": COLOURS[place % len(COLOURS)],
         "marker": MARKERS[place % len(MARKERS)],
@@ -261,6 +266,54 @@ def draw_interval(ax: Axes, place: int, interval: Interval, values: list[float],
         ends = [interval.low, interval.high]
         ax.plot(ends, [place] * 2, color=look["color"], linewidth=2.5, solid_capstyle="butt")
     ax.plot(interval.mean, place, ms=9, color=look["color"], marker=look["marker"])
+
+
+def draw_means(ax: Axes, x: Sequence[float], means: Sequence[Interval], label: str, look: dict[str, Any]) -> None:
+    """Draw a line through means with a band of their intervals; without intervals (one seed) there is no band."""
+    low, high = [i.low for i in means], [i.high for i in means]
+    draw_band(ax, x, low, high, look["color"])
+    ax.plot(x, [i.mean for i in means], label=label, **look)
+
+
+def set_ticks(ax: Axes, values: Sequence[float], log: bool = True) -> None:
+    """Put the values that were tried on the horizontal axis, a logarithmic one where it can be."""
+    if log and min(values) > 0:
+        ax.set_xscale("log")
+    ax.set_xticks(values, [show(value) for value in values])
+    ax.minorticks_off()
+
+
+def draw_bars(
+    ax: Axes,
+    bars: Mapping[str, Mapping[str, Interval]],
+    points: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> None:
+    """Draw bars from 0 to the right with intervals, a group for each outer key and in it a bar for each inner one.
+
+    Args:
+        ax: where.
+        bars: means by group from top to bottom, then by series; a single series needs no legend, so it has no label.
+        points: the values behind each mean (seeds), drawn as dots; may leave bars out.
+    """
+    series = list(dict.fromkeys(name for group in bars.values() for name in group))
+    height = 0.8 / len(series)
+    for number, name in enumerate(series):
+        colour, label = COLOURS[number % len(COLOURS)], name if len(series) > 1 else None
+        for place, (group, own) in enumerate(bars.items()):
+            if name not in own:
+                continue
+            y = place + (number - (len(series) - 1) / 2) * height
+            ax.barh(y, own[name].mean, 0.9 * height, color=colour, alpha=0.7, label=label)
+            label = None  # one entry of the legend is enough
+            if not np.isnan(own[name].half):
+                ax.errorbar(own[name].mean, y, xerr=own[name].half, ecolor="#222222", elinewidth=1.6, capsize=4)
+            seen = (points or {}).get(group, {}).get(name, [])
+            ax.plot(seen, [y + 0.3 * height] * len(seen), ".", color="#222222", alpha=0.5, ms=6, mew=0)
+    ax.axvline(0, color="#555555", linewidth=1)
+    ax.set_yticks(range(len(bars)), list(bars))
+    ax.set_ylim(len(bars) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.locator_params(axis="x", nbins=5)
 
 
 def row_label(arm: Arm) -> str:

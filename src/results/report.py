@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
 from rich import box
@@ -18,6 +19,8 @@ from src.errors import UserError
 from src.results.analysis import Analysis, Arm, show
 from src.results.plots import plot_arms, plot_curves, plot_rates
 from src.results.statistics import Interval
+
+Row = TypeVar("Row")
 
 
 def show_interval(interval: Interval, sign: bool = False) -> str:
@@ -116,11 +119,30 @@ def print_analysis(analysis: Analysis, console: Console) -> None:
         console.print(f"- {note}", highlight=False, markup=False)
 
 
-def markdown_table(columns: dict[str, Callable[[Arm], str]], arms: Sequence[Arm]) -> str:
-    """Write a Markdown table."""
-    rows = [list(columns), ["---", *["---:"] * (len(columns) - 1)]]
-    rows += [[cell(arm).replace("|", "\\|").replace("*", "\\*") for cell in columns.values()] for arm in arms]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+def markdown_table(columns: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> str:
+    """Write a Markdown table: what each column's function says of each row."""
+    lines = [list(columns), ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[cell(row).replace("|", "\\|").replace("*", "\\*") for cell in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw_pictures(analysis: Analysis, history: pd.DataFrame | None, folder: Path) -> dict[str, str]:
+    """Draw what there is to draw into a folder; return the pictures' titles by file name.
+
+    Pictures of these names that an older analysis left and this one has not are removed: they would pass for its own.
+    """
+    pictures = {
+        "strategies.png": ("The arms at their choice", lambda path: plot_arms(analysis, path)),
+        "lr_sweep.png": ("The sweep of the tuned value", lambda path: plot_rates(analysis, path)),
+        "curves.png": (
+            "Both stages at each arm's choice",
+            lambda path: history is not None and plot_curves(analysis, history, path),
+        ),
+    }
+    drawn = {name: title for name, (title, draw) in pictures.items() if draw(folder / name)}
+    for name in pictures.keys() - drawn.keys():
+        (folder / name).unlink(missing_ok=True)
+    return drawn
 
 
 def write_report(analysis: Analysis, history: pd.DataFrame | None, folder: Path, source: Path) -> list[Path]:
@@ -138,23 +160,13 @@ def write_report(analysis: Analysis, history: pd.DataFrame | None, folder: Path,
     Raises:
         UserError: the folder cannot be written.
     """
-    pictures = {
-        "strategies.png": ("The arms at their choice", lambda path: plot_arms(analysis, path)),
-        "lr_sweep.png": ("The sweep of the tuned value", lambda path: plot_rates(analysis, path)),
-        "curves.png": (
-            "Both stages at each arm's choice",
-            lambda path: history is not None and plot_curves(analysis, history, path),
-        ),
-    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = {name: title for name, (title, draw) in pictures.items() if draw(folder / name)}
+        drawn = draw_pictures(analysis, history, folder)
         page = folder / "analysis.md"
         page.write_text(markdown(analysis, drawn, source), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the analysis to '{folder}': {error.strerror or error}") from error
-    for name in pictures.keys() - drawn.keys():
-        (folder / name).unlink(missing_ok=True)  # an older analysis' picture would pass for this one's
     return [page, *(folder / name for name in drawn)]
 
 

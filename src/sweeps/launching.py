@@ -1,4 +1,4 @@
-"""What every way of running a sweep has in common: its folder, what is left to do, the closing table, the exit code."""
+"""What every way of running a sweep has in common: its folder, what is left to do, the closing table and report."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from src.config import Study, typed
 from src.errors import UserError
 from src.results.records import Job, load_job
+from src.results.study import check_report, write_study
 from src.sweeps.composing import Composed, SweepComposer
 from src.sweeps.folder import ENDED, SweepFolder
 from src.sweeps.identity import job_folder_name, job_id
 from src.sweeps.table import show_table
-from src.tracking.console import say
+from src.tracking.console import near, say
 from src.tracking.job import JobTracking
 from src.tracking.record import SUMMARY
 
@@ -55,6 +56,8 @@ class Sweep:
         self.composer = SweepComposer(context.config_loader)
         context.config_loader = self.composer  # type: ignore[assignment]
         study = typed(Study, {name: config[name] for name in Study.__dataclass_fields__}, "")
+        check_report(study.report)
+        self.report = study.report
         self.folder = SweepFolder(Path(str(config.hydra.sweep.dir)), study.resume)
 
     def launch(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
@@ -71,6 +74,8 @@ class Sweep:
             self.runner.run(pending, self)
         records = {folder: load_job(folder, folder.name) for folder in unique}
         show_table([records[job.folder] for job in jobs], self.folder.path)
+        if self.report:
+            show_report(self.report, self.folder.path)
         return [self.returned(job, records[job.folder], records) for job in jobs]
 
     def describe(self, number: int, overrides: Sequence[str]) -> SweepJob:
@@ -123,6 +128,23 @@ class Sweep:
             )
             result.status = JobStatus.FAILED
         return result
+
+
+def show_report(name: str, sweep: Path) -> None:
+    """Write a sweep's report and say what it found; whatever goes wrong here, the jobs' records stay as they are."""
+    try:
+        report, page = write_study(name, sweep)
+    except Exception as error:  # noqa: BLE001  (hours of jobs must not end as a failure of their last picture)
+        reason = " ".join(str(error).split()) or repr(error)
+        again = f"python scripts/report_sweep.py {near(sweep)} --report {name}"
+        say(
+            f"report={name} could not be written ({reason}); every record is kept, and this tries again: {again}", "red"
+        )
+        return
+    for remark in report.remarks:
+        say(remark, "yellow")
+    say(report.conclusion, "bold")
+    say(f"report: {near(page)}")
 
 
 def make_runner(way: str, settings: Mapping[str, Any]) -> Any:

@@ -18,7 +18,7 @@ def test_everything_that_changes_numbers_changes_it():
 
 
 def test_how_a_run_is_watched_and_called_does_not():
-    for same in ("tracker=disk", "tracker.project=x", "name=study", "progress=false", "seed=0", "lr_fine=5e-2"):
+    for same in ("tracker=disk", "name=study", "report=crossover", "progress=false", "seed=0", "lr_fine=5e-2"):
         assert identity(same) == identity()
 
 

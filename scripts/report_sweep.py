@@ -1,0 +1,35 @@
+"""Write a sweep's report again, or another one: a page with one conclusion, a table and pictures, into its folder.
+
+python scripts/report_sweep.py outputs/sweeps/probe_vs_full
+python scripts/report_sweep.py outputs/sweeps/probe_vs_full --report label_efficiency
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import _root  # noqa: F401
+
+from src.errors import run_script
+from src.results.study import recorded_report, study_names, write_study
+
+
+def main() -> None:
+    """Read, ask, write, and say what was found."""
+    parser = argparse.ArgumentParser(description="Write report.md and its pictures into a sweep's folder.")
+    parser.add_argument("sweep_folder", type=Path, metavar="SWEEP_FOLDER", help="folder with the jobs' folders")
+    parser.add_argument(
+        "--report", metavar="NAME", help=f"one of {', '.join(study_names())} (default: the one that the sweep named)"
+    )
+    arguments = parser.parse_args()
+    report, page = write_study(arguments.report or recorded_report(arguments.sweep_folder), arguments.sweep_folder)
+    for remark in report.remarks:
+        print(remark)
+    print(report.conclusion)
+    for path in (page, *(page.parent / name for name in report.pictures)):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    run_script(main)
