@@ -320,3 +320,29 @@ def row_label(arm: Arm) -> str:
     """Name an arm with its choice below."""
     values = ", ".join(show(value) for value in (arm.chosen or {}).values())
     return f"{arm.label}\n({show_choice(arm.chosen)})" if arm.chosen and values else arm.label
+
+
+def plot_range_test(
+    rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestions: Mapping[str, float], path: Path
+) -> None:
+    """Draw a learning-rate range test: the loss of each batch, smoothed, and the suggested rates.
+
+    Args:
+        rates: learning rates, ascending.
+        losses: of the batches.
+        smoothed: the same, smoothed.
+        suggestions: rates by name.
+        path: of the PNG file.
+    """
+    with picture(path, "Dots: batches. Line: smoothed. The curve ends where the loss exploded.", 4.2) as axes:
+        ax = axes[0]
+        ax.plot(rates, losses, ".", color="#999999", ms=4)
+        ax.plot(rates, smoothed, color=COLOURS[0])
+        for place, (name, rate) in enumerate(suggestions.items(), 1):
+            ax.axvline(rate, color=COLOURS[place], linestyle=LINES[place], label=f"{name}: {rate:.2g}")
+        ax.set_xscale("log")
+        spread = float(np.ptp(smoothed)) or 1.0
+        ax.set_ylim(smoothed.min() - 0.2 * spread, max(smoothed[0], float(np.median(smoothed))) + 0.6 * spread)
+        ax.set_xlabel("learning rate (log scale)")
+        ax.set_ylabel("training loss")
+        ax.legend()
