@@ -20,7 +20,6 @@ from src.errors import UserError, listed, run_script
 from src.results.records import job_folders, natural_key
 
 PRE_TRAINED, FINE_TUNED, UNIFORM, GREEDY = "pre-trained", "fine-tuned", "uniform soup", "greedy soup"
-SHOWN = 40  # rows of a printed table
 
 
 def read_arguments() -> argparse.Namespace:
@@ -46,7 +45,8 @@ def wise(arguments: argparse.Namespace) -> None:
     """Measure a path, and keep its best point."""
     if arguments.points < 2:
         raise UserError(f"--points is {arguments.points}; allowed: a whole number >= 2")
-    from src.interop.weights import evaluate_path, find_job, interpolate, read_tuned
+    from src.interop.adapters import same
+    from src.interop.weights import evaluate_path, find_job, interpolate, read_tuned, shared
 
     (tuned,) = read_tuned([find_job(arguments.job)])
     line, tasks = tuned.line(np.linspace(0.0, 1.0, arguments.points)), tuned.tasks(arguments.one_head)
@@ -54,6 +54,8 @@ def wise(arguments: argparse.Namespace) -> None:
     only_tuned = sorted({*tuned.params} - {*tuned.pretrained} | {*line.kept})
     if only_tuned:
         print(f"as fine-tuned at every alpha: {listed(only_tuned)}")
+    if all(same(leaf, tuned.params[path]) for path, leaf in shared(*line[:2], line.kept).items()):
+        print("fine-tuning moved nothing else, so every point is the fine-tuned model")
     table["chosen"] = chosen(table)
     alpha = float(table["alpha"].to_numpy()[table["chosen"].to_numpy()][0])
     params = interpolate(tuned.pretrained, tuned.params, alpha, line.kept)
@@ -83,7 +85,7 @@ def soup(arguments: argparse.Namespace) -> None:
     table.insert(0, "weights", [*names(folders), *soups])
     table.insert(1, "member", [place in kept for place in range(len(table))])
     table["chosen"] = chosen(table, ties=-1)  # a soup that is as good as its best member comes after it
-    print(f"taken: {name} of {len(kept)} jobs, in this order: {listed((names(folders)[i] for i in kept), 40)}")
+    print(f"taken: {name}, {len(kept)} of {len(weights)} jobs")
     best = str(table["weights"].to_numpy()[table["chosen"].to_numpy()][0])
     if best != name:
         print(f"better by validation than the {name}: {best}")
@@ -99,7 +101,7 @@ def members(paths: Sequence[Path]) -> Sequence[Any]:
     from src.interop.weights import find_job
 
     folders = list(expanded(paths))
-    if all(folder in paths for folder in folders):
+    if folders and all(folder in paths for folder in folders):
         return [find_job(folder) for folder in folders]
     kins: dict[Any, list[Any]] = {}
     refused = []
@@ -164,20 +166,12 @@ def finish(
     """Print and write the table, draw the picture, write the weights."""
     from safetensors.numpy import save
 
-    from src.interop.weights import recompute_statistics
-    from src.models.base import is_statistic
     from src.tracking.record import replacing
 
-    shown = table.drop(columns=["chosen", *({"member"} & {*table})]).assign(
-        best=["<- validation" if best else "" for best in table["chosen"]]
-    )
-    print(shown.head(SHOWN).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
-    if any(map(is_statistic, params)):
-        if arguments.recompute:
-            params = recompute_statistics(tuned.job.stage, params, tuned.job.data.target["train"].x)
-            print(f"with batch statistics of the training rows: {measured(params, tuned.tasks(arguments.one_head))}")
-        else:
-            print("batch statistics are means too, not those of the mean weights; --recompute estimates them anew")
+    words = {"member": "in the soup", "chosen": "<- best by validation"}
+    shown = table.assign(**{name: np.where(table[name], text, "") for name, text in words.items() if name in table})
+    print(shown.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    params = with_statistics(params, tuned, arguments)
     out.mkdir(parents=True, exist_ok=True)
     table.to_csv(out / f"{arguments.command}.csv", index=False)
     draw(table, out / f"{arguments.command}.png", tuned.job.data.new_head)
@@ -185,6 +179,21 @@ def finish(
     with replacing(out / f"{arguments.command}.safetensors") as file:
         file.write(save({path: np.asarray(leaf, order="C") for path, leaf in params.items()}, texts))
     print(f"wrote {arguments.command}.csv, .png and .safetensors to {out}")
+
+
+def with_statistics(params: Mapping[str, Any], tuned: Any, arguments: argparse.Namespace) -> Mapping[str, Any]:
+    """Return the weights with batch statistics of the target's training rows where that is asked for; say so."""
+    from src.interop.weights import recompute_statistics
+    from src.models.base import is_statistic
+
+    if not any(map(is_statistic, params)):
+        return params
+    if not arguments.recompute:
+        print("batch statistics are means too, not those of the mean weights; --recompute estimates them anew")
+        return params
+    params = recompute_statistics(tuned.job.stage, params, tuned.job.data.target["train"].x)
+    print(f"with batch statistics of the training rows: {measured(params, tuned.tasks(arguments.one_head))}")
+    return params
 
 
 def measured(params: Mapping[str, Any], tasks: Sequence[Any]) -> str:
@@ -204,17 +213,18 @@ def draw(table: pd.DataFrame, path: Path, new_head: bool) -> None:
 
     metric = "accuracy" if "test_accuracy" in table else "loss"
     x, y = table[f"source_test_{metric}"].to_numpy(float), table[f"test_{metric}"].to_numpy(float)
-    with picture(path, "Test rows of both tasks. Ring: the lowest validation loss.", height=4.8) as (ax,):
-        if "alpha" in table:
-            ax.plot(x, y, "o-", color=COLOURS[0], label="weights between the two")
-            ends = ((0, PRE_TRAINED + (", new head" if new_head else "")), (len(x) - 1, FINE_TUNED))
-            for place, name in ends:
-                ax.plot(x[place], y[place], "s", ms=9, color=COLOURS[1])
-                ax.annotate(name, (x[place], y[place]), (8, 8), textcoords="offset points")
+    best = int(table["chosen"].to_numpy().argmax())
+    where = f" (alpha {table['alpha'].to_numpy()[best]:g})" if "alpha" in table else ""
+    with picture(path, f"Test rows of both tasks. Ring: the lowest validation loss{where}.", height=4.8) as (ax,):
+        if where:
+            ax.plot(x, y, "o-", color=COLOURS[0], label="weights between")
+            start = PRE_TRAINED + (" below a fine-tuned head" if new_head else "")
+            # Named in the legend: beside the points, names would lie on the path, whichever way it goes.
+            ax.plot(x[0], y[0], "s", ms=9, color=COLOURS[1], label=start)
+            ax.plot(x[-1], y[-1], "D", ms=9, color=COLOURS[2], label=FINE_TUNED)
         else:
             draw_members(ax, table, x, y)
-        best = int(table["chosen"].to_numpy().argmax())
-        ax.plot(x[best], y[best], "o", ms=15, mfc="none", mec=COLOURS[-1], mew=1.8)
+        ax.plot(x[best], y[best], "o", ms=17, mfc="none", mec=COLOURS[-1], mew=1.8)
         ax.margins(0.15)
         better = "higher" if metric == "accuracy" else "lower"
         ax.set_xlabel(f"source task: {in_words(f'test_{metric}')} ({better} is better)")
