@@ -20,7 +20,7 @@ from src.config import build
 from src.errors import UserError
 from src.interop.adapter_files import read_tensors
 from src.interop.adapters import same
-from tests.commands import summary, sweep, train
+from tests.commands import summary, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,6 +33,16 @@ def jobs(tmp_path_factory):
     for name, chosen in (("first", ["seed=0", "lr_fine=0.02,0.1"]), ("second", ["seed=1", "lr_fine=0.02"])):
         done = sweep(folder / "sweep" / name, *small, *chosen, "strategy=full,frozen")
         assert done.returncode == 0, done.stderr
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Two fine-tunings with a new label space."""
+    folder = tmp_path_factory.mktemp("digits")
+    small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={folder / 'cache'}", "model.widths=[12]"]
+    done = sweep(folder / "sweep" / "only", "experiment=digits", "strategy=full,frozen", "progress=false", *small)
+    assert done.returncode == 0, done.stderr
     return folder / "sweep"
 
 
@@ -160,29 +170,25 @@ def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
         np.testing.assert_allclose(leaf, (one[path].astype(np.float64) + other[path]) / 2, rtol=1e-6, atol=1e-8)
 
 
-def test_a_new_label_space_keeps_the_new_head(tmp_path, main):
-    small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={tmp_path / 'cache'}", "model.widths=[12]"]
-    done = train(tmp_path / "job", "experiment=digits", "strategy=full", *small)
-    assert done.returncode == 0, done.stderr
-    said = main("wise", tmp_path / "job", "--points", 3)
+def test_a_new_label_space_keeps_the_new_head(digits, main):
+    job = job_of(digits, "full")
+    said = main("wise", job, "--points", 3)
     assert said.splitlines()[0] == "as fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
-    table, recorded = pd.read_csv(tmp_path / "job" / "wise" / "wise.csv"), summary(tmp_path / "job")["metrics"]
+    table, recorded = pd.read_csv(job / "wise" / "wise.csv"), summary(job)["metrics"]
     for name in ("val_loss", "test_accuracy"):
         assert table[name].iloc[-1] == pytest.approx(recorded[name], rel=1e-5)
     for name in ("source_test_loss", "source_test_accuracy"):
         assert table[name].iloc[0] == pytest.approx(recorded[name], rel=1e-5)
         assert table[name].iloc[-1] != table[name].iloc[0]
     with pytest.raises(UserError, match="has a new head, since its label space is new; allowed: a head a task"):
-        main("wise", tmp_path / "job", "--one-head")
+        main("wise", job, "--one-head")
 
 
-def test_a_frozen_trunk_below_a_new_head_is_one_point(tmp_path, main):
-    small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={tmp_path / 'cache'}", "model.widths=[12]"]
-    done = train(tmp_path / "job", "experiment=digits", "strategy=frozen", *small)
-    assert done.returncode == 0, done.stderr
-    said = main("wise", tmp_path / "job", "--points", 3)
+def test_a_frozen_trunk_below_a_new_head_is_one_point(digits, main):
+    job = job_of(digits, "frozen")
+    said = main("wise", job, "--points", 3)
     assert said.splitlines()[1] == "fine-tuning moved nothing else, so every point is the fine-tuned model"
-    assert pd.read_csv(tmp_path / "job" / "wise" / "wise.csv").drop(columns=["alpha", "chosen"]).nunique().max() == 1
+    assert pd.read_csv(job / "wise" / "wise.csv").drop(columns=["alpha", "chosen"]).nunique().max() == 1
 
 
 def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main):
