@@ -1,0 +1,240 @@
+"""``scripts/average_weights.py`` as a user runs it, on a real sweep and its kept pre-training."""
+
+import json
+import os
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.image import imread
+from omegaconf import OmegaConf
+
+from src.config import build
+from src.errors import UserError
+from src.interop.adapter_files import read_tensors
+from src.interop.adapters import same
+from tests.commands import summary, sweep
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory):
+    """Six fine-tunings: of seed 0 two rates under two strategies, of seed 1 one rate."""
+    folder = tmp_path_factory.mktemp("soups")
+    small = ["pretrain_steps=30", "finetune_steps=12", f"cache_folder={folder / 'cache'}", "progress=false"]
+    for name, chosen in (("first", ["seed=0", "lr_fine=0.02,0.1"]), ("second", ["seed=1", "lr_fine=0.02"])):
+        done = sweep(folder / "sweep" / name, *small, *chosen, "strategy=full,frozen")
+        assert done.returncode == 0, done.stderr
+    return folder / "sweep"
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Two fine-tunings with a new label space."""
+    folder = tmp_path_factory.mktemp("digits")
+    small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={folder / 'cache'}", "model.widths=[12]"]
+    done = sweep(folder / "sweep" / "only", "experiment=digits", "strategy=full,frozen", "progress=false", *small)
+    assert done.returncode == 0, done.stderr
+    return folder / "sweep"
+
+
+@pytest.fixture
+def main(monkeypatch, capsys):
+    """The script in this process: where the command line itself is not the claim, another process costs seconds."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    found = runpy.run_path(str(ROOT / "scripts" / "average_weights.py"), run_name="not_main")["main"]
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["average_weights.py", *map(str, arguments)])
+        found()
+        return capsys.readouterr().out
+
+    return call
+
+
+def job_of(jobs, *words):
+    (folder,) = (f for f in jobs.glob("*/*") if f.is_dir() and all(word in f.name for word in words))
+    return folder
+
+
+def by_hand(params, part, trunk=None):
+    """The loss of a perceptron in float64; the trunk may be another's."""
+    trunk = params if trunk is None else trunk
+    h = np.maximum(part.x.astype(np.float64) @ trunk["Dense_0/kernel"] + trunk["Dense_0/bias"], 0)
+    return np.mean(((h @ params["Dense_1/kernel"] + params["Dense_1/bias"])[:, 0] - part.y) ** 2)
+
+
+def data_of(folder):
+    return build("data", OmegaConf.load(folder / ".hydra" / "config.yaml").data).load()
+
+
+def test_the_path_of_a_job(jobs, tmp_path):
+    job, out = job_of(jobs, "0.1", "full"), tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "scripts/average_weights.py", "wise", str(job), "--points", "6", "--out", str(out)],
+        cwd=ROOT,
+        env={**os.environ},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(path.name for path in out.iterdir()) == ["wise.csv", "wise.png", "wise.safetensors"]
+    table: Any = pd.read_csv(out / "wise.csv")
+    recorded = summary(job)["metrics"]
+    metrics = [f"{split}_{metric}" for split in ("val", "test", "source_test") for metric in ("loss", "r2")]
+    assert list(table) == ["alpha", *metrics, "chosen"]
+    assert table["alpha"].tolist() == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
+    # The ends are what the job recorded: of the fine-tuned weights on the target, of the pre-trained on the source.
+    first, last = table.iloc[0], table.iloc[-1]
+    assert [last[name] for name in metrics[:4]] == pytest.approx([recorded[name] for name in metrics[:4]], rel=1e-5)
+    assert [first[name] for name in metrics[4:]] == pytest.approx([recorded[name] for name in metrics[4:]], rel=1e-5)
+    # What is written is the point that validation takes, computed again by hand.
+    best = int(table["chosen"].to_numpy().argmax())
+    assert (table["chosen"].sum(), best) == (1, int(table["val_loss"].to_numpy().argmin()))
+    weights, metadata = read_tensors(out / "wise.safetensors")
+    assert {name: json.loads(text) for name, text in metadata.items()} == {
+        "job": str(job),
+        "alpha": pytest.approx(table["alpha"][best]),
+    }
+    data = data_of(job)
+    assert table["test_loss"][best] == pytest.approx(by_hand(weights, data.target["test"]), rel=1e-5)
+    assert done.stdout.splitlines()[0] == f"taken: alpha {table['alpha'][best]:g}"
+    assert "<- best by validation" in done.stdout.splitlines()[2 + best]
+    assert imread(out / "wise.png").shape[1] == 1600
+
+
+def test_alpha_one_is_the_job_to_the_bit(jobs, tmp_path, main):
+    """Where validation takes an end, what is written is that end."""
+    job = job_of(jobs, "0.02", "full", "seed_0")
+    main("wise", job, "--points", 2, "--out", tmp_path)
+    table = pd.read_csv(tmp_path / "wise.csv")
+    assert table["chosen"].tolist() == [False, True]
+    written, expected = read_tensors(tmp_path / "wise.safetensors")[0], read_tensors(job / "model.safetensors")[0]
+    assert all(same(written[path], leaf) for path, leaf in expected.items())
+
+
+def test_one_head_or_two(jobs, tmp_path, main):
+    """Under a frozen trunk the source task forgets nothing with its own head, and does with the target's."""
+    job = job_of(jobs, "0.1", "frozen")
+    main("wise", job, "--points", 3, "--out", tmp_path / "two")
+    main("wise", job, "--points", 3, "--out", tmp_path / "one", "--one-head")
+    two, one = (pd.read_csv(tmp_path / name / "wise.csv").to_dict("list") for name in ("two", "one"))
+    assert len(set(two["source_test_loss"])) == 1
+    tuned, source = read_tensors(job / "model.safetensors")[0], data_of(job).source["test"]
+    assert one["source_test_loss"][-1] == pytest.approx(by_hand(tuned, source), rel=1e-5)
+    assert one["source_test_loss"][0] == two["source_test_loss"][0]
+    assert one["source_test_loss"][-1] != two["source_test_loss"][-1]
+
+
+def test_a_soup_of_a_sweep(jobs, tmp_path, main):
+    said = main("soup", jobs, "--greedy", "--out", tmp_path)
+    assert said.splitlines()[0] == "4 jobs of one pre-training; left out: 2 of others, 0 that cannot be used"
+    table = pd.read_csv(tmp_path / "soup.csv")
+    members = [folder for folder in sorted((jobs / "first").iterdir()) if folder.is_dir()]
+    assert sorted(table["weights"]) == sorted([*(folder.name for folder in members), "uniform soup", "greedy soup"])
+    loss = table.set_index("weights")["val_loss"].to_dict()
+    for folder in members:
+        assert loss[folder.name] == pytest.approx(summary(folder)["metrics"]["val_loss"], rel=1e-5)
+    assert loss["greedy soup"] <= min(loss[folder.name] for folder in members)
+    data, params = data_of(members[0]), [read_tensors(folder / "model.safetensors")[0] for folder in members]
+    mean = {path: np.mean([p[path].astype(np.float64) for p in params], axis=0) for path in params[0]}
+    assert loss["uniform soup"] == pytest.approx(by_hand(mean, data.target["val"]), rel=1e-5)
+    written, metadata = read_tensors(tmp_path / "soup.safetensors")
+    assert json.loads(metadata["soup"]) == "greedy soup"
+    inside = [Path(name).name for name in json.loads(metadata["members"])]
+    assert sorted(inside) == sorted(table["weights"][table["member"]])
+    assert by_hand(written, data.target["val"]) == pytest.approx(loss["greedy soup"], rel=1e-5)
+    assert imread(tmp_path / "soup.png").shape[1] == 1600
+
+
+def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
+    copies = [shutil.copytree(job_of(jobs, rate, "full", "seed_0"), tmp_path / rate) for rate in ("0.1", "0.02")]
+    main("soup", *copies)
+    table = pd.read_csv(tmp_path / "0.1" / "soup" / "soup.csv")
+    assert table["weights"].tolist() == ["0.1", "0.02", "uniform soup"]
+    assert table["member"].tolist() == [True, True, False]
+    written = read_tensors(tmp_path / "0.1" / "soup" / "soup.safetensors")[0]
+    one, other = (read_tensors(folder / "model.safetensors")[0] for folder in copies)
+    for path, leaf in written.items():
+        np.testing.assert_allclose(leaf, (one[path].astype(np.float64) + other[path]) / 2, rtol=1e-6, atol=1e-8)
+
+
+def test_a_new_label_space_keeps_the_new_head(digits, main):
+    job = job_of(digits, "full")
+    said = main("wise", job, "--points", 3)
+    assert said.splitlines()[0] == "as fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
+    table, recorded = pd.read_csv(job / "wise" / "wise.csv"), summary(job)["metrics"]
+    for name in ("val_loss", "test_accuracy"):
+        assert table[name].iloc[-1] == pytest.approx(recorded[name], rel=1e-5)
+    for name in ("source_test_loss", "source_test_accuracy"):
+        assert table[name].iloc[0] == pytest.approx(recorded[name], rel=1e-5)
+        assert table[name].iloc[-1] != table[name].iloc[0]
+    with pytest.raises(UserError, match="has a new head, since its label space is new; allowed: a head a task"):
+        main("wise", job, "--one-head")
+
+
+def test_a_frozen_trunk_below_a_new_head_is_one_point(digits, main):
+    job = job_of(digits, "frozen")
+    said = main("wise", job, "--points", 3)
+    assert said.splitlines()[1] == "fine-tuning moved nothing else, so every point is the fine-tuned model"
+    assert pd.read_csv(job / "wise" / "wise.csv").drop(columns=["alpha", "chosen"]).nunique().max() == 1
+
+
+def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main):
+    good, other = job_of(jobs, "0.1", "full"), job_of(jobs, "seed_1", "full")
+
+    def changed(name, key=None, value=None, **record):
+        folder = shutil.copytree(good, tmp_path / name)
+        if key is not None:
+            config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+            OmegaConf.update(config, key, value)
+            OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+        whole = summary(folder)
+        (folder / "summary.json").write_text(json.dumps({**whole, **record}))
+        return folder
+
+    old = changed("old")
+    config = OmegaConf.load(old / ".hydra" / "config.yaml")
+    del config["trainer"]
+    OmegaConf.save(config, old / ".hydra" / "config.yaml")
+    (tmp_path / "empty").mkdir()
+    metrics = summary(good)["metrics"] | {"source_test_loss": 9.0}
+    mistakes = [
+        (["wise", tmp_path / "none"], "is no job's folder: it has no .hydra/config.yaml"),
+        (["wise", good, "--points", 1], "--points is 1; allowed: a whole number >= 2"),
+        (["wise", changed("failed", status="failed")], "is failed; allowed: a completed job"),
+        (["wise", changed("scratch", "strategy.name", "scratch")], "started from no pre-training"),
+        (["wise", old], "is of another version: it has no trainer"),
+        (["wise", changed("data", data={"fingerprint": "0" * 16})], "changed since"),
+        (["wise", changed("code", metrics=metrics)], "its source_test_loss was 9 and is"),
+        (["soup", good, other], "do not share their model and pre-training, so a mean of their weights means nothing"),
+        (["soup", good, changed("tanh", "model.activation", "tanh")], "do not share their model and pre-training"),
+        (["soup", tmp_path / "nowhere"], "allowed: folders of sweeps or of jobs"),
+        (["soup", tmp_path / "empty"], "there is no job to average in"),
+        (["soup", good, tmp_path / "failed"], "is failed; allowed: a completed job"),
+    ]
+    for arguments, words in mistakes:
+        with pytest.raises(UserError, match=re.escape(words)):
+            main(*arguments, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_leaves_out_what_cannot_be_used(jobs, tmp_path, main):
+    folder = shutil.copytree(jobs / "first", tmp_path / "sweep")
+    gone = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    (gone / "summary.json").unlink()
+    said = main("soup", folder).splitlines()
+    assert said[0] == "3 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
+    assert said[1] == f"cannot be used: '{gone}' is unfinished; allowed: a completed job"
+    assert len(pd.read_csv(folder / "soup" / "soup.csv")) == 4
