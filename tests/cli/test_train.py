@@ -153,6 +153,13 @@ BAD = [
     (("data=csv", "data.source_path=no.csv", "data.target_path=b", "data.label=y"), "no.csv: there is no such file"),
     (("lr_fine",), "lr_fine"),
     (("experiment=nothing",), "experiment=nothing: there is no such option"),
+    (("strategy=lora", "strategy.rank=64"), "strategy.rank: rank 64 is above the 9 x 8 matrix of Dense_0/kernel"),
+    (("schedule=warmup_linear", "schedule.warmup_steps=200"), "schedule.warmup_steps is 200; allowed: at most the 100"),
+    (("batch_size=16", "trainer.accumulate=5"), "trainer.accumulate is 5, which does not divide a batch of 16 rows"),
+    (
+        ("strategy=gradual", "strategy.every=100"),
+        "unfreezing 2 groups needs at least 101 updates, finetune_steps is 100",
+    ),
 ]
 
 
