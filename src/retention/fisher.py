@@ -314,7 +314,9 @@ def _variables(atoms: Any) -> list[Var]:
 
 def _multiplies(eqn: JaxprEqn, kernel: Var) -> bool:
     """Tell whether an equation is ``a @ kernel`` with one row ``a``, of shape (in,) or (1, ..., in)."""
-    if eqn.primitive.name != "dot_general" or eqn.invars[1] is not kernel or eqn.invars[0] is kernel:
+    if eqn.primitive.name != "dot_general" or eqn.invars[1] is not kernel:
+        return False
+    if eqn.invars[0] is kernel or isinstance(eqn.invars[0], Literal):
         return False
     contracted, batch = eqn.params["dimension_numbers"]
     a, w = (atom.aval for atom in eqn.invars)
