@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import keyword
 import math
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +37,7 @@ ROOMS = {
     "optimizer": "src.engine.optimizers",
     "schedule": "src.engine.schedules",
     "trainer": "src.engine.trainer",
+    "retention": "src.retention.{name}",
     "tracker": "src.tracking.options",
 }
 
@@ -115,6 +117,8 @@ def option_class(group: str, name: str) -> type:
         UserError: no such option; the allowed ones are listed.
     """
     class_name = "".join(part.capitalize() for part in name.split("_"))
+    if keyword.iskeyword(class_name):  # "None" cannot be the name of a class: it is NoRetention
+        class_name = f"No{group.capitalize()}"
     module_name = ROOMS[group].format(name=name)
     try:
         return getattr(importlib.import_module(module_name), class_name)

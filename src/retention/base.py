@@ -1,0 +1,174 @@
+"""What a way of keeping the source task is: what it keeps when that task has been learned, and what it does with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from src.config import option_class, option_names, static_part
+from src.errors import UserError, listed
+from src.models.base import Model, Params, is_statistic
+from src.objectives.supervised import Objective
+
+if TYPE_CHECKING:
+    from src.engine.stage import Split  # which imports this file
+
+Kept = dict[str, Any]  # a pytree of arrays, handed to the compiled programs as an argument
+Rate = Float[Array, ""] | Mapping[str, Any]  # a learning rate: one, or one for each path
+
+
+class Keeping(NamedTuple):
+    """What a method may look at when the source task has been learned."""
+
+    model: Model
+    outputs: int  # of the source's head
+    objective: Objective  # of the source task
+    params: Params  # as the source task left them
+    head: frozenset[str]  # paths of the source's head
+    new_head: bool  # whether fine-tuning replaces it: then it is never anchored
+    source: (
+        Split | None
+    )  # the source's training rows, standardised, not augmented; None where there is a checkpoint only
+    seed: int
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class Task:
+    """The source task without its numbers: a node of :data:`Kept` that holds no array."""
+
+    model: Model
+    outputs: int
+    objective: Objective
+
+    def infer(self, params: Params, x: Float[Array, "N ..."]) -> Float[Array, "N outputs"]:
+        """Return the source head's outputs for a batch, without dropout and with the statistics as they are."""
+        return self.model.apply(params, x, self.outputs)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """Base of every method; each overrides what it does.
+
+    What it does is read off before anything is compiled: ``needs_source`` (rows of the source task), ``penalises``
+    (:meth:`penalty` is not 0), ``rehearses`` (:meth:`loss` is not 0), ``proximal`` (:meth:`after_update` does
+    something), ``isolates`` (the source task is evaluated without what was added to the network).
+    """
+
+    needs_source: ClassVar[bool] = False
+    rehearses: ClassVar[bool] = False
+    isolates: ClassVar[bool] = False
+
+    @property
+    def penalises(self) -> bool:
+        """Whether :meth:`penalty` is anything but 0."""
+        return False
+
+    @property
+    def proximal(self) -> bool:
+        """Whether :meth:`after_update` changes anything."""
+        return False
+
+    def check(
+        self,
+        moving: Collection[str] = (),
+        injected: Collection[str] = (),
+        head: Collection[str] = (),
+        has_source: bool = True,
+    ) -> None:
+        """Refuse what cannot be kept, before anything is trained.
+
+        Args:
+            moving: paths of all that moves in fine-tuning, in any phase.
+            injected: last names (``lora_a``) of the leaves that the strategy adds.
+            head: paths of the head.
+            has_source: whether there are rows of the source task, not only a checkpoint.
+
+        Raises:
+            UserError: the method and what it is to be used with do not go together.
+        """
+        if self.needs_source and not has_source:
+            raise no_source(self)
+
+    def keep(self, task: Keeping) -> Kept:
+        """Return what will be needed of the source task. Called once, on the host, when it has been learned.
+
+        Raises:
+            UserError: there are no rows of the source task, and they are needed.
+        """
+        return {}
+
+    def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
+        """Return what is added to the loss for leaving the source task's parameters, weighted.
+
+        Args:
+            params: the trainable half; what does not move costs nothing.
+            kept: what :meth:`keep` returned.
+        """
+        return jnp.zeros(())
+
+    def loss(
+        self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
+    ) -> Float[Array, ""]:
+        """Return what is learned beside the batch, weighted.
+
+        Args:
+            outputs_of: from inputs of the network to the source head's outputs, of the parameters under training.
+            x: the batch's inputs.
+            kept: what :meth:`keep` returned.
+            key: of what is drawn in this update.
+        """
+        return jnp.zeros(())
+
+    def after_update(self, params: Params, kept: Kept, lr: Rate) -> Params:
+        """Return the trainable half after the step that follows an update of the optimizer.
+
+        Args:
+            params: the trainable half, updated.
+            kept: what :meth:`keep` returned.
+            lr: the update's learning rate, or each path's.
+        """
+        return params
+
+
+def no_source(method: Retention) -> UserError:
+    """Return what is said where a method needs rows of the source task and there are none."""
+    name = type(method).__module__.rpartition(".")[2]  # an option is called like its file
+    others = [name for name in option_names("retention") if not option_class("retention", name).needs_source]
+    return UserError(
+        f"retention.name is '{name}', which needs rows of the source task, and there is a checkpoint only; "
+        f"allowed without them: {listed(others)}"
+    )
+
+
+def task_of(keeping: Keeping) -> Task:
+    """Return the source task without its numbers; whatever is traced in the model (dropout) counts for nothing."""
+    return Task(static_part(keeping.model), keeping.outputs, keeping.objective)
+
+
+def source_rows(method: Retention, keeping: Keeping) -> Split:
+    """Return the source task's rows; raises :class:`UserError` where there are none."""
+    if keeping.source is None:
+        raise no_source(method)
+    return keeping.source
+
+
+def anchors(keeping: Keeping) -> Params:
+    """Return what fine-tuning starts from: the parameters, without a head that it replaces and without statistics."""
+    gone = keeping.head if keeping.new_head else frozenset()
+    return {path: leaf for path, leaf in keeping.params.items() if path not in gone and not is_statistic(path)}
+
+
+def distance(params: Params, anchor: Params, weights: Mapping[str, Any] | None = None) -> Float[Array, ""]:
+    """Return ``1/2 sum weight * (w - anchor)**2`` over the paths that both have, in float32; weights of 1 if None."""
+    total = jnp.zeros(())
+    for path, leaf in params.items():
+        if path in anchor:
+            squares = jnp.square(leaf.astype(jnp.float32) - anchor[path])
+            total += jnp.sum(squares if weights is None else weights[path] * squares)
+    return total / 2

@@ -1,0 +1,86 @@
+"""``retention=ewc``: parameters are pulled back the harder, the more the source task depends on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from src.config import COUNT, NON_NEGATIVE, knob
+from src.errors import UserError
+from src.models.base import Params
+from src.objectives.supervised import Classification, Regression
+from src.retention.base import Keeping, Kept, Retention, Task, anchors, distance, source_rows, task_of
+from src.retention.fisher import Estimator, fisher_diagonal, gaussian_fisher_diagonal
+
+SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # of the seed: which rows, and which labels are drawn for them
+
+
+@dataclass(frozen=True)
+class Ewc(Retention):
+    """Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796, eq. 3).
+
+    ``strength / 2 * sum F (w - w0)**2`` with F the diagonal of the Fisher information at ``w0`` over the source's rows,
+    without dropout or augmentation. ``fisher`` names its estimate (``src/retention/fisher.py``; of a regression: with
+    variance 1), ``samples`` how many rows it takes, chosen by the seed (null: all), ``chunk`` how many at a time;
+    ``batched`` depends on that, and it alone. A new head is left out: the penalty is of what both tasks share.
+    """
+
+    needs_source: ClassVar[bool] = True
+
+    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
+    fisher: Estimator = knob(Estimator.exact)
+    samples: int | None = knob(None, COUNT)
+    chunk: int = knob(256, COUNT)
+
+    @property
+    def penalises(self) -> bool:
+        """Always."""
+        return True
+
+    def keep(self, task: Keeping) -> Kept:
+        """Return the parameters that fine-tuning starts from, and the importance of each."""
+        return {"anchor": anchors(task), "importance": self.importance(task)}
+
+    def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
+        """Return the weighted sum over what moves and was pre-trained."""
+        return self.strength * distance(params, kept["anchor"], kept["importance"])
+
+    def importance(self, task: Keeping) -> Params:
+        """Return the diagonal of the Fisher information, of what is anchored only.
+
+        Raises:
+            UserError: there are no rows of the source task, or its objective has no likelihood.
+        """
+        x, y = source_rows(self, task)
+        key = jax.random.PRNGKey(task.seed)
+        if self.samples is not None and self.samples < len(x):
+            chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
+            x, y = np.asarray(x)[chosen], np.asarray(y)[chosen]
+        anchor = anchors(task)
+        rest = {path: leaf for path, leaf in task.params.items() if path not in anchor}
+        draws = jax.random.fold_in(key, LABELS_STREAM)
+        return _information(task_of(task), self.fisher, self.chunk, anchor, rest, x, y, draws)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _information(
+    task: Task, estimator: Estimator, chunk: int, params: Params, rest: Params, x: Any, y: Any, key: Array
+) -> Params:
+    """Return the diagonal for ``params``; compiled once for all runs of these shapes."""
+
+    def outputs(params: Params, row: Array) -> Array:
+        out = task.infer({**params, **rest}, row[None])[0]
+        return jax.nn.log_softmax(out) if isinstance(task.objective, Classification) else out
+
+    if not isinstance(task.objective, Classification | Regression):
+        raise UserError(
+            f"the Fisher information needs a likelihood, and {type(task.objective).__name__} has none; "
+            "allowed: classification, regression"
+        )
+    diagonal = fisher_diagonal if isinstance(task.objective, Classification) else gaussian_fisher_diagonal
+    return diagonal(outputs, params, x, estimator=estimator, key=key, targets=y, chunk=chunk)

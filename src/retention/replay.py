@@ -1,0 +1,81 @@
+"""``retention=replay``: some rows of the source task are kept and learned again beside the new ones."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from src.config import COUNT, NON_NEGATIVE, RATIO, knob
+from src.retention.base import Keeping, Kept, Retention, source_rows, task_of
+
+log = logging.getLogger(__name__)
+
+RESERVOIR_STREAM = 0x2E5E2
+
+
+@dataclass(frozen=True)
+class Replay(Retention):
+    """Experience replay from a reservoir (Chaudhry et al., arXiv 1902.10486).
+
+    ``fraction`` of the source's rows are kept, or ``count`` of them where that is given; as they are, before any
+    augmentation. Each update adds ``weight`` times the source's loss on ``batch`` of them (null: as many as the batch
+    has new ones), drawn independently; where no more are kept than that, on all of them.
+    """
+
+    needs_source: ClassVar[bool] = True
+    rehearses: ClassVar[bool] = True
+
+    fraction: float = knob(0.1, RATIO)
+    count: int | None = knob(None, COUNT)
+    weight: float = knob(1.0, NON_NEGATIVE, traced=True)
+    batch: int | None = knob(None, COUNT)
+
+    def keep(self, task: Keeping) -> Kept:
+        """Return the rows."""
+        x, y = source_rows(self, task)
+        size = max(1, math.floor(self.fraction * len(x) + 0.5)) if self.count is None else self.count
+        if size > len(x):
+            _say(size, len(x))
+        chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
+        return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
+
+    def loss(
+        self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
+    ) -> Float[Array, ""]:
+        """Return the weighted loss of the source task on the rows of this update."""
+        wanted, rows = self.batch or len(x), len(kept["x"])
+        old_x, old_y = kept["x"], kept["y"]
+        if wanted < rows:
+            drawn = jax.random.randint(key, (wanted,), 0, rows)
+            old_x, old_y = old_x[drawn], old_y[drawn]
+        return self.weight * kept["task"].objective.loss(outputs_of(old_x), old_y)
+
+
+@functools.cache
+def _say(size: int, rows: int) -> None:
+    """Once, however many runs of a sweep it holds for."""
+    log.warning("retention.count is %d and the source task has %d rows: all of them are kept", size, rows)
+
+
+def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
+    """Return which ``size`` of ``rows`` a reservoir holds after one pass: every set of them is as likely.
+
+    Vitter (1985, "Random sampling with a reservoir", algorithm R): row i (from 0) takes place i while there is room,
+    and then place ``j``, drawn from 0 to i, if that is one of the reservoir's. All rows where there are no more.
+    """
+    kept = np.arange(min(rows, size))
+    later = np.arange(len(kept), rows)
+    places = rng.integers(0, later + 1)
+    inside = places < size
+    # Of several rows for one place the last one stays, as in a loop: NumPy assigns them in order.
+    kept[places[inside]] = later[inside]
+    return kept
