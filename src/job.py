@@ -46,9 +46,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
     check_report(cfg.report)
-    groups = {
-        name: build(name, cfg[name]) for name in ("model", "pretrain", "strategy", "optimizer", "schedule", "trainer")
-    }
+    groups = {name: build(name, cfg[name]) for name in ROOMS if name in Recipe.__dataclass_fields__}
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),
         source=build("data", cfg.data),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,8 @@ from src.engine.trainer import Plain, Precision
 from src.models.base import Model, Params, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
+from src.retention.base import Keeping, Kept, Retention
+from src.retention.none import NoRetention
 from src.strategies.base import Strategy
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
@@ -48,6 +51,7 @@ class Recipe(Knobs):
     optimizer: Optimizer = knob(Sgd())
     schedule: Schedule = knob(Constant())
     trainer: Plain = knob(Plain())
+    retention: Retention = knob(NoRetention())
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
         trainer=recipe.trainer,
+        retention=recipe.retention,
         form=None if lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32 else Form.split,
     )
 
@@ -156,8 +161,8 @@ def pretrain(
         return lambda row: (own.append(row), watch(row))[0]
 
     fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes)
-    test = {"source_test": data.source["test"]} if "test" in data.source else {}
-    metrics = measure(stages, [end.params for end in fits], test, lanes)
+    parts = {f"source_{name}": data.source[name] for name in ("test", "val") if name in data.source}
+    metrics = measure(stages, [end.params for end in fits], parts, lanes)
     cost = update_cost(stages[0], first[0], data.source["train"])
     each = (time.perf_counter() - started) / len(recipes)
     return [
@@ -201,6 +206,7 @@ class Finetuned(NamedTuple):
     metrics: list[dict[str, float]]  # of every part of the target task
     cost: Cost  # of an update; over phases, the mean of its FLOPs and the largest of its bytes
     starts: list[Params]  # what it started from, new heads included
+    stages: list[Stage]  # of the last phase, a lane each, on the whole network
 
 
 def finetune(
@@ -215,6 +221,7 @@ def finetune(
     Phase by phase; in each, the groups at the bottom that do not move are run once over the data.
     """
     plan = phases(recipes, data, lanes)
+    kept = keep_source(recipes, data, starts)
     params = starts = with_new_heads(recipes, data, list(starts), lanes) if data.new_head else list(starts)
     training = Training(watches, lanes)
     tasks, costs, ends = [], [], params
@@ -223,12 +230,71 @@ def finetune(
         tasks.append(task)
         watched = {name: part for name, part in task.splits.items() if name == "val"}
         final = stages is plan[-1]
-        ends = training.phase(task.stages, task.params, task.splits["train"], watched, task.own_rows, final)
+        ends = training.phase(task.stages, task.params, task.splits["train"], watched, task.own_rows, final, kept)
         params = [{**whole, **own} for whole, own in zip(params, ends, strict=True)]
         single = replace(task.stages[0], form=None)  # what a run of its own would cost
-        costs.append(update_cost(single, task.params[0], task.part("train")))
+        costs.append(update_cost(single, task.params[0], task.part("train"), kept[0] if kept else None))
     metrics = measure(tasks[-1].stages, ends, tasks[-1].splits, lanes, tasks[-1].own_rows)
-    return Finetuned(training.ends(params), metrics, overall(costs, plan), starts)
+    return Finetuned(training.ends(params), metrics, overall(costs, plan), starts, plan[-1])
+
+
+def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params]) -> list[Kept] | None:
+    """Return what the retention method keeps of the source task, a lane each; ``None`` where it keeps nothing.
+
+    ``own`` is the method's; ``head`` is the source's head where fine-tuning replaces it. Lanes of one pre-training and
+    one seed share it, so the importance of the parameters is computed once for a sweep over its strength.
+    """
+    retention = recipes[0].retention
+    if not (retention.penalises or retention.rehearses or retention.proximal):
+        return None
+    made: dict[Any, Kept] = {}
+    for recipe, params in zip(recipes, before, strict=True):
+        if (key := (id(params), recipe.seed)) not in made:
+            task = source_task(recipe, data, params)
+            head = {path: params[path] for path in task.head} if task.new_head else {}
+            made[key] = {"own": recipe.retention.keep(task), "head": head}
+    return [made[id(params), recipe.seed] for recipe, params in zip(recipes, before, strict=True)]
+
+
+def source_task(recipe: Recipe, data: Transfer, params: Params) -> Keeping:
+    """Return what a retention method may look at when the source task has been learned."""
+    head = head_paths(recipe.model, params)
+    stage = finetuning_stage(recipe, data)
+    restarted = any(leaf is not params.get(path) for path, leaf in with_added(stage, params).items() if path in head)
+    objective = OBJECTIVES[data.kind]
+    new = data.new_head or restarted
+    return Keeping(recipe.model, data.source_outputs, objective, params, head, new, data.source["train"], recipe.seed)
+
+
+def after_on_source(
+    recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params], fine: Finetuned, lanes: Lanes
+) -> list[dict[str, float]]:
+    """Return the source task's metrics after fine-tuning, a lane each: ``source_after_loss`` and so on.
+
+    By the source's own head where fine-tuning has replaced it. A method that isolates the tasks takes off what the
+    strategy added, and puts the source's head back.
+    """
+    names = {"test": "source_after", "val": "source_val_after"}
+    parts = {names[part]: data.source[part] for part in names if part in data.source}
+    isolated = recipes[0].retention.isolates
+    stages = [
+        pretraining_stage(recipe, data)
+        if isolated
+        else replace(stage, outputs=data.source_outputs, objective=OBJECTIVES[data.kind])
+        for recipe, stage in zip(recipes, fine.stages, strict=True)
+    ]
+    whole = []
+    for recipe, own, end in zip(recipes, before, fine.fits, strict=True):
+        head = {path: own[path] for path in head_paths(recipe.model, own)} if data.new_head or isolated else {}
+        kept = {path: leaf for path, leaf in end.params.items() if not isolated or path in own}
+        whole.append(kept | head)
+    return measure(stages, whole, parts, lanes)
+
+
+def head_paths(model: Model, params: Params) -> frozenset[str]:
+    """Return the paths of a model's head, without what a strategy added beside it."""
+    expression = re.compile(model.groups()[-1][1])
+    return frozenset(path for path in params if expression.fullmatch(path))
 
 
 def overall(costs: Sequence[Cost], plan: Sequence[Sequence[Stage]]) -> Cost:
@@ -285,6 +351,8 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     shapes = jax.eval_shape(lambda: initial(plan[0], data.features, 0))
     whole = with_added(plan[0], shapes)
     placed = tuple(placement(stage, whole) for stage in plan)
+    moving = {path for one in placed for path in one.trainable}
+    recipe.retention.check(moving, recipe.strategy.injected, head_paths(recipe.model, shapes))
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
     return Movement(placed, tuple(stage.steps for stage in plan), sizes)
 
@@ -375,11 +443,14 @@ def run_finetuning(
     own = [recipes[lane] for lane in alive]
     curves = [Curve(watches[i]) for i in alive]
     fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes)
+    starts = [pretrained[i].params for i in alive]
+    known = own[0].strategy.pretrained and "test" in data.source
+    after = after_on_source(own, data, starts, fine, lanes) if known else [{} for _ in own]
     seconds = (time.perf_counter() - started) / len(alive)
     moving = where_it_moves(own[0], data).moving
-    whole = zip(alive, fine.fits, fine.metrics, fine.starts, curves, strict=True)
-    for lane, end, target, begin, curve in whole:
-        found = pretrained[lane].metrics | target
+    whole = zip(alive, fine.fits, fine.metrics, after, fine.starts, curves, strict=True)
+    for lane, end, target, source, begin, curve in whole:
+        found = pretrained[lane].metrics | source | target
         diverged = end.diverged or not all(map(math.isfinite, found.values()))
         times = {"pretrain": pretrained[lane].seconds, "finetune": seconds}
         kept = {} if diverged else found

@@ -36,7 +36,7 @@ def note(text: str) -> None:
 
 def resting_groups(stage: Stage, params: Mapping[str, Any]) -> int:
     """Return how many groups from the bottom have not moved up to and in the stage's phase; never all of them."""
-    if stochastic(stage):
+    if stochastic(stage) or stage.retention.rehearses:  # rehearsal needs the inputs themselves
         return 0
     groups = stage.model.groups()
     whole = with_added(stage, params)

@@ -72,7 +72,7 @@ def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Progr
         init=init,
         start=compiled(start, own),
         order=order,
-        advance=compiled(advance, EACH, own, rows, own, SAME, SAME, donate=(1,)),
+        advance=compiled(advance, EACH, own, rows, own, SAME, SAME, own, donate=(1,)),
         evaluate=compiled(evaluate, EACH, own, rows),
         report=compiled(functools.partial(evaluate, full=True), EACH, own, rows),
         no_best=compiled(lambda _stage, moving: no_best(moving), EACH),

@@ -34,6 +34,7 @@ from src.engine.stage import (
 )
 from src.engine.trainer import Precision
 from src.models.base import Params, is_statistic
+from src.retention.base import Kept
 
 Row = dict[str, float]  # a logged step: its number and what was measured
 Watch = Callable[[Row], None]
@@ -144,6 +145,7 @@ class Training:
         splits: Mapping[str, Split],
         own_rows: bool = False,
         final: bool = True,
+        kept: Sequence[Kept] | None = None,
     ) -> list[Params]:
         """Train one phase and return each lane's parameters.
 
@@ -154,9 +156,10 @@ class Training:
             splits: what is evaluated at each logged row.
             own_rows: whether ``data`` and ``splits`` have a leading axis, each lane's own.
             final: whether this is the last phase, to which the choice of the best evaluation belongs.
+            kept: what the retention method keeps of the source task, a lane each.
         """
         stage = stages[0]
-        run = Driver(stages, params, data, splits, self.lanes, own_rows, self.last)
+        run = Driver(stages, params, data, splits, self.lanes, own_rows, self.last, kept)
         best = run.no_best() if final and stage.trainer.keeps_best else None
         metrics = run.evaluate()
         if best is not None:
@@ -234,6 +237,7 @@ class Driver:
         lanes: Lanes,
         own_rows: bool,
         before: Driver | None,
+        kept: Sequence[Kept] | None = None,
     ) -> None:
         stage, self.count = stages[0], len(stages)
         self.shared = share_start(params, stages, lanes)
@@ -248,6 +252,8 @@ class Driver:
         self.state: State = self.programs.start(*self.head, self.hyper, start_from)
         if before is not None:
             self.state = carry_over(self.state, before.state)
+        alone = self.shared or lanes is Lanes.one
+        self.kept: Kept = {} if kept is None else kept[0] if alone else stacked(kept)
         rows = data.y.shape[1 if own_rows else 0]
         minibatches = stage.batch_size is not None and stage.batch_size < rows
         # Lanes that share the order of their rows have it computed once, as a single run would.
@@ -261,7 +267,7 @@ class Driver:
         number, count_ = np.int32(step), np.int32(count)
         head, hyper = self.order_head
         order = self.order and self.order(*head, hyper, number)
-        arguments = (*self.head, self.hyper, self.state, self.frozen, self.data, order, number, count_)
+        arguments = (*self.head, self.hyper, self.state, self.frozen, self.data, order, number, count_, self.kept)
         self.state, losses = self.programs.advance(*arguments)
         return losses
 
@@ -309,7 +315,7 @@ def number(value: Any) -> float:
 
 
 @functools.cache
-def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], rows: Any) -> Cost:
+def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], rows: Any, kept: Any) -> Cost:
     params: Any = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in shapes}
     data = Split(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in rows))
     batch = min(stage.batch_size or len(data.x), len(data.x))
@@ -317,12 +323,31 @@ def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], .
     hyper, step = traced(stage), jax.ShapeDtypeStruct((), np.int32)
     state = jax.eval_shape(lambda hyper, params: start(bind(stage, hyper), params), hyper, params)
     frozen = {path: params[path] for path in frozen_paths(stage, with_added(stage, params))}
-    cost = programs(stage).advance.cost(hyper, state, frozen, data, order, step, step)
+    cost = programs(stage).advance.cost(hyper, state, frozen, data, order, step, step, kept.tree)
     bytes_ = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer))
     return cost._replace(optimizer_bytes=bytes_)
 
 
-def update_cost(stage: Stage, params: Params, data: Split) -> Cost:
+class Shapes:
+    """A tree of shapes that can be a key: equal where structure, shapes and dtypes are."""
+
+    def __init__(self, tree: Any) -> None:
+        leaves, self._structure = jax.tree.flatten(tree)
+        self._leaves = tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
+
+    @property
+    def tree(self) -> Any:
+        """Return the tree with shapes for leaves."""
+        return jax.tree.unflatten(self._structure, [jax.ShapeDtypeStruct(*leaf) for leaf in self._leaves])
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Shapes) and (self._structure, self._leaves) == (other._structure, other._leaves)
+
+    def __hash__(self) -> int:
+        return hash((self._structure, self._leaves))
+
+
+def update_cost(stage: Stage, params: Params, data: Split, kept: Kept | None = None) -> Cost:
     """Return what one update of a single run costs, gathering its rows included.
 
     Of the compiled program that :func:`fit` runs: what XLA found dead, such as the backward pass through a frozen
@@ -330,4 +355,4 @@ def update_cost(stage: Stage, params: Params, data: Split) -> Cost:
     """
     shapes = tuple((path, tuple(np.shape(leaf)), np.dtype(leaf.dtype)) for path, leaf in sorted(params.items()))
     rows = tuple((tuple(np.shape(part)), np.dtype(part.dtype)) for part in data)
-    return _update_cost(static_part(stage), shapes, rows)
+    return _update_cost(static_part(stage), shapes, rows, Shapes(kept or {}))

@@ -24,6 +24,8 @@ from src.engine.schedules import Schedule
 from src.engine.trainer import Plain, Precision
 from src.models.base import Forward, Model, Params, is_statistic
 from src.objectives.supervised import Objective
+from src.retention.base import Kept, Retention
+from src.retention.none import NoRetention
 from src.strategies.base import Strategy
 
 
@@ -49,6 +51,7 @@ class Stage:
     seed: int = knob(traced=True)  # of the order of the data, of dropout, of what a strategy adds
     first: int = knob(0, traced=True)  # updates made in the phases before this one
     trainer: Plain = knob(Plain())
+    retention: Retention = knob(NoRetention())
     batch_size: int | None = None  # rows an update; None: all of them
     log_every: int = 10  # updates between two logged rows
     form: Form | None = None  # how frozen parameters are kept still; None: the strategy's way
@@ -75,7 +78,7 @@ class Losses(NamedTuple):
 
 
 # Streams of a seed: what keeps its uses apart. Initial parameters come from the seed itself.
-ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM = 0x0DA7A, 0xD40, 0xADDED
+ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM = 0x0DA7A, 0xD40, 0xADDED, 0x4EA7
 
 
 def initial(stage: Stage, features: tuple[int, ...], stream: int) -> Params:
@@ -220,26 +223,43 @@ def stochastic(stage: Stage) -> bool:
     return stage.model.stochastic or getattr(stage.strategy, "dropout", None) is not None
 
 
-def gradients(
-    stage: Stage, state: State, frozen: Params, batch: Split, moving: frozenset[str], key: Any
-) -> tuple[Float[Array, ""], Params, Params]:
-    """Return the batch's loss, its gradients, and the new statistics, computed in ``trainer.accumulate`` parts."""
+class Keys(NamedTuple):
+    """The random keys of an update; ``None`` where nothing is drawn."""
 
-    def loss_of(params: Params, statistics: Params, part: Split, key: Any) -> tuple[Float[Array, ""], Params]:
-        how = Forward(moving=moving, key=key)
-        outputs, seen = forward(stage, params, {**frozen, **statistics}, part.x, how)
-        return stage.objective.loss(outputs, part.y, stage.trainer.label_smoothing), seen
+    dropout: Any = None
+    rehearsal: Any = None
+
+
+def gradients(
+    stage: Stage, state: State, frozen: Params, batch: Split, moving: frozenset[str], keys: Keys, kept: Kept
+) -> tuple[Float[Array, ""], Params, Params]:
+    """Return the batch's loss, its gradients, and the new statistics, computed in ``trainer.accumulate`` parts.
+
+    What a retention method adds is part of the loss.
+    """
+
+    def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Params]:
+        rest = {**frozen, **statistics}
+        outputs, seen = forward(stage, params, rest, part.x, Forward(moving=moving, key=keys.dropout))
+        loss = stage.objective.loss(outputs, part.y, stage.trainer.label_smoothing)
+        if stage.retention.penalises:
+            loss += stage.retention.penalty(params, kept["own"])
+        if stage.retention.rehearses:
+            loss += stage.retention.loss(
+                lambda x: source_outputs(stage, params, rest, x, kept), part.x, kept["own"], keys.rehearsal
+            )
+        return loss, seen
 
     slope = jax.value_and_grad(loss_of, has_aux=True)
     parts = stage.trainer.accumulate
     if parts == 1:
-        (loss, seen), grads = slope(state.params, state.statistics, batch, key)
+        (loss, seen), grads = slope(state.params, state.statistics, batch, keys)
         return loss, grads, seen
 
     def one(carry: Any, part: tuple[Any, Split]) -> tuple[Any, None]:
         sums, statistics, terms = carry
         number, rows = part
-        own = None if key is None else jax.random.fold_in(key, number)
+        own = jax.tree.map(lambda key: jax.random.fold_in(key, number), keys)
         (loss, seen), grads = slope(state.params, statistics, rows, own)
         # A part's loss is a mean over its own terms (labels, tokens): weighted by their number, the parts' sum is the
         # whole batch's, however unevenly the terms lie.
@@ -254,17 +274,49 @@ def gradients(
     return loss / terms, jax.tree.map(lambda grad: grad / terms, grads), seen
 
 
-def update(stage: Stage, state: State, frozen: Params, batch: Split, number: Any) -> tuple[State, Losses]:
-    """Make update ``number`` (from 0) of a stage on one batch."""
+def keys_of(stage: Stage, number: Any) -> Keys:
+    """Return the keys of update ``number``: they depend on the seed and on how many updates came before."""
+
+    def key(stream: int) -> Array:
+        own = jax.random.fold_in(jax.random.PRNGKey(stage.seed), stream)
+        return jax.random.fold_in(own, stage.first + number)
+
+    return Keys(
+        key(DROPOUT_STREAM) if stochastic(stage) else None,
+        key(REHEARSAL_STREAM) if stage.retention.rehearses else None,
+    )
+
+
+def source_outputs(stage: Stage, params: Params, rest: Params, x: Array, kept: Kept) -> Array:
+    """Return what the network under training says of the source task, by that task's own head where it has one."""
+    task = kept["own"]["task"]
+    whole = join(compute(stage, params), compute(stage, rest, frozen=True)) | kept["head"]
+    how = Forward(injected=frozenset(stage.strategy.injected), around=stage.strategy.around)
+    return stage.model.apply(whole, x, task.outputs, how).astype(jnp.float32)
+
+
+def update(
+    stage: Stage, state: State, frozen: Params, batch: Split, number: Any, kept: Kept | None = None
+) -> tuple[State, Losses]:
+    """Make update ``number`` (from 0) of a stage on one batch.
+
+    Args:
+        stage: what is trained.
+        state: before the update.
+        frozen: what stays outside the state.
+        batch: the rows.
+        number: of the update, in this phase.
+        kept: what the retention method keeps of the source task (see :func:`src.recipe.keep_source`).
+    """
+    kept = kept or {}
     placed = placement(stage, join(state.params, {**frozen, **state.statistics}))
-    key = None
-    if stochastic(stage):
-        stream = jax.random.fold_in(jax.random.PRNGKey(stage.seed), DROPOUT_STREAM)
-        key = jax.random.fold_in(stream, stage.first + number)
-    loss, grads, seen = gradients(stage, state, frozen, batch, moving_statistics(placed), key)
+    loss, grads, seen = gradients(stage, state, frozen, batch, moving_statistics(placed), keys_of(stage, number), kept)
     updates: Any
     updates, optimizer = _transformation(stage, placed).update(grads, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
+    if stage.retention.proximal:
+        rates = {path: 0.0 if (m := placed.multiplier[path]) is FROZEN else m * _rate(stage, number) for path in params}
+        params = stage.retention.after_update(params, kept["own"], rates)
     average = state.average
     if stage.trainer.ema is not None:
         decay = stage.trainer.ema
@@ -295,6 +347,7 @@ def advance(
     order: Int[Array, "log_every B"] | None,
     step: Any,
     count: Any,
+    kept: Kept,
 ) -> tuple[State, Losses]:
     """Make ``count`` updates (at most ``log_every``) after the first ``step``.
 
@@ -304,7 +357,7 @@ def advance(
     def body(i: Any, carry: tuple[State, Losses]) -> tuple[State, Losses]:
         state, series = carry
         batch = data if order is None else Split(data.x[order[i]], data.y[order[i]])
-        state, losses = update(stage, state, frozen, batch, step + i)
+        state, losses = update(stage, state, frozen, batch, step + i, kept)
         return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), series, losses)
 
     empty = jnp.full(stage.log_every, jnp.nan)

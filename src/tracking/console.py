@@ -87,18 +87,23 @@ def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None
     say(f"record: {near(folder)}")
 
 
+SPLITS = {
+    "train": "train",
+    "val": "validation",
+    "test": "test",
+    "source_test": "source before",
+    "source_after": "source after",
+}
+SHOWN = ("loss", "accuracy", "r2", "ece", "brier", "confidence")  # the record holds more
+
+
 def _result_table(metrics: Mapping[str, float]) -> Table:
-    """Return a table of the metrics: a row a split, a column a metric."""
-    splits = {
-        "train": "train",
-        "val": "validation",
-        "test": "test",
-        "source_test": "source test, before fine-tuning",
-    }
-    names = [key.removeprefix("train_") for key in metrics if key.startswith("train_")]
+    """Return a table of the metrics: a row a split, a column a metric; the source's rows are of its test part."""
+    names = [name for name in SHOWN if f"train_{name}" in metrics]
     table = Table("", *names, title="result", title_justify="left")
-    for split, label in ((split, label) for split, label in splits.items() if f"{split}_loss" in metrics):
-        table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
+    for split, label in SPLITS.items():
+        if f"{split}_loss" in metrics:
+            table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
     return table
 
 
