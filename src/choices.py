@@ -8,3 +8,5 @@ from enum import Enum
 Resume = Enum("Resume", ["auto", "force", "off"])
 # Of kept stages: read and write; neither; nothing in the folder changes; compute again and write.
 CacheMode = Enum("CacheMode", ["use", "off", "read", "refresh"])
+# What is run: a source task and then a target task, or tasks one after the other.
+Kind = Enum("Kind", ["transfer", "sequence"])

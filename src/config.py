@@ -23,7 +23,7 @@ from omegaconf import MISSING as OMITTED
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
 
-from src.choices import CacheMode, Resume
+from src.choices import CacheMode, Kind, Resume
 from src.errors import UserError, did_you_mean, listed
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -76,6 +76,7 @@ def knob(default: Any = MISSING, check: Check | None = None, *, traced: bool = F
 class Knobs:
     """The recipe's own knobs, at the top level of the configuration. Units are in ``conf/config.yaml``."""
 
+    recipe: Kind = knob(Kind.transfer)
     seed: int = knob(0, SEED, traced=True)
     lr_pre: float = knob(0.05, POSITIVE, traced=True)
     lr_fine: float = knob(0.05, POSITIVE, traced=True)

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from src.config import ROOMS, Knobs, Study, build, typed
+from src.choices import Kind
+from src.config import ROOMS, Knobs, Study, build, option_class, typed
 from src.errors import UserError, did_you_mean, listed
 from src.results.study import check_report
 from src.sweeps.identity import resolved
 from src.tracking.job import JobTracking
 
 if TYPE_CHECKING:
-    from src.data.base import Source, Transfer
+    from src.data.base import Source, TaskSequence, Transfer
     from src.engine.stage_cache import StageCache
     from src.recipe import Movement, Outcome, Recipe
+    from src.sequence import SequenceOutcome
 
 
 SWEEP_VARIABLE = "THAW_SWEEP"  # tells a job that runs in a process of its own which sweep it belongs to
@@ -46,6 +48,10 @@ def make_plan(cfg: DictConfig) -> Plan:
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
     check_report(cfg.report)
+    kind = typed(Knobs, {"recipe": cfg.recipe}, "").recipe
+    if option_class("data", str(cfg.data.get("name"))).is_sequence != (kind is Kind.sequence):
+        given, fits = ("a sequence of tasks", "sequence") if kind is Kind.transfer else ("no sequence", "transfer")
+        raise UserError(f"data={cfg.data.name} is {given}, and recipe is '{kind.name}'; allowed with it: {fits}")
     groups = {name: build(name, cfg[name]) for name in ROOMS if name in Recipe.__dataclass_fields__}
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),
@@ -73,23 +79,30 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
 
         from src import recipe as steps
         from src.engine.compiled import prepare_jax
+        from src.sequence import check_sequence, run_sequence
         from src.tracking import console
 
         prepare_jax()
-        data = plan.source.load()
-        movement = steps.where_it_moves(plan.recipe, data)
+        data: Any = plan.source.load()  # of the kind that the recipe takes: make_plan has checked it
+        sequence = plan.recipe.recipe is Kind.sequence
+        movement = check_sequence(plan.recipe, data) if sequence else steps.where_it_moves(plan.recipe, data)
         tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
         if sweep is None:
             console.show_config(cfg)
             console.show_movement(movement)
-        stages = {"pretrain": plan.recipe.pretrain_steps, "finetune": plan.recipe.finetune_steps}
+        tasks = len(data.tasks) if sequence else 1
+        stages = {"pretrain": plan.recipe.pretrain_steps} if not sequence else {}
+        stages["finetune"] = tasks * plan.recipe.finetune_steps
         with console.Bar(stages, plan.study.progress) as bar:
 
             def watch(stage: str, row: dict[str, float]) -> None:
                 tracking.log(stage, row)
                 bar.update(stage, row)
 
-            outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
+            if sequence:
+                outcome = run_sequence(plan.recipe, data, watch)
+            else:
+                outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
         complete(tracking, outcome, data, movement)
         console.show_outcome(outcome, folder, overrides if sweep else None)
     return outcome.objective
@@ -97,8 +110,8 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
 
 def complete(
     tracking: JobTracking,
-    outcome: Outcome,
-    data: Transfer,
+    outcome: Outcome | SequenceOutcome,
+    data: Transfer | TaskSequence,
     movement: Movement,
     **more: Any,
 ) -> None:
@@ -113,9 +126,8 @@ def complete(
         parameters={"trainable": movement.trainable, "total": movement.total},
         flops_per_step=outcome.cost.flops,
         bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
-        moved=None if outcome.moved is None else outcome.moved._asdict(),
-        signals=outcome.signals,
-        data={"fingerprint": data.fingerprint, **{name: len(part.x) for name, part in data.parts()}},
+        **outcome.facts(),
+        data={"fingerprint": data.fingerprint, **data.rows()},
         **more,
     )
 

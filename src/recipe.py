@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from src.config import Knobs, knob, static_part
-from src.data.base import Transfer
+from src.data.base import TaskSequence, Transfer
 from src.engine.compiled import Cost
 from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
 from src.engine.features import keep_features
@@ -90,6 +90,10 @@ class Outcome:
         """The validation loss; infinite when the run diverged."""
         return float("inf") if self.diverged else self.metrics["val_loss"]
 
+    def facts(self) -> dict[str, Any]:
+        """Return what else the summary tells of it."""
+        return {"moved": None if self.moved is None else self.moved._asdict(), "signals": self.signals}
+
 
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
     """Return the stage that learns the source task: everything moves."""
@@ -132,7 +136,9 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     )
 
 
-def initial_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes, stream: int = 0) -> list[Params]:
+def initial_params(
+    stages: Sequence[Stage], data: Transfer | TaskSequence, lanes: Lanes, stream: int = 0
+) -> list[Params]:
     """Return each stage's initial parameters from ``PRNGKey(seed)``, or from a stream folded into it."""
     init = programs(static_part(stages[0]), lanes).init(data.features, stream)
     if lanes is Lanes.one:

@@ -50,6 +50,10 @@ class Transfer:
         yield from ((f"source_{name}", part) for name, part in self.source.items())
         yield from self.target.items()
 
+    def rows(self) -> dict[str, int]:
+        """Return how many rows each part has."""
+        return {name: len(part.x) for name, part in self.parts()}
+
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over every part's values, shapes and order."""
@@ -125,6 +129,14 @@ class TaskSequence:
         """Yield every part with its name, ``task_1_train`` for the first task's; each is made when its turn comes."""
         for number, task in enumerate(self.tasks, 1):
             yield from ((f"task_{number}_{name}", task[name]) for name in task)
+
+    def rows(self) -> dict[str, int]:
+        """Return how many rows each part has; none is made for it."""
+
+        def count(task: Mapping[str, Split], name: str) -> int:
+            return len(task.images[name][1] if isinstance(task, ImageTask) else task[name].y)
+
+        return {f"task_{i}_{name}": count(task, name) for i, task in enumerate(self.tasks, 1) for name in task}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -243,7 +243,8 @@ class Driver:
         self.shared = share_start(params, stages, lanes)
         start_from = params[0] if self.shared or lanes is Lanes.one else stacked(params)
         self.programs = programs(static_part(stage), lanes, self.shared, own_rows)
-        self.stages, self.lanes, self.splits, self.data = stages, lanes, splits, data
+        self.stages, self.lanes = stages, lanes
+        self.splits, self.data = jax.device_put((dict(splits), data))  # once, and not with every call
         hypers = [traced(s) for s in stages]
         self.hyper = hypers[0] if lanes is Lanes.one else stacked(hypers)
         self.head: tuple[Any, ...] = () if lanes is Lanes.one else (np.int32(self.count),)  # before every argument

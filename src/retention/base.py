@@ -103,6 +103,15 @@ class Retention:
         """
         return {}
 
+    def update(self, kept: Kept, task: Keeping) -> Kept:
+        """Return what is needed after one more task of a sequence; the base keeps what the last task left.
+
+        Args:
+            kept: what :meth:`keep` or this returned after the task before.
+            task: as it has been learned now.
+        """
+        return self.keep(task)
+
     def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
         """Return what is added to the loss for leaving the source task's parameters, weighted.
 

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -45,6 +46,22 @@ class Ewc(Retention):
     def keep(self, task: Keeping) -> Kept:
         """Return the parameters that fine-tuning starts from, and the importance of each."""
         return {"anchor": anchors(task), "importance": self.importance(task)}
+
+    def update(self, kept: Kept, task: Keeping) -> Kept:
+        """Return one penalty that stands for those of all tasks: each has its own anchor and importance.
+
+        ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` and a constant, with ``F`` the sum of the importances and ``a``
+        the mean of the anchors weighted by them: the gradients are the same, and memory does not grow with the tasks.
+        """
+        new = self.keep(task)
+        importance = {path: kept["importance"][path] + F for path, F in new["importance"].items()}
+
+        def mean(path: str) -> Array:
+            weighted = kept["importance"][path] * kept["anchor"][path] + new["importance"][path] * new["anchor"][path]
+            total = importance[path]
+            return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), new["anchor"][path])
+
+        return {"anchor": {path: mean(path) for path in importance}, "importance": importance}
 
     def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
         """Return the weighted sum over what moves and was pre-trained."""

@@ -48,6 +48,11 @@ class Replay(Retention):
         chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
         return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
 
+    def update(self, kept: Kept, task: Keeping) -> Kept:
+        """Return the rows of all tasks so far, as many of each."""
+        new = self.keep(task)
+        return new | {name: jnp.concatenate([kept[name], new[name]]) for name in ("x", "y")}
+
     def loss(
         self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
     ) -> Float[Array, ""]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+from src.choices import Kind
 from src.config import COUNT, bind, check_value, hyperparameters, knob, static_part
 from src.errors import UserError
 from src.job import Plan, complete, make_plan, stage_cache
@@ -93,6 +94,11 @@ class Fused:
     def run_group(self, group: list[Ready], sweep: Sweep) -> Iterator[int]:
         """Run jobs of one program; yield how many have ended, chunk by chunk."""
         left = {ready.job.number: ready for ready in group}
+        if group[0].plan.recipe.recipe is Kind.sequence:  # long runs, one by one; they share compiled programs
+            for ready in group:
+                self.run_alone(ready.job, sweep)
+                yield 1
+            return
         try:
             task = self.understand(group[0], sweep)
         except UserError as error:  # of the data or the table: the same for all

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from src.recipe import Movement, Outcome
+    from src.sequence import SequenceOutcome
 
 
 @functools.cache
@@ -70,11 +71,13 @@ def _show_placement(placed: Placement, sizes: Mapping[str, int], title: str) -> 
     console().print(table)
 
 
-def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None) -> None:
+def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Sequence[str] | None) -> None:
     """Print how a run ended: a table for a single run, a line for a job of a sweep (when ``overrides`` are given)."""
     if overrides is not None:
         say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
         return
+    if "accuracy_matrix" in outcome.facts():
+        console().print(_matrix_table(outcome.facts()["accuracy_matrix"]))
     if outcome.metrics:
         console().print(_result_table(outcome.metrics))
     else:
@@ -85,6 +88,16 @@ def show_outcome(outcome: Outcome, folder: Path, overrides: Sequence[str] | None
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
     say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
     say(f"record: {near(folder)}")
+
+
+def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
+    """Return the accuracy matrix of a sequence: a row a task that was learned, a column a task it was tested on."""
+    columns = [f"on {j + 1}" for j in range(len(matrix[0]) if matrix else 0)]
+    table = Table("after task", *columns, title="test accuracy", title_justify="left")
+    for i, row in enumerate(matrix):
+        cells = (f"{value:.3f}" if j <= i else f"[dim]{value:.3f}[/]" for j, value in enumerate(row))
+        table.add_row(str(i + 1), *cells)
+    return table
 
 
 SPLITS = {
@@ -99,11 +112,14 @@ SHOWN = ("loss", "accuracy", "r2", "ece", "brier", "confidence")  # the record h
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
     """Return a table of the metrics: a row a split, a column a metric; the source's rows are of its test part."""
-    names = [name for name in SHOWN if f"train_{name}" in metrics]
+    names = [name for name in SHOWN if f"test_{name}" in metrics]
     table = Table("", *names, title="result", title_justify="left")
     for split, label in SPLITS.items():
         if f"{split}_loss" in metrics:
             table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
+    for name in ("average_accuracy", "backward_transfer", "forgetting"):
+        if name in metrics:
+            table.add_row(name.replace("_", " "), "", f"{metrics[name]:.4f}")
     return table
 
 
