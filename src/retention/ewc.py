@@ -33,7 +33,7 @@ class Ewc(Retention):
 
     needs_source: ClassVar[bool] = True
 
-    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
+    strength: float = knob(100.0, NON_NEGATIVE, traced=True)
     fisher: Estimator = knob(Estimator.exact)
     samples: int | None = knob(None, COUNT)
     chunk: int = knob(256, COUNT)
