@@ -12,7 +12,7 @@ from src.data.diabetes import Diabetes
 from src.data.digits import Digits
 from src.engine.optimizers import Adam, Sgd
 from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage, gradients, start, traced, update
+from src.engine.stage import Keys, Split, Stage, gradients, start, traced, update
 from src.engine.trainer import Plain, Precision
 from src.errors import UserError
 from src.models.mlp import Mlp
@@ -47,9 +47,9 @@ def batch(rows=12, features=4, classes=3):
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     one, rows = stage(), batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), None)
+    whole = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})
     cut = replace(one, trainer=Plain(accumulate=parts))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), None)
+    added = gradients(cut, start(cut, params), {}, rows, frozenset(), Keys(), {})
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(added), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -75,11 +75,11 @@ def test_parts_count_by_their_true_number_of_terms():
     rows = Split(rows.x, labels)
     one = stage(objective=Masked3())
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), None)
+    whole = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})
     cut = replace(one, trainer=Plain(accumulate=3))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), None)
+    added = gradients(cut, start(cut, params), {}, rows, frozenset(), Keys(), {})
     means = [
-        gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), None)
+        gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), Keys(), {})
         for i in (0, 4, 8)
     ]
     np.testing.assert_allclose(whole[0], added[0], rtol=1e-6)
@@ -129,7 +129,7 @@ def test_rounded_counts_updates_that_change_no_bit():
     rows = batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
     _, losses = update(one, start(one, params), {}, rows, 0)
-    grads = gradients(one, start(one, params), {}, rows, frozenset(), None)[1]
+    grads = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})[1]
     lost = total = 0
     for path, leaf in params.items():
         step = -np.float32(1e-9) * np.asarray(grads[path])
