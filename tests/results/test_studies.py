@@ -113,7 +113,7 @@ def test_a_bootstrap_ranks_infinities_and_needs_two_seeds():
 
 
 def test_every_study_can_be_found_and_a_typo_is_named():
-    assert {*QUESTIONS, "strategies", "lora_compose"} == set(study_names())
+    assert {*QUESTIONS, "strategies", "lora_compose", "forgetting"} == set(study_names())
     assert all(callable(find_study(name)) for name in study_names())
     check_report(None)
     with pytest.raises(
