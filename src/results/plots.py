@@ -342,7 +342,8 @@ def plot_range_test(
             ax.axvline(rate, color=COLOURS[place], linestyle=LINES[place], label=f"{name}: {rate:.2g}")
         ax.set_xscale("log")
         spread = float(np.ptp(smoothed)) or 1.0
-        ax.set_ylim(smoothed.min() - 0.2 * spread, max(smoothed[0], float(np.median(smoothed))) + 0.6 * spread)
+        top = max(smoothed[0], float(np.median(smoothed))) + 0.6 * spread
+        ax.set_ylim(min(smoothed.min(), losses.min()) - 0.1 * spread, top)
         ax.set_xlabel("learning rate (log scale)")
         ax.set_ylabel("training loss")
         ax.legend()
