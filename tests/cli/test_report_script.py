@@ -49,6 +49,7 @@ def test_an_unknown_report_is_refused_before_anything_is_trained(tmp_path, launc
     assert not any(file.stat().st_size for file in tmp_path.rglob("metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_does_not_cost_the_sweep(tmp_path):
     folder = tmp_path / "sweep"
     done = sweep(folder, *SMALL, "report=crossover")
@@ -61,6 +62,7 @@ def test_a_report_that_cannot_be_written_does_not_cost_the_sweep(tmp_path):
     assert len(list(folder.glob("*/summary.json"))) == 4
 
 
+@pytest.mark.slow
 def test_jobs_that_failed_are_counted(tmp_path):
     folder = tmp_path / "sweep"
     done = sweep(folder, *SMALL, "report=strategies", "batch_size=null,0")
@@ -69,6 +71,7 @@ def test_jobs_that_failed_are_counted(tmp_path):
     assert (folder / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_the_script_takes_any_report_and_says_what_it_wrote(tmp_path):
     folder = plant(
         tmp_path / "s", GRID, score, own=0.01, status=lambda c, rate, seed: "failed" if seed > 3 else "completed"

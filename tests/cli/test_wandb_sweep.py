@@ -65,7 +65,7 @@ def test_the_files_are_no_option_of_the_command_line(tmp_path):
     done = train(tmp_path, "sweep=grid")
     assert done.returncode == 1
     assert done.stderr.startswith("error: there is no key 'sweep'")
-    assert "the keys are: seed, lr_pre" in done.stderr
+    assert "the keys are: recipe, seed, lr_pre" in done.stderr
 
 
 def as_list(value):

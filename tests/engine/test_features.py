@@ -43,7 +43,7 @@ def task():
     ],
     ids=str,
 )
-@pytest.mark.parametrize("batch_size", [None, 16])
+@pytest.mark.parametrize("batch_size", [pytest.param(None, marks=pytest.mark.slow), 16])
 def test_training_on_kept_features_is_training_the_whole(task, strategy, groups, batch_size):
     recipe, data, params = task
     recipe = replace(recipe, strategy=strategy, batch_size=batch_size)

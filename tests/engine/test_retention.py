@@ -91,7 +91,9 @@ def test_replay_of_all_rows_is_training_on_both_tasks(task):
 @pytest.mark.parametrize(
     "method", [L2Sp(strength=0.5), Ewc(strength=5.0), Replay(), Distill()], ids=lambda method: type(method).__name__
 )
-@pytest.mark.parametrize("data", [Diabetes(), Digits()], ids=["diabetes", "digits"])
+@pytest.mark.parametrize(
+    "data", [pytest.param(Diabetes(), marks=pytest.mark.slow), Digits()], ids=["diabetes", "digits"]
+)
 def test_lanes_have_the_bits_of_single_runs(method, data):
     data = data.load()
     base = Recipe(strategy=Full(), pretrain_steps=10, finetune_steps=8, log_every=4, batch_size=16, retention=method)

@@ -4,7 +4,6 @@ import math
 from fractions import Fraction
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -127,10 +126,10 @@ def test_slanted_triangular_has_allennlp_s_values():
 
 @pytest.mark.parametrize(("cut_fraction", "ratio"), [(0.1, 32), (0.25, 10), (0.53, 5), (0.29, 100)])
 def test_slanted_triangular_in_float64_for_every_length(cut_fraction, ratio):
+    steps = np.arange(200)  # of one shape, so that JAX compiles once
     for total in range(1, 201):
-        steps = np.arange(total)
-        found = slanted_triangular(steps, total, 2.0, cut_fraction, ratio)
-        expected = [2.0 * ulmfit(t, total, cut_fraction, ratio) for t in steps]
+        found = np.asarray(slanted_triangular(steps, total, 2.0, cut_fraction, ratio))[:total]
+        expected = [2.0 * ulmfit(t, total, cut_fraction, ratio) for t in range(total)]
         np.testing.assert_allclose(found, expected, rtol=1e-6, err_msg=str(total))
 
 
@@ -139,9 +138,9 @@ def test_slanted_triangular_is_never_negative_where_the_published_one_is():
     published_p = 1 - (total - 1 - cut) / (cut * (1 / 0.1 - 1))
     assert (1 + published_p * 31) / 32 == pytest.approx(-0.055, abs=1e-3)
     for total in range(1, 201):
-        rates = slanted_triangular(np.arange(total + 3), total, 1.0)
-        assert float(jnp.min(rates)) >= (1 - 1e-6) / 32
-        assert float(jnp.max(rates)) == pytest.approx(1.0, rel=1e-6)
+        rates = np.asarray(slanted_triangular(np.arange(203), total, 1.0))[: total + 3]
+        assert float(np.min(rates)) >= (1 - 1e-6) / 32
+        assert float(np.max(rates)) == pytest.approx(1.0, rel=1e-6)
         assert float(rates[total]) == pytest.approx(1 / 32)
 
 
