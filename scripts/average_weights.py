@@ -45,8 +45,8 @@ def wise(arguments: argparse.Namespace) -> None:
     """Measure a path, and keep its best point."""
     if arguments.points < 2:
         raise UserError(f"--points is {arguments.points}; allowed: a whole number >= 2")
-    from src.interop.adapters import same
     from src.interop.weights import evaluate_path, find_job, interpolate, read_tuned, shared
+    from src.models.base import same_bits
 
     (tuned,) = read_tuned([find_job(arguments.job)])
     line, tasks = tuned.line(np.linspace(0.0, 1.0, arguments.points)), tuned.tasks(arguments.one_head)
@@ -54,7 +54,7 @@ def wise(arguments: argparse.Namespace) -> None:
     only_tuned = sorted({*tuned.params} - {*tuned.pretrained} | {*line.kept})
     if only_tuned:
         print(f"as fine-tuned at every alpha: {listed(only_tuned)}")
-    if all(same(leaf, tuned.params[path]) for path, leaf in shared(*line[:2], line.kept).items()):
+    if all(same_bits(leaf, tuned.params[path]) for path, leaf in shared(*line[:2], line.kept).items()):
         print("fine-tuning moved nothing else, so every point is the fine-tuned model")
     table["chosen"] = chosen(table)
     alpha = float(table["alpha"].to_numpy()[table["chosen"].to_numpy()][0])

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,10 +27,10 @@ from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number
 from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement, split
 from src.engine.schedules import Constant, Schedule
-from src.engine.stage import Split, Stage, frozen_paths, initial, placement, traced, with_added
+from src.engine.stage import Split, Stage, added_shapes, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
 from src.engine.trainer import Plain, Precision
-from src.models.base import Model, Params, is_statistic, new_head
+from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES, Supervised
 from src.retention.base import Keeping, Kept, Retention
@@ -213,6 +212,7 @@ class Finetuned(NamedTuple):
     cost: Cost  # of an update; over phases, the mean of its FLOPs and the largest of its bytes
     starts: list[Params]  # what it started from, new heads included
     stages: list[Stage]  # of the last phase, a lane each, on the whole network
+    moving: set[str]  # paths that some phase moved
 
 
 def finetune(
@@ -241,7 +241,8 @@ def finetune(
         single = replace(task.stages[0], form=None)  # what a run of its own would cost
         costs.append(update_cost(single, task.params[0], task.part("train"), kept[0] if kept else None))
     metrics = measure(tasks[-1].stages, ends, tasks[-1].splits, lanes, tasks[-1].own_rows)
-    return Finetuned(training.ends(params), metrics, overall(costs, plan), starts, plan[-1])
+    moving = {path for stages in plan for path in placement(stages[0], params[0]).trainable}
+    return Finetuned(training.ends(params), metrics, overall(costs, plan), starts, plan[-1], moving)
 
 
 def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params]) -> list[Kept] | None:
@@ -250,8 +251,7 @@ def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Para
     ``own`` is the method's; ``head`` is the source's head where fine-tuning replaces it. Lanes of one pre-training and
     one seed share it, so the importance of the parameters is computed once for a sweep over its strength.
     """
-    retention = recipes[0].retention
-    if not (retention.penalises or retention.rehearses or retention.proximal):
+    if not recipes[0].retention.keeps:
         return None
     made: dict[Any, Kept] = {}
     for recipe, params in zip(recipes, before, strict=True):
@@ -266,7 +266,7 @@ def source_task(recipe: Recipe, data: Transfer, params: Params) -> Keeping:
     """Return what a retention method may look at when the source task has been learned."""
     head = head_paths(recipe.model, params)
     stage = finetuning_stage(recipe, data)
-    restarted = any(leaf is not params.get(path) for path, leaf in with_added(stage, params).items() if path in head)
+    restarted = not head.isdisjoint(added_shapes(stage, params))
     objective = OBJECTIVES[data.kind]
     new = data.new_head or restarted
     return Keeping(recipe.model, data.source_outputs, objective, params, head, new, data.source["train"], recipe.seed)
@@ -295,12 +295,6 @@ def after_on_source(
         kept = {path: leaf for path, leaf in end.params.items() if not isolated or path in own}
         whole.append(kept | head)
     return measure(stages, whole, parts, lanes)
-
-
-def head_paths(model: Model, params: Params) -> frozenset[str]:
-    """Return the paths of a model's head, without what a strategy added beside it."""
-    expression = re.compile(model.groups()[-1][1])
-    return frozenset(path for path in params if expression.fullmatch(path))
 
 
 def overall(costs: Sequence[Cost], plan: Sequence[Sequence[Stage]]) -> Cost:
@@ -353,14 +347,22 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     Raises:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
-    plan = [stage for (stage,) in phases([recipe], data)]
-    shapes = jax.eval_shape(lambda: initial(plan[0], data.features, 0))
+    return movement_of([stage for (stage,) in phases([recipe], data)], data.features)
+
+
+def movement_of(plan: Sequence[Stage], features: tuple[int, ...]) -> Movement:
+    """Return what moves in stages that follow one another, checked against what is to be retained.
+
+    Args:
+        plan: a stage a phase, of one run.
+        features: the shape of a row of inputs.
+    """
+    shapes = jax.eval_shape(lambda: initial(plan[0], features, 0))
     whole = with_added(plan[0], shapes)
-    placed = tuple(placement(stage, whole) for stage in plan)
-    moving = {path for one in placed for path in one.trainable}
-    recipe.retention.check(moving, recipe.strategy.injected, head_paths(recipe.model, shapes))
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
-    return Movement(placed, tuple(stage.steps for stage in plan), sizes)
+    movement = Movement(tuple(placement(stage, whole) for stage in plan), tuple(stage.steps for stage in plan), sizes)
+    plan[0].retention.check(movement.moving, plan[0].strategy.injected, head_paths(plan[0].model, shapes))
+    return movement
 
 
 PRETRAINING_VERSION = 1  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
@@ -453,14 +455,13 @@ def run_finetuning(
     known = own[0].strategy.pretrained and "test" in data.source
     after = after_on_source(own, data, starts, fine, lanes) if known else [{} for _ in own]
     seconds = (time.perf_counter() - started) / len(alive)
-    moving = where_it_moves(own[0], data).moving
     whole = zip(alive, fine.fits, fine.metrics, after, fine.starts, curves, strict=True)
     for lane, end, target, source, begin, curve in whole:
         found = pretrained[lane].metrics | source | target
         diverged = end.diverged or not all(map(math.isfinite, found.values()))
         times = {"pretrain": pretrained[lane].seconds, "finetune": seconds}
         kept = {} if diverged else found
-        moved = what_moved(moving, begin, end)
+        moved = what_moved(fine.moving, begin, end)
         signals = {} if diverged else overfitting(target, curve, end)
         outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, fine.cost, times, moved, signals)
     return outcomes

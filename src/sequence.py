@@ -7,7 +7,6 @@ follow from it (``src/results/continual.py``).
 from __future__ import annotations
 
 import functools
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -20,12 +19,11 @@ from src.data.base import TaskSequence
 from src.engine.compiled import Cost
 from src.engine.lanes import Lanes
 from src.engine.loop import Row, Training, update_cost
-from src.engine.partition import Placement
-from src.engine.stage import Split, Stage, placement, with_added
+from src.engine.stage import Split, Stage
 from src.errors import UserError
-from src.models.base import Params, is_statistic
+from src.models.base import Params, head_paths
 from src.objectives.supervised import OBJECTIVES
-from src.recipe import Movement, Recipe, head_paths, initial_params, measure
+from src.recipe import Movement, Recipe, initial_params, measure, movement_of
 from src.results import continual
 from src.retention.base import Keeping, Kept
 from src.retention.none import NoRetention
@@ -101,17 +99,11 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> Movement:
         raise UserError("retention that rehearses old tasks needs one head for all; allowed here: data.heads=one")
     if not all("val" in task for task in data.tasks):
         raise UserError("data.val_fraction is 0, which leaves nothing to choose by; allowed: more than 0 and below 1")
-    stage = replace(stage_of(recipe, data, 1), phase=0)
-    rows = len(data.tasks[0]["test"].x)
-    recipe.trainer.check(data.kind, recipe.batch_size or rows)
+    for name, rows in data.rows().items():
+        if name.endswith("_train"):
+            recipe.trainer.check(data.kind, min(recipe.batch_size or rows, rows))
     recipe.schedule.check(recipe.finetune_steps)
-    key = jax.random.PRNGKey(0)
-    shapes = jax.eval_shape(lambda: recipe.model.init(key, data.features, data.outputs[0]))
-    whole = with_added(stage, shapes)
-    placed: Placement = placement(stage, whole)
-    recipe.retention.check(placed.trainable, recipe.strategy.injected, head_paths(recipe.model, shapes))
-    sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
-    return Movement((placed,), (recipe.finetune_steps,), sizes)
+    return movement_of([stage_of(recipe, data, 1)], data.features)
 
 
 def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row], None]) -> SequenceOutcome:
@@ -169,7 +161,7 @@ def keep(
 ) -> Kept | None:
     """Return what the retention method keeps after one more task."""
     retention = recipe.retention
-    if not (retention.penalises or retention.rehearses or retention.proximal):
+    if not retention.keeps:
         return None
     rows = data.tasks[number]["train"]
     task = Keeping(

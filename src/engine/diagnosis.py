@@ -6,10 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from src.engine.loop import Fit, Row
-from src.models.base import Params
+from src.models.base import Params, same_bits
 
 
 class Moved(NamedTuple):
@@ -37,14 +35,6 @@ def what_moved(moving: set[str], begin: Params, end: Fit) -> Moved:
         tuple(path for path in begin if path in moving and path not in changed),
         end.rounded,
     )
-
-
-def same_bits(one: object, other: object) -> bool:
-    """Tell whether two arrays hold the same bytes (NaN equals itself, 0 is not -0)."""
-    if one is other:
-        return True
-    a, b = np.asarray(one), np.asarray(other)
-    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
 
 
 class Curve:

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from src.config import static_part
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.partition import FROZEN, place
-from src.engine.stage import Split, Stage, bottom_features, stochastic, traced, with_added
+from src.engine.stage import Split, Stage, added_shapes, bottom_features, stochastic, traced
 from src.models.base import Params
 
 CHUNK = 1024  # rows that the bottom is run on at once
@@ -39,9 +39,8 @@ def resting_groups(stage: Stage, params: Mapping[str, Any]) -> int:
     if stochastic(stage) or stage.retention.rehearses:  # rehearsal needs the inputs themselves
         return 0
     groups = stage.model.groups()
-    whole = with_added(stage, params)
-    new = [path for path, leaf in whole.items() if path not in params or leaf is not params[path]]
-    moving = set(new)
+    new = added_shapes(stage, params)
+    whole, moving = {**params, **new}, set(new)
     for table in stage.strategy.tables(groups)[: stage.phase + 1]:
         moving |= {path for path, value in place(table, whole, groups).multiplier.items() if value is not FROZEN}
     for number, (_, expression) in enumerate(groups[:-1]):

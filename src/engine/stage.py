@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -95,7 +95,12 @@ def added(stage: Stage, params: Params) -> Params:
 
 def with_added(stage: Stage, params: Mapping[str, Any]) -> dict[str, Any]:
     """Return the parameters with what the strategy adds; that part in shapes only."""
-    return {**params, **jax.eval_shape(functools.partial(added, stage), dict(params))}
+    return {**params, **added_shapes(stage, params)}
+
+
+def added_shapes(stage: Stage, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the shapes of what the strategy adds to these parameters, or starts anew."""
+    return jax.eval_shape(functools.partial(added, stage), dict(params))
 
 
 def placement(stage: Stage, params: Mapping[str, Any]) -> Placement:
@@ -289,10 +294,8 @@ def keys_of(stage: Stage, number: Any) -> Keys:
 
 def source_outputs(stage: Stage, params: Params, rest: Params, x: Array, kept: Kept) -> Array:
     """Return what the network under training says of the source task, by that task's own head where it has one."""
-    task = kept["own"]["task"]
-    whole = join(compute(stage, params), compute(stage, rest, frozen=True)) | kept["head"]
-    how = Forward(injected=frozenset(stage.strategy.injected), around=stage.strategy.around)
-    return stage.model.apply(whole, x, task.outputs, how).astype(jnp.float32)
+    source = replace(stage, outputs=kept["own"]["task"].outputs)
+    return forward(source, params, {**rest, **kept["head"]}, x, Forward())[0]
 
 
 def update(

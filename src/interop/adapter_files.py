@@ -7,7 +7,6 @@ its metadata, as JSON, the scales, the base's fingerprint and what is known of i
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,8 +18,9 @@ from safetensors.numpy import save as encoded
 
 from src.config import build
 from src.errors import UserError
-from src.interop.adapters import LEAVES, A, Adapter, B, extract, ranks, scale, taken_apart
-from src.models.base import Params
+from src.interop.adapters import LEAVES, A, Adapter, B, extract, ranks, taken_apart
+from src.models.base import Params, head_paths
+from src.models.lowrank import scale
 from src.tracking.record import CHECKPOINT, replacing
 
 FORMAT = "thaw-adapter-1"
@@ -108,7 +108,6 @@ def read_job(folder: Path) -> FinishedJob:
         raise UserError(f"'{folder}' holds no LoRA adapter: its strategy is '{strategy.get('name')}'")
     stabilised = bool(strategy.get("rank_stabilised", False))
     scales = {module: scale(float(strategy.alpha), rank, stabilised) for module, rank in found.items()}
-    head = re.compile(build("model", config.model).groups()[-1][1])
     meta = {"alpha": float(strategy.alpha), "rank": max(found.values()), "rank_stabilised": stabilised}
-    adapter = extract(params, scales, filter(head.fullmatch, params), meta=meta)
+    adapter = extract(params, scales, head_paths(build("model", config.model), params), meta=meta)
     return FinishedJob(adapter, taken_apart(params)[1], config)

@@ -19,7 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from src.errors import UserError, listed
-from src.models.base import Forward, Params
+from src.models.base import Forward, Params, same_bits
 from src.models.lowrank import lowrank
 
 A, B = LEAVES = ("lora_a", "lora_b")  # beside a module's own kernel and bias
@@ -89,14 +89,6 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.tensordot(np.asarray(a, np.float64), np.asarray(b, np.float64).reshape(b.shape[-2:]), 1)
 
 
-def scale(alpha: float, rank: int, rank_stabilised: bool = False) -> float:
-    """Return s: ``alpha / r``, or ``alpha / sqrt(r)``, which keeps the change's size whatever the rank.
-
-    Sources: Hu et al. 2021 (arXiv 2106.09685, section 4.1); Kalajdzievski 2023 (rsLoRA, arXiv 2312.03732).
-    """
-    return alpha / (math.sqrt(rank) if rank_stabilised else rank)
-
-
 def fingerprint(base: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
     """Return the first 16 hexadecimal digits of a SHA-256 over the sorted (path, shape, dtype, bytes) of the leaves.
 
@@ -138,7 +130,7 @@ def extract(
     paths = tuple(sorted(set(head_paths) & rest.keys()))
     if base is not None:
         kept = {path: leaf for path, leaf in base.items() if _name(path) not in LEAVES}
-        moved = [p for p in sorted({*rest, *kept} - set(paths)) if not same(rest.get(p), kept.get(p))]
+        moved = [p for p in sorted({*rest, *kept} - set(paths)) if not same_bits(rest.get(p), kept.get(p))]
         if moved:
             raise UserError(
                 f"fine-tuning changed the base in {listed(moved, 40)}; an adapter holds low-rank changes and the head, "
@@ -279,14 +271,6 @@ def check_modules(adapter: Adapter, base: Mapping[str, Any]) -> None:
             wrong.append(f"{module}/kernel is {tuple(kernel.shape)} and the adapter's {shape}")
     if wrong:
         raise UserError(f"the adapter does not fit these parameters: {listed(wrong, 40)}")
-
-
-def same(x: Any, y: Any) -> bool:
-    """Tell whether two leaves have the same bits; ``None`` stands for one that is not there."""
-    if x is None or y is None:
-        return x is y
-    x, y = np.asarray(x), np.asarray(y)
-    return x.shape == y.shape and x.dtype == y.dtype and x.tobytes() == y.tobytes()
 
 
 def times(factor: float, b: np.ndarray) -> np.ndarray:

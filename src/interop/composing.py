@@ -16,8 +16,8 @@ from jaxtyping import ArrayLike, Float, Int
 
 from src.engine.stage import Split
 from src.errors import UserError, listed
-from src.interop.adapters import SIDE, Adapter, B, Pair, another_base, apply, same, times
-from src.models.base import Model, Params
+from src.interop.adapters import SIDE, Adapter, B, Pair, another_base, apply, times
+from src.models.base import Model, Params, same_bits
 from src.objectives.supervised import Objective
 
 
@@ -83,7 +83,7 @@ def _chosen_head(adapters: Sequence[Adapter], head: int | None) -> Mapping[str, 
         return adapters[head].head
     carrying = [i for i, adapter in enumerate(adapters) if adapter.head]
     heads = [adapters[i].head for i in carrying]
-    if any(h.keys() != heads[0].keys() or not all(same(h[path], heads[0][path]) for path in h) for h in heads):
+    if any(h.keys() != heads[0].keys() or not all(same_bits(h[path], heads[0][path]) for path in h) for h in heads):
         raise UserError(
             f"adapters {listed(map(str, carrying))} carry different heads, and a mixture of heads is the head of no "
             f"task; name the one to take: {' or '.join(f'head={i}' for i in carrying)}"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +28,9 @@ from src.engine.loop import number
 from src.engine.stage import Split, Stage, evaluate, forward, traced
 from src.errors import UserError, listed
 from src.interop.adapter_files import read_job, read_tensors
-from src.interop.adapters import LEAVES, merge, same
+from src.interop.adapters import LEAVES, merge
 from src.job import Plan, make_plan, stage_cache
-from src.models.base import Forward, Model, Params, is_statistic
+from src.models.base import Forward, Model, Params, head_paths, is_statistic, same_bits
 from src.recipe import Pretrained, finetuning_stage, pretrain_once, pretraining_stage
 from src.results.records import load_job
 from src.strategies.full import Full
@@ -61,7 +60,7 @@ def interpolate(a: Mapping[str, Any], b: Mapping[str, Any], alpha: float, kept: 
 
 
 def _between(a: Any, b: Any, alpha: float) -> Any:
-    if alpha in (0.0, 1.0) or same(a, b):  # exactly: rounding aside, -0.0 + 0.0 is not -0.0
+    if alpha in (0.0, 1.0) or same_bits(a, b):  # exactly: rounding aside, -0.0 + 0.0 is not -0.0
         return np.asarray(b if alpha else a)
     start, end = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return ((1.0 - alpha) * start + alpha * end).astype(np.asarray(b).dtype)
@@ -92,7 +91,7 @@ def uniform_soup(members: Sequence[Mapping[str, Any]]) -> Params:
 
 
 def _mean(leaves: Sequence[Any]) -> Any:
-    if all(same(leaf, leaves[0]) for leaf in leaves):  # what fine-tuning left alone keeps its bits
+    if all(same_bits(leaf, leaves[0]) for leaf in leaves):  # what fine-tuning left alone keeps its bits
         return np.asarray(leaves[0])
     total = np.zeros(np.shape(leaves[0]), np.float64)
     for leaf in leaves:
@@ -225,7 +224,7 @@ def evaluate_path(points: Between | Mapping[str, Any], tasks: Sequence[Task], at
 def _ends(line: Between) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the leaves of ``a`` that move along the line, and all of ``b``."""
     starts = shared(line.a, line.b, line.kept)
-    return {path: leaf for path, leaf in starts.items() if not same(leaf, line.b[path])}, dict(line.b)
+    return {path: leaf for path, leaf in starts.items() if not same_bits(leaf, line.b[path])}, dict(line.b)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -252,8 +251,8 @@ def _on_line(a: Array, b: Array, alpha: Array) -> Array:
 
 def with_head(model: Model, params: Mapping[str, Any], head: Mapping[str, Any]) -> Params:
     """Return the parameters with another head, that is, with all leaves of the last group replaced; none: their own."""
-    own = re.compile(model.groups()[-1][1])
-    return {**{path: leaf for path, leaf in params.items() if not (head and own.fullmatch(path))}, **head}
+    own = head_paths(model, params) if head else frozenset()
+    return {**{path: leaf for path, leaf in params.items() if path not in own}, **head}
 
 
 def stack(members: Sequence[Mapping[str, Any]]) -> Params:
@@ -330,8 +329,8 @@ class Tuned(NamedTuple):
     @property
     def head(self) -> dict[str, Any]:
         """The head that the source task was learned with."""
-        own = re.compile(self.job.plan.recipe.model.groups()[-1][1])
-        return {path: leaf for path, leaf in self.pretrained.items() if own.fullmatch(path)}
+        own = head_paths(self.job.plan.recipe.model, self.pretrained)
+        return {path: leaf for path, leaf in self.pretrained.items() if path in own}
 
     def line(self, alphas: Float[ArrayLike, " points"]) -> Between:
         """Return points from the pre-trained to the fine-tuned weights; a head of a new label space stays."""

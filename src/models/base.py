@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -121,7 +122,21 @@ def _intercept(
     return how.around(lambda value: call(value, *rest, **kwargs), beside[path], context.module, x, key)
 
 
+def same_bits(one: Any, other: Any) -> bool:
+    """Tell whether two leaves hold the same bytes: NaN equals itself, 0 is not -0. ``None``: one that is not there."""
+    if one is None or other is None or one is other:
+        return one is other
+    a, b = np.asarray(one), np.asarray(other)
+    return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
+
+
+def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
+    """Return those of the paths that belong to the model's head, its last group."""
+    expression = re.compile(model.groups()[-1][1])
+    return frozenset(filter(expression.fullmatch, paths))
+
+
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
     """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for."""
-    head = re.compile(model.groups()[-1][1])
-    return {path: fresh[path] if head.fullmatch(path) else params[path] for path in fresh}
+    head = head_paths(model, fresh)
+    return {path: fresh[path] if path in head else params[path] for path in fresh}

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
 from src.errors import UserError
+
+
+def scale(alpha: Any, rank: int, rank_stabilised: bool = False) -> Any:
+    """Return s: ``alpha / r``, or ``alpha / sqrt(r)``, which keeps the change's size whatever the rank.
+
+    Sources: Hu et al. 2021 (arXiv 2106.09685, section 4.1); Kalajdzievski 2023 (rsLoRA, arXiv 2312.03732).
+    """
+    return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
 def lowrank(

@@ -74,6 +74,11 @@ class Retention:
         """Whether :meth:`after_update` changes anything."""
         return False
 
+    @property
+    def keeps(self) -> bool:
+        """Whether training needs anything of the source task: what :meth:`keep` returns."""
+        return self.penalises or self.rehearses or self.proximal
+
     def check(
         self,
         moving: Collection[str] = (),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from jaxtyping import Array
 
 from src.engine.partition import FROZEN, Groups, Line
 from src.errors import UserError
-from src.models.base import Model, Params
+from src.models.base import Model, Params, head_paths
 from src.strategies.base import Strategy
 
 
@@ -31,8 +30,8 @@ class Bitfit(Strategy):
         Raises:
             UserError: no bias below the head. The table alone would not tell, because the head's own bias matches.
         """
-        head, expression = model.groups()[-1]
-        if not any(path.endswith("/bias") and not re.fullmatch(expression, path) for path in params):
+        if not any(path.endswith("/bias") for path in params.keys() - head_paths(model, params)):
+            head, _ = model.groups()[-1]
             raise UserError(
                 f"strategy is bitfit, but the model has no bias below its {head}; allowed: a model with biases"
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Array
 
 from src.config import NON_NEGATIVE, knob
 from src.engine.partition import FROZEN, Groups, Line
-from src.models.base import Model, Params
+from src.models.base import Model, Params, head_paths
 from src.strategies.base import Strategy
 
 
@@ -34,9 +33,8 @@ class LinearProbe(Strategy):
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return the new head: normal kernels, zero biases; other leaves of it (a scale) stay what they are."""
-        head = re.compile(model.groups()[-1][1])
         fresh: Params = {}
-        for number, path in enumerate(sorted(path for path in params if head.fullmatch(path))):
+        for number, path in enumerate(sorted(head_paths(model, params))):
             leaf, name = params[path], path.rsplit("/", 1)[-1]
             if name == "kernel":
                 draws = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)

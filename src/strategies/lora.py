@@ -18,7 +18,7 @@ from src.engine.partition import Line
 from src.errors import UserError, listed
 from src.models.base import Model, Params
 from src.models.layers import drop
-from src.models.lowrank import lowrank
+from src.models.lowrank import lowrank, scale
 from src.strategies.injection import (
     Injection,
     as_matrix,
@@ -101,8 +101,7 @@ class Lora(Injection):
 
     def scale(self, leaves: Mapping[str, Array]) -> Float[Any, ""]:
         """Return ``s``, of the rank that the leaves have."""
-        rank = leaves["lora_a"].shape[-1]
-        return self.alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+        return scale(self.alpha, leaves["lora_a"].shape[-1], self.rank_stabilised)
 
     def _ranks(self, params: Params, model: Model) -> dict[str, int]:
         """Return the rank of each target kernel."""

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from src.config import build
 from src.errors import UserError
 from src.interop.adapter_files import read_tensors
-from src.interop.adapters import same
+from src.models.base import same_bits
 from tests.commands import summary, sweep
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,7 +121,7 @@ def test_alpha_one_is_the_job_to_the_bit(jobs, tmp_path, main):
     table = pd.read_csv(tmp_path / "wise.csv")
     assert table["chosen"].tolist() == [False, True]
     written, expected = read_tensors(tmp_path / "wise.safetensors")[0], read_tensors(job / "model.safetensors")[0]
-    assert all(same(written[path], leaf) for path, leaf in expected.items())
+    assert all(same_bits(written[path], leaf) for path, leaf in expected.items())
 
 
 def test_one_head_or_two(jobs, tmp_path, main):

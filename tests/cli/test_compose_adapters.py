@@ -14,7 +14,8 @@ from omegaconf import OmegaConf
 from src.data.diabetes import Diabetes
 from src.errors import UserError
 from src.interop.adapter_files import load, read_job, save
-from src.interop.adapters import apply, extract, merge, same
+from src.interop.adapters import apply, extract, merge
+from src.models.base import same_bits
 from src.models.mlp import Mlp
 from src.tracking.record import JobRecord
 
@@ -90,8 +91,8 @@ def test_the_adapter_of_a_job(tmp_path):
     assert job.adapter.meta == {"alpha": 6.0, "rank": 4, "rank_stabilised": True}
     expected = extract(params, 3.0, HEAD)
     assert job.adapter.base == expected.base
-    assert all(same(job.adapter.leaves[path], params[path]) for path in expected.leaves)
-    assert all(same(job.base[path], params[path]) for path in job.base)
+    assert all(same_bits(job.adapter.leaves[path], params[path]) for path in expected.leaves)
+    assert all(same_bits(job.base[path], params[path]) for path in job.base)
     assert len(job.base) == len(params) - 4
 
 

@@ -10,8 +10,9 @@ import pytest
 
 from src.errors import UserError
 from src.interop import adapter_files
-from src.interop.adapters import SIDE, Adapter, apply, extract, fingerprint, merge, same, scale, unmerge
-from src.models.base import PLAIN
+from src.interop.adapters import SIDE, Adapter, apply, extract, fingerprint, merge, unmerge
+from src.models.base import PLAIN, same_bits
+from src.models.lowrank import scale
 from tests.interop.networks import HEAD, IMAGES, SmallNet, adapter, dense, fresh_head, leaves, network
 
 MIXED = {"Conv_0": 2, "Conv_1": 5, "Dense_0": 3}
@@ -51,8 +52,8 @@ def test_a_merged_kernel_is_kernel_plus_s_a_b():
     assert merged.keys() == base.keys()
     untouched = [p for p in base if not p.endswith("kernel") and p not in HEAD]
     assert len(untouched) == 6
-    assert all(same(merged[p], base[p]) for p in untouched)
-    assert all(same(merged[p], own.head[p]) for p in HEAD)
+    assert all(same_bits(merged[p], base[p]) for p in untouched)
+    assert all(same_bits(merged[p], own.head[p]) for p in HEAD)
 
 
 def test_what_fine_tuning_left_merges_with_its_own_scales():
@@ -68,14 +69,14 @@ def test_merging_twice_changes_nothing():
     once = merge(apply(adapter(MIXED, 1, SCALES), network()))
     twice = merge(once, SCALES)
     assert once.keys() == twice.keys()
-    assert all(same(once[path], twice[path]) for path in once)
+    assert all(same_bits(once[path], twice[path]) for path in once)
 
 
 def test_unmerging():
     base, own = network(), adapter(MIXED, 1, SCALES)
     back = unmerge(merge(apply(own, base)), own)
     assert all(far(back[path], base[path]) < 1e-5 for path in base if path not in HEAD)
-    assert all(same(back[path], own.head[path]) for path in HEAD)
+    assert all(same_bits(back[path], own.head[path]) for path in HEAD)
     with pytest.raises(UserError, match="nothing to unmerge: the adapter is on a side path beside Conv_0"):
         unmerge(apply(own, base), own)
 
@@ -85,7 +86,7 @@ def test_swapping_leaves_nothing_of_the_first():
     first, second = adapter(MIXED, 1), adapter({"Dense_0": 4}, 2)
     swapped, direct = apply(second, apply(first, base)), apply(second, base)
     assert swapped.keys() == direct.keys()
-    assert all(same(swapped[path], direct[path]) for path in direct)
+    assert all(same_bits(swapped[path], direct[path]) for path in direct)
 
 
 def test_extract_is_the_inverse_of_apply():
@@ -93,7 +94,7 @@ def test_extract_is_the_inverse_of_apply():
     again = extract(apply(own, network()), 1.0, HEAD, network(), {"alpha": 2.0})
     assert (again.base, again.ranks, again.meta) == (own.base, MIXED, {"alpha": 2.0})
     assert all(far(again.delta(module), own.delta(module)) < 1e-6 for module in MIXED)
-    assert all(same(again.head[path], own.head[path]) for path in HEAD)
+    assert all(same_bits(again.head[path], own.head[path]) for path in HEAD)
 
 
 def test_bfloat16():
@@ -219,8 +220,8 @@ def test_a_file_gives_back_every_bit(tmp_path, dtype):
     adapter_files.save(turned, tmp_path / "new" / "one.safetensors")
     again = adapter_files.load(tmp_path / "new" / "one.safetensors")
     assert again.leaves.keys() == own.leaves.keys()
-    assert all(same(again.leaves[path], own.leaves[path]) for path in own.leaves)
-    assert all(same(again.head[path], own.head[path]) for path in HEAD)
+    assert all(same_bits(again.leaves[path], own.leaves[path]) for path in own.leaves)
+    assert all(same_bits(again.head[path], own.head[path]) for path in HEAD)
     assert (again.scales, again.base, again.head_paths, again.meta) == (SCALES, own.base, HEAD, {"k": [1]})
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.safetensors"]
 

@@ -10,8 +10,9 @@ import pytest
 from src.engine.stage import Split
 from src.errors import UserError
 from src.interop import composing
-from src.interop.adapters import SIDE, Adapter, apply, merge, same
+from src.interop.adapters import SIDE, Adapter, apply, merge
 from src.interop.composing import compose, search_weights, truncate, weight_grid
+from src.models.base import same_bits
 from src.objectives.supervised import Classification
 from tests.interop.networks import HEAD, IMAGES, SmallNet, adapter, dense, network
 
@@ -109,7 +110,7 @@ def test_a_head_comes_from_one_side():
         compose([(ONE, 1.0), (HEADLESS, 1.0), (TWO, 1.0)])
     for place, own in enumerate((ONE, TWO)):
         head = compose([(ONE, 1.0), (TWO, 1.0)], head=place).head
-        assert all(same(head[path], own.head[path]) for path in HEAD)
+        assert all(same_bits(head[path], own.head[path]) for path in HEAD)
     for place in (-1, 2):
         with pytest.raises(UserError, match=f"head is {place}; allowed: the place of an adapter, 0 to 1"):
             compose([(ONE, 1.0), (TWO, 1.0)], head=place)
@@ -118,7 +119,7 @@ def test_a_head_comes_from_one_side():
 def test_equal_heads_and_a_single_head_need_no_choice():
     copied = Adapter(TWO.deltas, TWO.scales, {p: v.copy() for p, v in ONE.head.items()}, ONE.base, HEAD)
     for parts in ([(ONE, 1.0), (copied, 2.0)], [(HEADLESS, 1.0), (ONE, 1.0)]):
-        assert all(same(compose(parts).head[path], ONE.head[path]) for path in HEAD)
+        assert all(same_bits(compose(parts).head[path], ONE.head[path]) for path in HEAD)
     assert compose([(HEADLESS, 1.0), (HEADLESS, 1.0)]).head == {}
 
 
@@ -164,7 +165,7 @@ def test_truncation_is_the_best_there_is(rank):
     assert rank == 4 or found.error > 0.01
     assert found.adapter.ranks == {module: min(rank, r) for module, r in whole.ranks.items()}
     assert (found.adapter.base, found.adapter.head_paths) == (whole.base, HEAD)
-    assert all(same(found.adapter.head[path], TWO.head[path]) for path in HEAD)
+    assert all(same_bits(found.adapter.head[path], TWO.head[path]) for path in HEAD)
 
 
 def test_truncation_of_what_is_of_low_rank_already_costs_nothing():

@@ -15,7 +15,7 @@ from src.engine.optimizers import Sgd
 from src.engine.schedules import Constant
 from src.engine.stage import Split, Stage
 from src.errors import UserError
-from src.interop.adapters import SIDE, apply, beside, merge, same
+from src.interop.adapters import SIDE, apply, beside, merge
 from src.interop.weights import (
     Between,
     Task,
@@ -27,7 +27,7 @@ from src.interop.weights import (
     stack,
     uniform_soup,
 )
-from src.models.base import PLAIN, Model
+from src.models.base import PLAIN, Model, same_bits
 from src.models.mlp import Mlp
 from src.objectives.supervised import Classification, Regression
 from src.recipe import measure
@@ -92,14 +92,14 @@ def test_the_ends_are_the_ends_to_the_bit():
     for alpha, end in ((0.0, a), (1.0, b)):
         found = interpolate(a, b, alpha)
         assert found.keys() == end.keys()
-        assert all(same(found[path], end[path]) for path in end)
+        assert all(same_bits(found[path], end[path]) for path in end)
 
 
 def test_what_both_ends_have_alike_keeps_its_bits():
     a, b = network(0), network(0) | fresh_head(3)
     for alpha in (0.1, 0.3, 0.7):
         found = interpolate(a, b, alpha)
-        assert {path for path in a if not same(found[path], a[path])} == set(HEAD)
+        assert {path for path in a if not same_bits(found[path], a[path])} == set(HEAD)
 
 
 def test_leaves_that_only_the_fine_tuned_has_and_a_new_head_stay():
@@ -107,8 +107,8 @@ def test_leaves_that_only_the_fine_tuned_has_and_a_new_head_stay():
     b |= {"Dense_1/kernel": np.full((3, 2), 7, np.float32), "Dense_0/scale": np.full(3, 2, np.float32)}
     found = interpolate(a, b, 0.5, kept=["Dense_1/kernel"])
     assert found.keys() == b.keys()
-    assert same(found["Dense_1/kernel"], b["Dense_1/kernel"])
-    assert same(found["Dense_0/scale"], b["Dense_0/scale"])
+    assert same_bits(found["Dense_1/kernel"], b["Dense_1/kernel"])
+    assert same_bits(found["Dense_0/scale"], b["Dense_0/scale"])
     mean = (a["Dense_0/kernel"].astype(np.float64) + b["Dense_0/kernel"]) / 2
     np.testing.assert_allclose(found["Dense_0/kernel"], mean, rtol=1e-6)
 
@@ -117,7 +117,7 @@ def test_rounded_once():
     """Of one rounding the error is half a unit in the last place; products in float32 would add theirs."""
     a, b = ({"w": np.random.default_rng(seed).normal(size=4000).astype(np.float32)} for seed in (1, 2))
     exact = 0.3 * b["w"].astype(np.float64) + 0.7 * a["w"].astype(np.float64)
-    assert same(interpolate(a, b, 0.3)["w"], exact.astype(np.float32))
+    assert same_bits(interpolate(a, b, 0.3)["w"], exact.astype(np.float32))
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, math.nan, math.inf])
@@ -164,8 +164,8 @@ def test_the_uniform_soup_is_the_mean_in_any_order():
 def test_a_soup_keeps_the_bits_of_what_its_members_share():
     members = [network(0) | fresh_head(seed) for seed in range(3)]
     found = uniform_soup(members)
-    assert {path for path in found if not same(found[path], members[0][path])} == set(HEAD)
-    assert all(same(leaf, members[1][path]) for path, leaf in uniform_soup(members[1:2]).items())
+    assert {path for path in found if not same_bits(found[path], members[0][path])} == set(HEAD)
+    assert all(same_bits(leaf, members[1][path]) for path, leaf in uniform_soup(members[1:2]).items())
 
 
 def planted(losses):
@@ -206,7 +206,7 @@ def test_the_greedy_soup(losses, kept, loss):
     found = greedy_soup(members, evaluate)
     assert (found.members, found.loss) == (kept, loss)
     np.testing.assert_array_equal(found.losses, [losses[frozenset({i})] for i in range(3)])
-    assert same(found.params["w"], uniform_soup([members[i] for i in kept])["w"])
+    assert same_bits(found.params["w"], uniform_soup([members[i] for i in kept])["w"])
     assert len(asked) == 5  # each alone, then two candidates
 
 
@@ -371,7 +371,7 @@ def test_statistics_are_those_of_the_rows_layer_by_layer():
     params = {p: np.asarray(v) + rng.uniform(0.1, 1, v.shape).astype(np.float32) for p, v in params.items()}
     x = rng.normal(2.0, 3.0, size=(50, 4)).astype(np.float32)
     found = recompute_statistics(stage_of(NormalisedModel(), 1, Regression()), params, x)
-    assert {path for path in params if not same(found[path], params[path])} == {
+    assert {path for path in params if not same_bits(found[path], params[path])} == {
         f"BatchNorm_{i}/{name}" for i in (0, 1) for name in ("mean", "var")
     }
     h = x.astype(np.float64)
@@ -385,7 +385,7 @@ def test_statistics_are_those_of_the_rows_layer_by_layer():
 
 def test_without_statistics_nothing_is_recomputed():
     found = recompute_statistics(stage_of(LinearModel(), 1, Regression()), linear(1), rows(3, 0).x)
-    assert all(same(found[path], leaf) for path, leaf in linear(1).items())
+    assert all(same_bits(found[path], leaf) for path, leaf in linear(1).items())
 
 
 # --- what jobs leave -----------------------------------------------------------------------------------------------
