@@ -27,7 +27,7 @@ class Replay(Retention):
     """Experience replay from a reservoir (Chaudhry et al., arXiv 1902.10486).
 
     ``fraction`` of the source's rows are kept, or ``count`` of them where that is given; as they are, before any
-    augmentation. Each update adds ``weight`` times the source's loss on ``batch`` of them (null: as many as the batch
+    augmentation. Each update adds ``strength`` times the source's loss on ``batch`` of them (null: as many as the batch
     has new ones), drawn independently; where no more are kept than that, on all of them.
     """
 
@@ -36,7 +36,7 @@ class Replay(Retention):
 
     fraction: float = knob(0.1, RATIO)
     count: int | None = knob(None, COUNT)
-    weight: float = knob(1.0, NON_NEGATIVE, traced=True)
+    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
     batch: int | None = knob(None, COUNT)
 
     def keep(self, task: Keeping) -> Kept:
@@ -62,7 +62,7 @@ class Replay(Retention):
         if wanted < rows:
             drawn = jax.random.randint(key, (wanted,), 0, rows)
             old_x, old_y = old_x[drawn], old_y[drawn]
-        return self.weight * kept["task"].objective.loss(outputs_of(old_x), old_y)
+        return self.strength * kept["task"].objective.loss(outputs_of(old_x), old_y)
 
 
 @functools.cache

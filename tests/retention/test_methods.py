@@ -260,7 +260,7 @@ def nats(outputs, labels):
 
 
 def test_replay_adds_the_source_s_loss_on_all_that_is_kept():
-    task, method = keeping(), Replay(count=7, weight=0.5)
+    task, method = keeping(), Replay(count=7, strength=0.5)
     kept = method.keep(task)
     found = method.loss(partial(outputs, task.params), jnp.zeros((9, FEATURES)), kept, KEY)
     close(found, 0.5 * nats(outputs(task.params, kept["x"]), kept["y"]))
