@@ -223,7 +223,11 @@ class Network(nn.Module):
             h = self.block(i)(h, bias)
         if start <= depth < stop:
             h = self.top(h)
-            h = pooled(h, examples, "first" if self.pooling == "pooler" else self.pooling, self.examples) if whole else h
+            h = (
+                pooled(h, examples, "first" if self.pooling == "pooler" else self.pooling, self.examples)
+                if whole
+                else h
+            )
         if start <= depth + 1 < end - 1 and depth + 1 < stop:
             h = self.pool(h)
         if stop < end:
