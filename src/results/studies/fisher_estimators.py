@@ -73,9 +73,9 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 LEGEND = (
-    "Size: the sum over all weights divided by the exact one's, the median over seeds (lowest to highest). Rank correlation: Spearman's, over all weights. Top "
-    "tenth: the share of the exact one's most important tenth that is in the other's, where chance gives 0.1. "
-    "Validation chooses the strength by the mean accuracy on both tasks."
+    "Size: the sum over all weights divided by the exact one's, the median over seeds (lowest to highest). Rank "
+    "correlation: Spearman's, over all weights. Top tenth: the share of the exact one's most important tenth that is "
+    "in the other's, where chance gives 0.1. Validation chooses the strength by the mean accuracy on both tasks."
 )
 COLUMNS = ("size", "rank", "top")
 
