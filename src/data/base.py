@@ -33,17 +33,21 @@ class Transfer:
     """Both tasks, ready for training."""
 
     is_sequence: ClassVar[bool] = False
-    kind: str  # "regression" or "classification"
-    source: dict[str, Split]  # "train" and "test"; "val" where data.source_val_fraction is not 0
+    kind: str  # of the target task: "regression", "classification", or one of text's (src/data/text_source.py)
+    source: dict[str, Split]  # "train" and "test"; "val" where data.source_val_fraction is not 0; empty: a checkpoint's
     target: dict[str, Split]  # "train", "val" and "test"
     source_outputs: int  # units of the head that the source task needs
     outputs: int  # and the target task
     new_head: bool  # whether the target's label space differs from the source's
+    source_kind: str = ""  # of the source task, where it is another kind than the target's
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source_kind", self.source_kind or self.kind)
 
     @property
     def features(self) -> tuple[int, ...]:
         """The shape of one row of inputs."""
-        return self.source["train"].x.shape[1:]
+        return (self.source or self.target)["train"].x.shape[1:]
 
     def parts(self) -> Iterator[tuple[str, Split]]:
         """Yield every part with its name; the source's are prefixed with ``source_``."""
@@ -57,12 +61,13 @@ class Transfer:
     @cached_property
     def fingerprint(self) -> str:
         """The first 16 hexadecimal digits of a SHA-256 over every part's values, shapes and order."""
-        return fingerprint_of(self.kind, self.parts())
+        kinds = self.kind if self.kind == self.source_kind else f"{self.kind} after {self.source_kind}"
+        return fingerprint_of(kinds, self.parts())
 
     @cached_property
     def source_fingerprint(self) -> str:
         """The same of the source's parts alone: all that pre-training sees."""
-        return fingerprint_of(self.kind, self.source.items())
+        return fingerprint_of(self.source_kind, self.source.items())
 
 
 def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
