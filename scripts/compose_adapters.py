@@ -70,7 +70,7 @@ def number(text: str, key: str) -> float:
 def search(parts: Sequence[Part], grid: Sequence[float], head: int | None) -> pd.DataFrame:
     """Measure every combination of weights on the validation rows of the job whose head is taken."""
     from src.engine.compiled import prepare_jax
-    from src.objectives.supervised import OBJECTIVES
+    from src.objectives.kinds import OBJECTIVES
 
     if any(part.weight is not None for part in parts):
         raise UserError("--search chooses the weights; leave ':WEIGHT' out")

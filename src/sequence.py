@@ -22,7 +22,7 @@ from src.engine.loop import Row, Training, update_cost
 from src.engine.stage import Split, Stage
 from src.errors import UserError
 from src.models.base import Params, head_paths
-from src.objectives.supervised import OBJECTIVES
+from src.objectives.kinds import OBJECTIVES
 from src.recipe import Movement, Recipe, initial_params, measure, movement_of
 from src.results import continual
 from src.retention.base import Keeping, Kept

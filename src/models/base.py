@@ -89,6 +89,18 @@ class Model:
         """
         return {}
 
+    def checkpoint_fingerprint(self) -> str | None:
+        """Return what tells the content of the checkpoint's files from any other's; ``None``: there is no checkpoint."""
+        return None
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """Return how many rows of these features are evaluated side by side; ``None``: all there are."""
+        return None
+
+    def facing(self, kind: str) -> Model:
+        """Return the model with the head that a kind of task needs, where that is not the configured one's."""
+        return self
+
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
         """Return initial parameters for inputs of shape ``(N, *features)``; only the shape matters."""
         with nn.intercept_methods(partial(_intercept, PLAIN, {})):
@@ -155,6 +167,9 @@ def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
-    """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for."""
+    """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for.
+
+    So is what the source's network had no use for, such as a pooler below the head.
+    """
     head = head_paths(model, fresh)
-    return {path: fresh[path] if path in head else params[path] for path in fresh}
+    return {path: fresh[path] if path in head else params.get(path, fresh[path]) for path in fresh}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -368,6 +368,27 @@ class Transformer(Model):
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
         return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+
+    def checkpoint_fingerprint(self) -> str | None:
+        """Return a digest of the checkpoint's files."""
+        if self.checkpoint is None:
+            return None
+        from src.interop.huggingface import fingerprint
+
+        return fingerprint(self.checkpoint)
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """Return as many as 4,096 tokens make: the scores of attention are what memory is needed for."""
+        return max(1, 4096 // features[-1])
+
+    def facing(self, kind: str) -> Model:
+        """Return the model with the head of a language model where that is the task: one example a row."""
+        if kind not in TIED or kind == self.head_name:
+            return self
+        heads = type(self.head)  # type: ignore[attr-defined]
+        if kind not in heads.__members__:
+            raise UserError(f"model={self.architecture} has no head for a task of {kind} words")
+        return replace(self, head=heads[kind], examples=1)  # type: ignore[call-arg]
 
     def pretrained(self, outputs: int | None = None) -> Params:
         """Return the checkpoint's parameters, with its head where that is of the same kind and size."""
