@@ -1,0 +1,264 @@
+"""``data=docstrings``: what Python says of itself, a corpus that every installation has."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+import sysconfig
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from src.config import FRACTION, SHARE, knob
+from src.data.base import Table, check_shares, cut
+from src.data.language import Modelling, language_rows
+from src.data.text_source import Texts, TextSource, TextTransfer, divided, tell
+from src.errors import UserError
+from src.tracking.record import replacing
+
+Task = Enum("Task", ["package", "follows"])
+
+# Each has at least 140 docstrings that can be used. tkinter and idlelib have more, and are not installed everywhere.
+PACKAGES = {
+    "_pydecimal": "decimal",
+    "asyncio": "asyncio",
+    "email": "email",
+    "importlib": "importlib",
+    "logging": "logging",
+    "multiprocessing": "multiprocessing",
+    "unittest": "unittest",
+    "xml": "xml",
+}
+# Tests, what others installed, and what only some versions or installations have.
+LEFT_OUT = frozenset({"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages"}) | frozenset(
+    {"distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtle.py", "turtledemo"}
+)
+SHORTEST = 40  # characters of a docstring, or of two sentences, that are worth a row
+FEWEST = 40  # docstrings of a package, below which nothing could be learned of it
+KEY_WORDS = 3  # by which a hidden text is looked for
+SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
+FORMAT = 1  # of what is read: part of the name that it is kept under
+ORIGIN = "data=docstrings"
+
+
+class Docstring(NamedTuple):
+    """One docstring of the standard library."""
+
+    package: str  # the package, or the module, at the top
+    text: str  # white space made single spaces
+
+
+@dataclass(frozen=True)
+class Docstrings(TextSource):
+    """Pre-train on Python's own words, masked; fine-tune on telling what a docstring is about. No download.
+
+    The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
+    library's docstrings. ``task`` is the target: ``package``, which of 8 packages a docstring belongs to, as many of
+    each; or ``follows``, whether a sentence is the one that comes after the first one of a docstring or another
+    docstring's, half of each.
+
+    What is tested on was not read before: the corpus has no document that contains, word for word, a labelled docstring
+    of the validation or test part (of ``follows``: the two sentences as they follow each other). Texts shorter than 40
+    characters, or that come twice, are left out. They differ a little from one version of Python to the next.
+    ``source_test_fraction`` and ``source_val_fraction`` are of the corpus' documents.
+    """
+
+    task: Task = knob(Task.package)
+    source_test_fraction: float = knob(0.1, FRACTION)
+    source_val_fraction: float = knob(0.0, SHARE)
+
+    def load(self) -> TextTransfer:
+        """Read, divide and encode."""
+        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        library = read_library(self.tokenizer_cache)
+        rng = np.random.default_rng(self.split_seed)
+        chosen = balanced(library, rng) if self.task is Task.package else with_two_sentences(library)
+        parts = divided({"train": chosen}, self.val_fraction, self.test_fraction, rng)
+        hidden = [text for name in ("val", "test") for text in parts[name].first]
+        if self.task is Task.follows:
+            hidden = [" ".join(two_sentences(text)) for text in hidden]
+            parts = {name: paired(part) for name, part in parts.items()}
+        corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
+        tell(f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on")
+        vocabulary = self.vocabulary(lambda: corpus["train"])
+        source = language_rows(self, corpus, vocabulary, Modelling.masked, f"{ORIGIN}, the source task")
+        target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
+        words = self.words(vocabulary)
+        return dataclasses.replace(target, source=source, source_kind="masked", source_outputs=words)
+
+    def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
+        shares = {"test": self.source_test_fraction, "val": self.source_val_fraction}
+        numbers = np.arange(len(documents))
+        parts = cut(Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share})
+        return {name: [documents[row] for row in rows] for name, (rows, _) in parts.items()}
+
+
+# --- the labelled texts ----------------------------------------------------------------------------------------------
+
+
+def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> Texts:
+    """Return docstrings of the 8 packages, as many of each as the smallest has, taken at random."""
+    by_package: dict[str, list[str]] = {name: [] for name in PACKAGES}
+    for one in library:
+        if one.package in by_package:
+            by_package[one.package].append(one.text)
+    least = min(map(len, by_package.values()))
+    if least < FEWEST:
+        name = min(by_package, key=lambda package: len(by_package[package]))
+        raise UserError(
+            f"{ORIGIN} finds {least} docstrings of {name} in {library_folder()}; allowed: an installation of Python "
+            f"with the sources of its standard library, which has at least {FEWEST}"
+        )
+    first, labels = [], []
+    for name, texts in by_package.items():
+        first += [texts[row] for row in rng.permutation(len(texts))[:least]]
+        labels += [PACKAGES[name]] * least
+    return Texts(first, None, labels, ORIGIN)
+
+
+def with_two_sentences(library: Sequence[Docstring]) -> Texts:
+    """Return the docstrings that have at least two sentences, not labelled yet."""
+    texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
+    return Texts(texts, None, ["follows"] * len(texts), ORIGIN)
+
+
+def two_sentences(text: str) -> list[str]:
+    """Return the first two sentences of a text, or the only one."""
+    return SENTENCE_END.split(text, maxsplit=2)[:2]
+
+
+def paired(texts: Texts) -> Texts:
+    """Return the first two sentences of each docstring; of every second one, the second sentence is the next one's.
+
+    Where no docstring's second sentence is its own, it is handed round among them: of the sentences alone, nothing can
+    be told.
+    """
+    first, second, labels = [], [], []
+    split = [two_sentences(text) for text in texts.first]
+    others = range(1, len(split), 2)
+    after = dict(zip(others, [*others[1:], *others[:1]], strict=True))
+    for row, (one, two) in enumerate(split):
+        first.append(one)
+        second.append(split[after[row]][1] if row in after else two)
+        labels.append("other" if row in after else "follows")
+    return Texts(first, second, labels, texts.origin)
+
+
+def without(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
+    """Return the distinct documents, in alphabetical order, that contain none of the hidden texts word for word.
+
+    Only documents that have a hidden text's first three words in a row are searched for it.
+    """
+    by_key: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for text in hidden:
+        by_key[tuple(text.split()[:KEY_WORDS])].append(text)
+    sizes = {len(key) for key in by_key}
+    kept = []
+    for document in sorted(set(documents)):
+        words = document.split()
+        keys = {tuple(words[i : i + size]) for size in sizes for i in range(len(words))} & by_key.keys()
+        if not any(text in document for key in keys for text in by_key[key]):
+            kept.append(document)
+    return kept
+
+
+# --- what Python says of itself --------------------------------------------------------------------------------------
+
+
+def library_folder() -> Path:
+    """Return where the standard library lies."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def read_topics() -> list[str]:
+    """Return the paragraphs of the language reference that ``help()`` shows."""
+    if importlib.util.find_spec("pydoc_data") is None:
+        raise UserError(f"{ORIGIN} needs pydoc_data, a part of the standard library that is not installed here")
+    from pydoc_data.topics import topics
+
+    paragraphs = (plain(part) for text in topics.values() for part in re.split(r"\n\s*\n", text))
+    return [part for part in paragraphs if len(part) >= SHORTEST]
+
+
+def read_library(cache: str | None) -> list[Docstring]:
+    """Return the standard library's docstrings, by file and line, each text once.
+
+    Files are parsed and never imported. That takes some seconds, so what was found is kept in the folder ``cache``.
+
+    Raises:
+        UserError: the library's sources are not installed.
+    """
+    files = list(library_files())
+    if not files:
+        raise UserError(f"{ORIGIN} finds no sources in {library_folder()}; allowed: a Python with its standard library")
+    if cache is None:
+        return parsed(tuple(files))
+    decides = [FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]]
+    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
+    kept = Path(cache) / f"docstrings-{key}.json"
+    if kept.is_file():
+        try:
+            return [Docstring(*one) for one in json.loads(kept.read_text("utf-8"))]
+        except (ValueError, TypeError):
+            tell(f"{kept} cannot be read: it is made again")
+    found = parsed(tuple(files))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(kept) as beside:
+        beside.write(json.dumps(found).encode())
+    return found
+
+
+def library_files() -> Iterator[Path]:
+    """Yield the standard library's source files in the order of their names."""
+    root = library_folder()
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-"):
+            yield path
+
+
+@functools.lru_cache(maxsize=1)
+def parsed(files: tuple[Path, ...]) -> list[Docstring]:
+    """Return the docstrings in source files; a text that comes again is left out."""
+    found: dict[str, str] = {}
+    root = library_folder()
+    for path in files:
+        package = path.relative_to(root).parts[0].removesuffix(".py")
+        for text in docstrings_of(path.read_bytes()):
+            if len(text) >= SHORTEST:
+                found.setdefault(text, package)
+    return [Docstring(package, text) for text, package in found.items()]
+
+
+def docstrings_of(source: bytes) -> Iterator[str]:
+    """Yield the docstrings of a module, its classes and functions, in their order; none where it cannot be parsed."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the library's own: invalid escapes and the like
+        try:
+            module = ast.parse(source)
+        except (SyntaxError, ValueError):
+            return
+    todo: list[ast.AST] = [module]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield plain(ast.get_docstring(node, clean=False) or "")
+        inner = [getattr(node, name, None) for name in ("body", "orelse", "handlers", "finalbody")]
+        todo += [below for nodes in reversed(inner) if isinstance(nodes, list) for below in reversed(nodes)]
+
+
+def plain(text: str) -> str:
+    """Return a text with single spaces for all its white space."""
+    return " ".join(text.split())

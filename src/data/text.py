@@ -1,0 +1,159 @@
+"""``data=text``: the user's own texts, or pairs of texts, with a label each."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+from src.config import knob
+from src.data.text_source import LabelledText, Texts, tell
+from src.data.tokenization import read_text
+from src.errors import UserError, did_you_mean, listed
+
+Empty = Enum("Empty", ["refuse", "skip"])
+FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text(LabelledText):
+    """Files with a row an example: CSV, TSV (``.tsv``, ``.txt``; without quoting) or JSONL, told by their endings.
+
+    ``path``: the texts to train on; ``val_path`` and ``test_path``: those to choose and to report by, ``null`` cuts
+    fractions off the first. ``text``, ``second_text`` (of pairs) and ``label``: the columns by name, or by their
+    number from 0 where ``header`` is false. ``empty``: whether a text that is empty is refused, or left out and
+    counted. Paths are relative to the folder that the command is run in.
+    """
+
+    path: str = knob()
+    val_path: str | None = knob(None)
+    test_path: str | None = knob(None)
+    text: str = knob("text")
+    second_text: str | None = knob(None)
+    label: str = knob("label")
+    header: bool = knob(True)
+    empty: Empty = knob(Empty.refuse)
+
+    def texts(self) -> dict[str, Texts]:
+        """Read the files."""
+        files = {
+            "train": ("path", self.path),
+            "val": ("val_path", self.val_path),
+            "test": ("test_path", self.test_path),
+        }
+        return {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
+
+    def _read(self, origin: str, path: str) -> Texts:
+        sheet = read_sheet(path, origin, self.header)
+        first = sheet.column("data.text", self.text)
+        second = None if self.second_text is None else sheet.column("data.second_text", self.second_text)
+        labels = [label.strip() for label in sheet.column("data.label", self.label)]
+        bare = next((line for line, label in zip(sheet.lines, labels, strict=True) if not label), None)
+        if bare is not None:
+            raise UserError(f"{origin}: column '{self.label}' has no value in line {bare}; allowed: a label in each")
+        empty = [i for i, text in enumerate(first) if not text.strip() or (second and not second[i].strip())]
+        found = Texts(first, second, labels, origin)
+        if not empty:
+            return found
+        if self.empty is Empty.refuse:
+            raise UserError(
+                f"{origin} has {len(empty)} empty texts, the first in line {sheet.lines[empty[0]]}; "
+                "allowed: none, or data.empty=skip to leave them out"
+            )
+        tell(f"{origin}: {len(empty)} of {len(first)} rows have an empty text and are left out")
+        left_out = set(empty)
+        return found.only(row for row in range(len(first)) if row not in left_out)
+
+
+class Sheet(NamedTuple):
+    """A file's cells."""
+
+    origin: str
+    columns: list[str]
+    cells: list[list[str]]  # row by row
+    lines: list[int]  # of the file, from 1, that each row ends in
+
+    def column(self, key: str, name: str) -> list[str]:
+        """Return a column's cells, by name."""
+        if name not in self.columns:
+            raise UserError(
+                f"{key}: {self.origin} has no column '{name}'{did_you_mean(name, self.columns)}; "
+                f"it has {listed(self.columns)}"
+            )
+        place = self.columns.index(name)
+        return [row[place] for row in self.cells]
+
+
+def read_sheet(path: str, origin: str, header: bool) -> Sheet:
+    """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ...
+
+    Raises:
+        UserError: there is no such file, its ending is unknown, or a line cannot be used; the message names it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{origin}: there is no such file")
+    if file.suffix.lower() not in FORMATS:
+        raise UserError(f"{origin} ends in '{file.suffix}'; allowed: {listed(FORMATS)}")
+    content, form = read_text(file, origin), FORMATS[file.suffix.lower()]
+    if form == "JSONL":
+        return of_json_lines(content, origin)
+    cells, lines = of_csv(content, origin) if form == "CSV" else of_tsv(content)
+    if len(cells) <= header:
+        raise UserError(f"{origin} has no rows" + (" below its header" if header else ""))
+    columns = cells.pop(0) if header else [str(number) for number in range(len(cells[0]))]
+    lines = lines[header:]
+    for row, line in zip(cells, lines, strict=True):
+        if len(row) != len(columns):
+            raise UserError(f"{origin} has {len(row)} columns in line {line}; allowed: {len(columns)} as above it")
+    return Sheet(origin, [name.strip() for name in columns], cells, lines)
+
+
+def of_tsv(content: str) -> tuple[list[list[str]], list[int]]:
+    """Return the cells of text with tabs between them, and each row's line; quotation marks are letters."""
+    kept = [(line.split("\t"), number) for number, line in enumerate(content.split("\n"), 1) if line]
+    return [cells for cells, _ in kept], [number for _, number in kept]
+
+
+def of_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
+    """Return the cells of comma-separated values (RFC 4180), and the line that each row ends in."""
+    before = csv.field_size_limit(len(content) + 1)  # a text is as long as it is
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    try:
+        kept = [(cells, reader.line_num) for cells in reader if cells]
+    except csv.Error as error:
+        raise UserError(f"{origin} cannot be read as CSV in line {reader.line_num}: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+    return [cells for cells, _ in kept], [number for _, number in kept]
+
+
+def of_json_lines(content: str, origin: str) -> Sheet:
+    """Return the values of a JSON object a line; a key that a line does not have is an empty cell."""
+    objects, lines = [], []
+    for number, line in enumerate(content.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            one = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{origin} is no JSON in line {number}: {error}") from error
+        if not isinstance(one, dict):
+            raise UserError(f"{origin} holds {line[:20]} in line {number}; allowed: a JSON object in each line")
+        objects.append(one)
+        lines.append(number)
+    if not objects:
+        raise UserError(f"{origin} has no rows")
+    columns = list(dict.fromkeys(key for one in objects for key in one))
+    return Sheet(origin, columns, [as_cells(one, columns) for one in objects], lines)
+
+
+def as_cells(values: dict, columns: Sequence[str]) -> list[str]:
+    """Return an object's values as words."""
+    found = [values.get(column) for column in columns]
+    return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in found]
