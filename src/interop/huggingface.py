@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") known)
@@ -22,9 +22,6 @@ from safetensors import SafetensorError, safe_open
 from src.engine.features import note
 from src.errors import UserError, listed
 from src.models.transformer import TIED, Sizes, Transformer
-
-if TYPE_CHECKING:
-    from src.models.base import Params
 
 CONFIG, WHOLE, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 WANTED = (CONFIG, WHOLE, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json")
@@ -298,11 +295,12 @@ def read_sizes(architecture: str, checkpoint: str) -> Sizes:
     path = folder_of(checkpoint) / CONFIG
     if not path.is_file():
         raise UserError(f"'{path.parent}' has no {CONFIG}; allowed: a folder that transformers' save_pretrained wrote")
-    return _sizes(architecture, path, stamp_of([path]))
+    return _sizes(architecture, stamp_of([path]))
 
 
 @functools.cache
-def _sizes(architecture: str, path: Path, stamp: Stamp) -> Sizes:
+def _sizes(architecture: str, stamp: Stamp) -> Sizes:
+    path = Path(stamp[0][0])
     config, table = read_json(path), ARCHITECTURES[architecture]
     if (kind := config.get("model_type")) != architecture:
         other = f"; model={kind} reads it" if kind in ARCHITECTURES else ""

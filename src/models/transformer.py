@@ -1,8 +1,8 @@
 """What BERT and GPT-2 share: attention, embeddings, packed rows, the run from group to group, and the settings.
 
 Inputs are int32 ``(N, 3, L)``: token ids, token types (0 or 1), and the number of the example that a token belongs to
-(1, 2 ...; 0 is padding). An example's tokens are neighbours. A row with one example begins with it; several in a row are
-*packed*: each attends to itself only, and its positions count from 0, so packing changes no output.
+(1, 2 ...; 0 is padding). An example's tokens are neighbours. A row with one example begins with it; several in a row
+are *packed*: each attends to itself only, and its positions count from 0, so packing changes no output.
 """
 
 from __future__ import annotations
@@ -136,6 +136,8 @@ class Embeddings(nn.Module):
     normalised: bool  # whether the sum is normalised, as in BERT
 
     def setup(self) -> None:
+        """Make the tables; in one place, because two methods use them."""
+
         def table(rows: int) -> nn.Embed:
             return nn.Embed(rows, self.sizes.width, embedding_init=initial_kernel())
 
@@ -149,12 +151,9 @@ class Embeddings(nn.Module):
     def __call__(self, x: Int[Array, "N 3 L"]) -> Float[Array, "N L E"]:
         """Return the hidden states under the first block."""
         ids, types, examples = x[:, 0], x[:, 1], x[:, 2]
-        length = ids.shape[-1]
-        if self.packed:
-            places = self.position(positions_within(examples))
-        else:  # the same for every row: the backward pass is a sum, no scatter
-            places = self.position.embedding[None, :length]
-        h = self.word(ids) + places
+        # The same for every row where there is one example: the backward pass is a sum, no scatter.
+        same = self.position.embedding[None, : ids.shape[-1]]
+        h = self.word(ids) + (self.position(positions_within(examples)) if self.packed else same)
         if self.sizes.types:  # a product, for the same reason
             chosen = nn.one_hot(types, self.sizes.types, dtype=h.dtype)
             h += jnp.matmul(chosen, self.type.embedding, precision=jax.lax.Precision.HIGHEST)
@@ -287,7 +286,7 @@ class Transformer(Model):
 
     Sizes that are ``None`` are those of the checkpoint's ``config.json``; without a checkpoint, of a small network
     (:class:`Sizes`). ``intermediate``: units between the two layers of a block. ``dropout``: of the trunk (embeddings,
-    attention's shares, both outputs of a block); ``head_dropout``: of the head's input. ``examples``: the most in a row.
+    attention's shares, both outputs of a block); ``head_dropout``: of the head's input. ``examples``: most in a row.
     """
 
     input_dtype: ClassVar[Any] = jnp.int32
