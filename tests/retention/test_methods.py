@@ -250,7 +250,7 @@ def test_replay_keeps_all_where_there_are_no_more_and_says_so_once(caplog):
         kept = [Replay(count=ROWS + 1).keep(keeping()) for _ in range(3)]
     np.testing.assert_array_equal(kept[0]["x"], SOURCE.x)
     assert [record.getMessage() for record in caplog.records] == [
-        "retention.count is 41 and the source task has 40 rows: all of them are kept"
+        "retention.count is 41 and the task to be kept has fewer rows: all of them are kept"
     ]
 
 
