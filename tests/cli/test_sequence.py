@@ -2,6 +2,7 @@
 
 import math
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
 from src.config import build
+from src.errors import UserError
 from tests.commands import ROOT, rows, summary, sweep, train
 from tests.data.test_mnist import write
 from tests.data.test_sequences import TEST, TRAIN, images
@@ -185,8 +187,9 @@ def test_a_report_of_a_sweep_of_sequences(study, script):
     assert all(name in (study / "report.md").read_text() for name in RETENTION)
 
 
-def test_a_sweep_goes_on_where_it_ended(study):
+def test_a_sweep_goes_on_where_it_ended(study, tmp_path):
     """What has ended is not run again, sequences like other jobs; a sequence that cannot be is one that failed."""
+    study = shutil.copytree(study, tmp_path / "study")
     before = {folder: (folder / "summary.json").stat().st_mtime_ns for folder in jobs_of(study)}
     chosen = ("data=rotated_digits", "data.tasks=2", *FEW, "retention=none,isolate", "seed=0")
     done = sweep(study, *SMALL, *chosen)
@@ -207,3 +210,17 @@ def test_divergence_in_the_first_task_is_a_result(tmp_path):
     assert all(math.isfinite(row["loss"]) for row in rows(tmp_path) if "loss" in row)
     assert "diverged: the loss stopped being finite" in done.stdout
     assert "after task" not in done.stdout  # there is no accuracy to show
+
+
+def test_tools_of_one_fine_tuning_say_that_a_sequence_is_not_for_them(study, script, tmp_path):
+    job = jobs_of(study)[0]
+    for arguments in (("wise", job), ("soup", job, jobs_of(study)[1])):
+        with pytest.raises(UserError, match=r"learned a sequence of tasks; allowed: a job of recipe=transfer$"):
+            script("average_weights", *arguments, "--out", tmp_path)
+    with pytest.raises(UserError, match=r"there is no job to average in .*learned a sequence of tasks"):
+        script("average_weights", "soup", study, "--out", tmp_path)
+    with pytest.raises(
+        UserError, match=r"^recipe is 'sequence', and the range test is of one fine-tuning; allowed: tr"
+    ):
+        script("lr_find", "recipe=sequence", "data=rotated_digits", "--out", tmp_path)
+    assert not list(tmp_path.iterdir())
