@@ -380,8 +380,8 @@ def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bo
     whole = with_added(plan[0], shapes)
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
     movement = Movement(tuple(placement(stage, whole) for stage in plan), tuple(stage.steps for stage in plan), sizes)
-    head = head_paths(plan[0].model, shapes)
-    plan[0].retention.check(movement.moving, plan[0].strategy.injected, head, has_source)
+    strategy, head = plan[0].strategy, head_paths(plan[0].model, shapes)
+    plan[0].retention.check(movement.moving, strategy.injected, head, has_source, strategy.pretrained)
     return movement
 
 

@@ -44,7 +44,7 @@ class Replay(Retention):
         x, y = source_rows(self, task)
         size = max(1, math.floor(self.fraction * len(x) + 0.5)) if self.count is None else self.count
         if size > len(x):
-            _say(size, len(x))
+            _say(size)
         chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
         return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
 
@@ -66,9 +66,9 @@ class Replay(Retention):
 
 
 @functools.cache
-def _say(size: int, rows: int) -> None:
-    """Once, however many runs of a sweep it holds for."""
-    log.warning("retention.count is %d and the source task has %d rows: all of them are kept", size, rows)
+def _say(size: int) -> None:
+    """Once, however many runs of a sweep, or tasks of a sequence, it holds for."""
+    log.warning("retention.count is %d and the task to be kept has fewer rows: all of them are kept", size)
 
 
 def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
