@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 Kept = dict[str, Any]  # a pytree of arrays, handed to the compiled programs as an argument
 Rate = Float[Array, ""] | Mapping[str, Any]  # a learning rate: one, or one for each path
+# Of what is computed (a dataclass that says how, whose ``str`` is for people) and of the computation: its result.
+Remember = Callable[[Any, Callable[[], Params]], Params]
+
+
+def compute_anew(_what: Any, compute: Callable[[], Params]) -> Params:
+    """Remember nothing."""
+    return compute()
 
 
 class Keeping(NamedTuple):
@@ -35,6 +42,7 @@ class Keeping(NamedTuple):
         Split | None
     )  # the source's training rows, standardised, not augmented; None where there is a checkpoint only
     seed: int
+    remember: Remember = compute_anew  # what is dear to compute is found again here, if anything is kept
 
 
 @jax.tree_util.register_static
