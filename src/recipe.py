@@ -261,7 +261,7 @@ def keep_source(
     for recipe, params in zip(recipes, before, strict=True):
         if (key := (id(params), recipe.seed)) not in made:
             task = source_task(recipe, data, params)
-            if cache is not None and recipe.strategy.pretrained:  # initial parameters are no stage to know things of
+            if cache is not None and recipe.strategy.pretrained:  # initial parameters are of no stage
                 task = task._replace(remember=remembering(recipe, data, params, cache))
             head = {path: params[path] for path in task.head} if task.new_head else {}
             made[key] = {"own": recipe.retention.keep(task), "head": head}
