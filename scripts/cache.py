@@ -1,4 +1,4 @@
-"""Say which pre-trained parameters are kept, and make room.
+"""Say which pre-trained parameters are kept, and what was found out about them, and make room.
 
 python scripts/cache.py ls
 python scripts/cache.py prune --limit 500MB

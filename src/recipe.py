@@ -28,13 +28,13 @@ from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement, split
 from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, added_shapes, frozen_paths, initial, placement, traced, with_added
-from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
+from src.engine.stage_cache import Entry, StageCache, finding_key, stage_key, stage_label
 from src.engine.trainer import Plain, Precision
 from src.errors import UserError
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import Supervised
-from src.retention.base import Keeping, Kept, Retention
+from src.retention.base import Keeping, Kept, Remember, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy
 from src.strategies.frozen import Frozen
@@ -236,13 +236,14 @@ def finetune(
     starts: Sequence[Params],
     watches: Sequence[Watch],
     lanes: Lanes = Lanes.one,
+    cache: StageCache | None = None,
 ) -> Finetuned:
     """Learn the target task from pre-trained parameters, with a new head where the label space is new.
 
     Phase by phase; in each, the groups at the bottom that do not move are run once over the data.
     """
     plan = phases(recipes, data, lanes)
-    kept = keep_source(recipes, data, starts)
+    kept = keep_source(recipes, data, starts, cache)
     fresh = data.new_head and bool(data.source)  # without a source task, the checkpoint's reader saw to the head
     params = starts = with_new_heads(recipes, data, list(starts), lanes) if fresh else list(starts)
     training = Training(watches, lanes)
@@ -261,11 +262,14 @@ def finetune(
     return Finetuned(training.ends(params), metrics, overall(costs, plan), starts, plan[-1], moving)
 
 
-def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params]) -> list[Kept] | None:
+def keep_source(
+    recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params], cache: StageCache | None = None
+) -> list[Kept] | None:
     """Return what the retention method keeps of the source task, a lane each; ``None`` where it keeps nothing.
 
     ``own`` is the method's; ``head`` is the source's head where fine-tuning replaces it. Lanes of one pre-training and
-    one seed share it, so the importance of the parameters is computed once for a sweep over its strength.
+    one seed share it, so the importance of the parameters is computed once for a sweep over its strength; with a cache,
+    once for all processes.
     """
     if not recipes[0].retention.keeps:
         return None
@@ -273,9 +277,32 @@ def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Para
     for recipe, params in zip(recipes, before, strict=True):
         if (key := (id(params), recipe.seed)) not in made:
             task = source_task(recipe, data, params)
+            if cache is not None and recipe.strategy.pretrained:  # initial parameters are of no stage
+                task = task._replace(remember=remembering(recipe, data, params, cache))
             head = {path: params[path] for path in task.head} if task.new_head else {}
             made[key] = {"own": recipe.retention.keep(task), "head": head}
     return [made[id(params), recipe.seed] for recipe, params in zip(recipes, before, strict=True)]
+
+
+def remembering(recipe: Recipe, data: Transfer, params: Params, cache: StageCache) -> Remember:
+    """Return how a method finds again what it has computed of the source task."""
+
+    def remember(what: Any, compute: Callable[[], Params]) -> Params:
+        key = finding_key(what, params, data.source_fingerprint, {**platform(), "seed": int(recipe.seed)})
+        if (entry := cache.get(key)) is not None:
+            known: Any = entry.params  # NumPy arrays, which every program takes
+            return known
+        found = compute()
+        facts = {"stage": f"{what} of {stage_label(pretraining_stage(recipe, data))}"}
+        cache.put(key, Entry({path: np.asarray(leaf) for path, leaf in found.items()}, [], facts))
+        return found
+
+    return remember
+
+
+def platform() -> dict[str, str]:
+    """Return what computes, as the name of a cache's entry depends on it: devices round differently."""
+    return {"platform": jax.devices()[0].device_kind}
 
 
 def source_task(recipe: Recipe, data: Transfer, params: Params) -> Keeping:
@@ -406,7 +433,7 @@ def pretrain_once(
         return from_checkpoint(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
-    extra = {"platform": jax.devices()[0].device_kind, "recipe": PRETRAINING_VERSION}
+    extra = {**platform(), "recipe": PRETRAINING_VERSION}
     if (checkpoint := recipes[0].model.checkpoint_fingerprint()) is not None:
         extra["checkpoint"] = checkpoint
     keys = [stage_key(pretraining_stage(recipe, data), data.source_fingerprint, extra) for recipe in recipes]
@@ -439,14 +466,14 @@ def run(recipe: Recipe, data: Transfer, watch: Callable[[str, Row], None], cache
         recipe: what to do.
         data: both tasks.
         watch: called with ``"pretrain"`` or ``"finetune"`` and each logged row.
-        cache: of earlier pre-trainings.
+        cache: of earlier pre-trainings, and of what was found out about them.
 
     Raises:
         UserError: the strategy's table does not fit the model; nothing has been trained then.
     """
     where_it_moves(recipe, data)
     (pre,) = pretrain_once([recipe], data, cache, watch=partial(watch, "pretrain"))
-    return run_finetuning([recipe], data, [pre], [partial(watch, "finetune")])[0]
+    return run_finetuning([recipe], data, [pre], [partial(watch, "finetune")], cache=cache)[0]
 
 
 def run_finetuning(
@@ -455,6 +482,7 @@ def run_finetuning(
     pretrained: Sequence[Pretrained],
     watches: Sequence[Watch],
     lanes: Lanes = Lanes.one,
+    cache: StageCache | None = None,
 ) -> list[Outcome]:
     """Fine-tune and evaluate, a lane a recipe; what diverged in pre-training ends there.
 
@@ -464,6 +492,7 @@ def run_finetuning(
         pretrained: what each recipe starts from; recipes that share it give the same object.
         watches: one a recipe, called with each logged row of fine-tuning.
         lanes: how; ``Lanes.one`` for a single recipe.
+        cache: of what was found out about earlier pre-trainings.
     """
     started = time.perf_counter()
     alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
@@ -474,7 +503,7 @@ def run_finetuning(
         return outcomes
     own = [recipes[lane] for lane in alive]
     curves = [Curve(watches[i]) for i in alive]
-    fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes)
+    fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes, cache)
     starts = [pretrained[i].params for i in alive]
     known = own[0].strategy.pretrained and "test" in data.source
     after = after_on_source(own, data, starts, fine, lanes) if known else [{} for _ in own]

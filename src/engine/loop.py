@@ -254,7 +254,7 @@ class Driver:
         if before is not None:
             self.state = carry_over(self.state, before.state)
         alone = self.shared or lanes is Lanes.one
-        self.kept: Kept = {} if kept is None else kept[0] if alone else stacked(kept)
+        self.kept: Kept = jax.device_put({} if kept is None else kept[0] if alone else stacked(kept))
         rows = data.y.shape[1 if own_rows else 0]
         minibatches = stage.batch_size is not None and stage.batch_size < rows
         # Lanes that share the order of their rows have it computed once, as a single run would.

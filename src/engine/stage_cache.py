@@ -1,7 +1,8 @@
 """The stage cache: what a stage leaves behind, kept on disk under a name made of everything that decides it.
 
-Twenty fine-tunings of one pre-training pay for it once, in this process, in another, or next week. Two halves:
-:func:`stage_key` says what an entry's name depends on; :class:`StageCache` keeps entries, each in one file that is
+Twenty fine-tunings of one pre-training pay for it once, in this process, in another, or next week; and once for what
+was found out about its parameters, such as their Fisher information. Two halves: :func:`stage_key` and
+:func:`finding_key` say what an entry's name depends on; :class:`StageCache` keeps entries, each in one file that is
 whole or absent, verified when read, the least recently used evicted first.
 """
 
@@ -65,15 +66,42 @@ def stage_key(stage: Stage, data_fingerprint: str, extra: Mapping[str, Any] = {}
     from src.engine.stage import traced
 
     decides = {
-        "format": FORMAT,
         "stage": _described(static_part(stage)),
         "form": stage.strategy.form.name,
         "traced": {path: [array.dtype.name, array.tobytes().hex()] for path, array in traced(stage).items()},
-        "sources": sources(stage),
+        "sources": sources(stage, SRC / "engine" / "loop.py"),
+    }
+    return _named(decides, data_fingerprint, extra)
+
+
+def finding_key(which: Any, params: Mapping[str, Any], data_fingerprint: str, extra: Mapping[str, Any] = {}) -> str:
+    """Return the name of the entry of what was found out about a stage's parameters.
+
+    They count by their bits, not by the stage that they are of: that stage computed again, in lanes perhaps, may have
+    rounded otherwise.
+
+    Args:
+        which: what was found out: a dataclass like a stage's, with no traced field.
+        params: flat.
+        data_fingerprint: of the rows that were looked at.
+        extra: as in :func:`stage_key`.
+
+    Raises:
+        TypeError: as in :func:`stage_key`.
+    """
+    arrays = {path: np.asarray(leaf) for path, leaf in params.items()}
+    bits = {path: [a.dtype.name, a.shape, hashlib.sha256(a.tobytes()).hexdigest()] for path, a in arrays.items()}
+    return _named({"finding": _described(which), "params": bits, "sources": sources(which)}, data_fingerprint, extra)
+
+
+def _named(decides: Mapping[str, Any], data_fingerprint: str, extra: Mapping[str, Any]) -> str:
+    always = {
+        "format": FORMAT,
         "data": data_fingerprint,
         "versions": {name: versions()[name] for name in LIBRARIES},
         "extra": dict(extra),
     }
+    decides = {**decides, **always}
     canonical = json.dumps(decides, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]
 
@@ -115,14 +143,14 @@ def _qualified(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def sources(stage: Stage) -> dict[str, str]:
-    """Return the digests of the sources that a stage runs through, by file.
+def sources(specification: Any, *more: Path) -> dict[str, str]:
+    """Return the digests of the sources that a stage, or a finding, runs through, by file.
 
-    These are the files of its objects' classes with their bases, of the loop, and whatever these import of ``src``,
-    directly or not: a model may take its layers from another file. What only other stages use, scripts, data or
-    results, is not among them.
+    These are the files of its objects' classes with their bases, ``more`` of them (a stage's loop), and whatever these
+    import of ``src``, directly or not: a model may take its layers from another file. What only others use, scripts,
+    data or results, is not among them.
     """
-    waiting = {Path(file) for cls in _classes(stage) for file in _file_of(cls)} | {SRC / "engine" / "loop.py"}
+    waiting = {Path(file) for cls in _classes(specification) for file in _file_of(cls)} | set(more)
     found: dict[Path, Source] = {}
     while waiting:
         file = waiting.pop()
@@ -196,9 +224,9 @@ BLANK = "0" * 64
 
 
 class Entry(NamedTuple):
-    """What a stage leaves behind."""
+    """What a stage leaves behind, or what was found out about it."""
 
-    params: dict[str, np.ndarray]  # flat, {"Dense_0/kernel": array}
+    params: dict[str, np.ndarray]  # flat, {"Dense_0/kernel": array}: parameters, or a number for each
     rows: list[Row]  # its logged rows, to the bit; numbers that are not finite too
     facts: dict[str, Any]  # what JSON can say: "stage" (its label), "diverged", "metrics", ...
 

@@ -90,7 +90,7 @@ class Model:
         return {}
 
     def checkpoint_fingerprint(self) -> str | None:
-        """Return what tells the content of the checkpoint's files from any other's; ``None``: there is no checkpoint."""
+        """Return a digest of the checkpoint's files; ``None``: there is no checkpoint."""
         return None
 
     def rows_at_once(self, features: tuple[int, ...]) -> int | None:

@@ -22,6 +22,20 @@ SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # of the seed: which rows, and w
 
 
 @dataclass(frozen=True)
+class Information:
+    """Which Fisher information it is: what decides it beside the parameters, the source task's rows and the seed."""
+
+    task: Task
+    estimator: Estimator
+    rows: int  # how many of the source's rows it is of: all, or as many as the seed has chosen
+    chunk: int  # rows at a time; sums are rounded in their order
+    new_head: bool  # whether the source's head is left out
+
+    def __str__(self) -> str:
+        return f"Fisher information ({self.estimator.name}, {self.rows:,} rows)"
+
+
+@dataclass(frozen=True)
 class Ewc(Retention):
     """Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796, eq. 3).
 
@@ -74,21 +88,20 @@ class Ewc(Retention):
             UserError: there are no rows of the source task, or its objective has no likelihood.
         """
         x, y = source_rows(self, task)
-        key = jax.random.PRNGKey(task.seed)
         if self.samples is not None and self.samples < len(x):
             chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
             x, y = np.asarray(x)[chosen], np.asarray(y)[chosen]
         anchor = anchors(task)
         rest = {path: leaf for path, leaf in task.params.items() if path not in anchor}
-        draws = jax.random.fold_in(key, LABELS_STREAM)
-        return _information(task_of(task), self.fisher, self.chunk, anchor, rest, x, y, draws)
+        draws = jax.random.fold_in(jax.random.PRNGKey(task.seed), LABELS_STREAM)
+        which = Information(task_of(task), self.fisher, len(x), self.chunk, task.new_head)
+        return task.remember(which, lambda: _diagonal(which, anchor, rest, x, y, draws))
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _information(
-    task: Task, estimator: Estimator, chunk: int, params: Params, rest: Params, x: Any, y: Any, key: Array
-) -> Params:
+@partial(jax.jit, static_argnums=0)
+def _diagonal(which: Information, params: Params, rest: Params, x: Any, y: Any, key: Array) -> Params:
     """Return the diagonal for ``params``; compiled once for all runs of these shapes."""
+    task = which.task
 
     def outputs(params: Params, row: Array) -> Array:
         out = task.infer({**params, **rest}, row[None])[0]
@@ -100,4 +113,4 @@ def _information(
             "allowed: classification, regression"
         )
     diagonal = fisher_diagonal if isinstance(task.objective, Classification) else gaussian_fisher_diagonal
-    return diagonal(outputs, params, x, estimator=estimator, key=key, targets=y, chunk=chunk)
+    return diagonal(outputs, params, x, estimator=which.estimator, key=key, targets=y, chunk=which.chunk)

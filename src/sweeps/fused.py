@@ -176,7 +176,8 @@ class Fused:
         shared = self.pretrain(recipes, chunk[0].plan, task.data, lanes)
         pretrained = [pre for pre, _ in shared]
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
-        outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes)
+        cache = stage_cache(chunk[0].plan.study)
+        outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes, cache)
         each = round((time.perf_counter() - started) / len(chunk), 4)
         for ready, (_, first), own, outcome in zip(chunk, shared, rows, outcomes, strict=True):
             with sweep.track(ready.job) as tracking:

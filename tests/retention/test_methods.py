@@ -16,7 +16,7 @@ from src.errors import UserError
 from src.models.mlp import Mlp
 from src.objectives.supervised import OBJECTIVES
 from src.retention import fisher_diagonal
-from src.retention.base import Keeping, Retention
+from src.retention.base import Keeping, Retention, distance
 from src.retention.distill import Distill, divergence
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator
@@ -410,6 +410,24 @@ def test_one_program_serves_every_strength_and_can_be_mapped(method):
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arguments)
     for lane, each in enumerate(alone):
         jax.tree.map(lambda a, b, i=lane: close(a[i], b, atol=1e-6), jax.jit(jax.vmap(everything))(*stacked), each)
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (5, 3), (3, 3, 2, 4)], ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_distance_and_its_gradient_are_those_of_the_formula(shape, weighted):
+    """In float64; with a leaf that has no anchor, and one in bfloat16 whose difference is taken in float32."""
+    w, anchor, weight = (RNG.normal(size=shape).astype(np.float32) for _ in range(3))
+    half = jnp.asarray(w, jnp.bfloat16)
+    params = {"a": jnp.asarray(w), "half": half, "new": jnp.ones(2)}
+    anchors, weights = {"a": anchor, "half": anchor}, {"a": weight, "half": weight} if weighted else None
+    value, grads = jax.jit(jax.value_and_grad(lambda p: 3.0 * distance(p, anchors, weights)))(params)
+    factor = weight.astype(np.float64) if weighted else np.ones(shape)
+    away = [np.asarray(leaf, np.float64) - anchor.astype(np.float64) for leaf in (w, half.astype(jnp.float32))]
+    np.testing.assert_allclose(value, 1.5 * sum(np.sum(factor * each**2) for each in away), rtol=1e-5)
+    np.testing.assert_allclose(grads["a"], 3.0 * factor * away[0], rtol=1e-6)
+    np.testing.assert_allclose(grads["half"].astype(jnp.float32), 3.0 * factor * away[1], rtol=2**-8)
+    assert grads["half"].dtype == jnp.bfloat16
+    np.testing.assert_array_equal(grads["new"], 0.0)
 
 
 def test_names_become_classes():
