@@ -147,8 +147,9 @@ def nearest(context: str, answer: str, start: int) -> int:
     """Return where an answer begins that should be at ``start``: there, or at its nearest occurrence; -1: nowhere."""
     if answer and context.startswith(answer, start):
         return start
-    before, after = context.rfind(answer, 0, max(start, 0)), context.find(answer, max(start, 0))
-    places = [place for place in (before, after) if answer and place >= 0]
+    start = max(start, 0)
+    before = context.rfind(answer, 0, start + len(answer) - 1)  # one that begins before the place
+    places = [place for place in (before, context.find(answer, start)) if answer and place >= 0]
     return min(places, key=lambda place: abs(place - start), default=NOTHING)
 
 

@@ -178,14 +178,12 @@ def test_texts_that_cannot_be_used(tmp_path):
         source(path, tokenizer=write_word_list(tmp_path / "own"), vocab_size=12).load()
 
 
-def test_shakespeare_is_read_to_the_last_letter():
-    folder = real("tinyshakespeare")
-    settings = {"documents": Documents.files, "subwords": Subwords.bpe, "vocab_size": 512, "length": 256}
-    path = str(folder / "input.txt")
-    data = source(path, val_path=path, test_path=path, **settings).load()
-    x, y = data.target["test"]
-    read = np.append(x[0, 0, :1], y[y >= 0])
-    assert data.vocabulary.decode(read) == (folder / "input.txt").read_text().strip("\n")
+def test_shakespeare_is_read_to_the_last_letter(tmp_path):
+    play, small = real("tinyshakespeare") / "input.txt", written(tmp_path, some_texts(60))
+    settings = {"documents": Documents.files, "subwords": Subwords.bpe, "length": 256}
+    x, y = source(small, val_path=small, test_path=str(play), **settings).load().target["test"]
+    words = source(small, val_path=small, test_path=small, **settings).load().vocabulary
+    assert words.decode(np.append(x[0, 0, :1], y[y >= 0])) == play.read_text().strip("\n")
 
 
 def test_published_articles():
