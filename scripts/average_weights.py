@@ -250,6 +250,8 @@ def draw_members(ax: Any, table: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> 
 def main() -> None:
     """Read, average, measure, write."""
     arguments = read_arguments()
+    if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
+        raise UserError(f"--out is '{arguments.out}', which is no folder; allowed: a folder, made if missing")
     from src.engine.compiled import prepare_jax
 
     prepare_jax()

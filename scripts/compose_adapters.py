@@ -70,15 +70,20 @@ def number(text: str, key: str) -> float:
 def search(parts: Sequence[Part], grid: Sequence[float], head: int | None) -> pd.DataFrame:
     """Measure every combination of weights on the validation rows of the job whose head is taken."""
     from src.engine.compiled import prepare_jax
-    from src.objectives.supervised import OBJECTIVES
+    from src.objectives.kinds import OBJECTIVES
 
     if any(part.weight is not None for part in parts):
         raise UserError("--search chooses the weights; leave ':WEIGHT' out")
     jobs = [part.job for part in parts if part.job] if head is None else [parts[head].job]
     if not jobs or jobs[0] is None:
         raise UserError("--search needs the model and data of the job whose head is taken; give that job's folder")
+    source = build("data", jobs[0].config.data)
+    if source.is_sequence:
+        raise UserError(
+            "--search is for one target task, and the job learned a sequence; allowed: a job of recipe=transfer"
+        )
     prepare_jax()
-    model, data = build("model", jobs[0].config.model), build("data", jobs[0].config.data).load()
+    model, data = build("model", jobs[0].config.model), source.load()
     return search_weights(
         model=model,
         base=jobs[0].base,

@@ -16,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from src.choices import Kind
 from src.config import CONF, register_schema
 from src.errors import UserError, run_script
 from src.job import make_plan, stage_cache
@@ -44,6 +45,9 @@ def main() -> None:
             plan = make_plan(compose("config", overrides=arguments.overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(sentence(error)) from error
+
+    if plan.recipe.recipe is Kind.sequence:
+        raise UserError("recipe is 'sequence', and the range test is of one fine-tuning; allowed: transfer")
 
     from src.engine.compiled import prepare_jax
     from src.engine.lr_find import range_test, suggestions

@@ -137,6 +137,11 @@ def option_names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
+def option_name(option: Any) -> str:
+    """Return what a built option is called where each has a file of its own: like that file."""
+    return type(option).__module__.rpartition(".")[2]
+
+
 def build(group: str, node: DictConfig, key: str | None = None) -> Any:
     """Turn the node of a group into the frozen dataclass it describes, every value checked.
 

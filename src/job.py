@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig
 
 from src.choices import Kind
-from src.config import ROOMS, Knobs, Study, build, option_class, typed
+from src.config import ROOMS, Knobs, Study, build, option_class, option_names, typed
 from src.errors import UserError, did_you_mean, listed
 from src.results.study import check_report
 from src.sweeps.identity import resolved
@@ -49,9 +49,14 @@ def make_plan(cfg: DictConfig) -> Plan:
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
     check_report(cfg.report)
     kind = typed(Knobs, {"recipe": cfg.recipe}, "").recipe
-    if option_class("data", str(cfg.data.get("name"))).is_sequence != (kind is Kind.sequence):
-        given, fits = ("a sequence of tasks", "sequence") if kind is Kind.transfer else ("no sequence", "transfer")
-        raise UserError(f"data={cfg.data.name} is {given}, and recipe is '{kind.name}'; allowed with it: {fits}")
+    ordered = kind is Kind.sequence
+    if option_class("data", str(cfg.data.get("name"))).is_sequence != ordered:
+        given, fits = ("no sequence", "transfer") if ordered else ("a sequence of tasks", "sequence")
+        others = [name for name in option_names("data") if option_class("data", name).is_sequence == ordered]
+        raise UserError(
+            f"data={cfg.data.name} is {given}, and recipe is '{kind.name}'; "
+            f"allowed: recipe={fits}, or data={listed(others)}"
+        )
     groups = {name: build(name, cfg[name]) for name in ROOMS if name in Recipe.__dataclass_fields__}
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in Knobs.__dataclass_fields__}, "", **groups),

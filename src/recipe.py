@@ -30,9 +30,10 @@ from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, added_shapes, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, stage_key, stage_label
 from src.engine.trainer import Plain, Precision
+from src.errors import UserError
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
-from src.objectives.supervised import OBJECTIVES, Supervised
+from src.objectives.supervised import Supervised
 from src.retention.base import Keeping, Kept, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy
@@ -97,9 +98,9 @@ class Outcome:
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
     """Return the stage that learns the source task: everything moves."""
     return Stage(
-        model=recipe.model,
+        model=recipe.model.facing(data.source_kind),
         outputs=data.source_outputs,
-        objective=OBJECTIVES[data.kind],
+        objective=data.objective(data.source_kind),
         strategy=Full(),
         optimizer=recipe.pretrain.optimizer,
         schedule=recipe.pretrain.schedule,
@@ -120,7 +121,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     return Stage(
         model=recipe.model,
         outputs=data.outputs,
-        objective=OBJECTIVES[data.kind],
+        objective=data.objective(data.kind),
         strategy=recipe.strategy,
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -159,7 +160,7 @@ def pretrain(
     """
     started = time.perf_counter()
     stages = [pretraining_stage(recipe, data) for recipe in recipes]
-    first = initial_params(stages, data, lanes)
+    first = starting_params(stages, data, lanes)
     rows: list[list[Row]] = [[] for _ in stages]
 
     def watching(own: list[Row]) -> Watch:
@@ -174,6 +175,20 @@ def pretrain(
         Pretrained(end.params, own, found, end.diverged, end.last_finite_step, cost, each)
         for end, own, found in zip(fits, rows, metrics, strict=True)
     ]
+
+
+def starting_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes) -> list[Params]:
+    """Return what pre-training begins with: initial parameters, those of a checkpoint in their place."""
+    first = initial_params(stages, data, lanes)
+    files: Any = stages[0].model.pretrained(stages[0].outputs)
+    return [own | files for own in first]
+
+
+def from_checkpoint(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[Pretrained]:
+    """Return what a run starts from where a checkpoint is all there is of the source task."""
+    stages = [pretraining_stage(recipe, data) for recipe in recipes]
+    none = Cost(0.0, 0)
+    return [Pretrained(params, [], {}, False, 0, none, 0.0) for params in starting_params(stages, data, lanes)]
 
 
 def untrained(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[Pretrained]:
@@ -228,7 +243,8 @@ def finetune(
     """
     plan = phases(recipes, data, lanes)
     kept = keep_source(recipes, data, starts)
-    params = starts = with_new_heads(recipes, data, list(starts), lanes) if data.new_head else list(starts)
+    fresh = data.new_head and bool(data.source)  # without a source task, the checkpoint's reader saw to the head
+    params = starts = with_new_heads(recipes, data, list(starts), lanes) if fresh else list(starts)
     training = Training(watches, lanes)
     tasks, costs, ends = [], [], params
     for stages in plan:
@@ -264,12 +280,11 @@ def keep_source(recipes: Sequence[Recipe], data: Transfer, before: Sequence[Para
 
 def source_task(recipe: Recipe, data: Transfer, params: Params) -> Keeping:
     """Return what a retention method may look at when the source task has been learned."""
-    head = head_paths(recipe.model, params)
-    stage = finetuning_stage(recipe, data)
-    restarted = not head.isdisjoint(added_shapes(stage, params))
-    objective = OBJECTIVES[data.kind]
-    new = data.new_head or restarted
-    return Keeping(recipe.model, data.source_outputs, objective, params, head, new, data.source["train"], recipe.seed)
+    source = pretraining_stage(recipe, data)
+    head = head_paths(source.model, params)
+    restarted = not head.isdisjoint(added_shapes(finetuning_stage(recipe, data), params))
+    new, rows = data.new_head or restarted, data.source.get("train")
+    return Keeping(source.model, source.outputs, source.objective, params, head, new, rows, recipe.seed)
 
 
 def after_on_source(
@@ -283,16 +298,14 @@ def after_on_source(
     names = {"test": "source_after", "val": "source_val_after"}
     parts = {names[part]: data.source[part] for part in names if part in data.source}
     isolated = recipes[0].retention.isolates
-    stages = [
-        pretraining_stage(recipe, data)
-        if isolated
-        else replace(stage, outputs=data.source_outputs, objective=OBJECTIVES[data.kind])
-        for recipe, stage in zip(recipes, fine.stages, strict=True)
-    ]
-    whole = []
-    for recipe, own, end in zip(recipes, before, fine.fits, strict=True):
-        head = {path: own[path] for path in head_paths(recipe.model, own)} if data.new_head or isolated else {}
-        kept = {path: leaf for path, leaf in end.params.items() if not isolated or path in own}
+    stages, whole = [], []
+    for recipe, stage, own, end in zip(recipes, fine.stages, before, fine.fits, strict=True):
+        source = pretraining_stage(recipe, data)
+        tuned = replace(stage, model=source.model, outputs=source.outputs, objective=source.objective)
+        stages.append(source if isolated else tuned)
+        head = {path: own[path] for path in head_paths(source.model, own)} if data.new_head or isolated else {}
+        beside = () if isolated else stage.strategy.injected
+        kept = {p: leaf for p, leaf in end.params.items() if p in own or p.rpartition("/")[2] in beside}
         whole.append(kept | head)
     return measure(stages, whole, parts, lanes)
 
@@ -347,21 +360,28 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     Raises:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
-    return movement_of([stage for (stage,) in phases([recipe], data)], data.features)
+    if not data.source and recipe.strategy.pretrained and recipe.model.checkpoint_fingerprint() is None:
+        raise UserError(
+            "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
+            "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
+        )
+    return movement_of([stage for (stage,) in phases([recipe], data)], data.features, bool(data.source))
 
 
-def movement_of(plan: Sequence[Stage], features: tuple[int, ...]) -> Movement:
+def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bool = True) -> Movement:
     """Return what moves in stages that follow one another, checked against what is to be retained.
 
     Args:
         plan: a stage a phase, of one run.
         features: the shape of a row of inputs.
+        has_source: whether there are rows of the source task, not only a checkpoint.
     """
     shapes = jax.eval_shape(lambda: initial(plan[0], features, 0))
     whole = with_added(plan[0], shapes)
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
     movement = Movement(tuple(placement(stage, whole) for stage in plan), tuple(stage.steps for stage in plan), sizes)
-    plan[0].retention.check(movement.moving, plan[0].strategy.injected, head_paths(plan[0].model, shapes))
+    strategy, head = plan[0].strategy, head_paths(plan[0].model, shapes)
+    plan[0].retention.check(movement.moving, strategy.injected, head, has_source, strategy.pretrained)
     return movement
 
 
@@ -382,9 +402,13 @@ def pretrain_once(
     """
     if not recipes[0].strategy.pretrained:
         return untrained(recipes, data, lanes)
+    if not data.source:
+        return from_checkpoint(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
     extra = {"platform": jax.devices()[0].device_kind, "recipe": PRETRAINING_VERSION}
+    if (checkpoint := recipes[0].model.checkpoint_fingerprint()) is not None:
+        extra["checkpoint"] = checkpoint
     keys = [stage_key(pretraining_stage(recipe, data), data.source_fingerprint, extra) for recipe in recipes]
     found = {key: as_pretrained(entry) for key in keys if (entry := cache.get(key))}
     if lanes is Lanes.one and found:

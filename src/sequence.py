@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from src.config import option_name
 from src.data.base import TaskSequence
 from src.engine.compiled import Cost
 from src.engine.lanes import Lanes
@@ -22,7 +23,7 @@ from src.engine.loop import Row, Training, update_cost
 from src.engine.stage import Split, Stage
 from src.errors import UserError
 from src.models.base import Params, head_paths
-from src.objectives.supervised import OBJECTIVES
+from src.objectives.kinds import OBJECTIVES
 from src.recipe import Movement, Recipe, initial_params, measure, movement_of
 from src.results import continual
 from src.retention.base import Keeping, Kept
@@ -86,17 +87,25 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> Movement:
     Raises:
         UserError: a strategy, a retention method or a trainer that does not fit a sequence.
     """
-    name = type(recipe.strategy).__name__
-    tables = recipe.strategy.tables(recipe.model.groups())
-    if len(tables) > 1:
-        raise UserError(f"recipe=sequence takes strategies of one phase, and strategy {name} has {len(tables)}")
+    strategy, retention = option_name(recipe.strategy), option_name(recipe.retention)
+    phases = len(recipe.strategy.tables(recipe.model.groups()))
+    if phases > 1:
+        raise UserError(f"strategy={strategy} has {phases} phases; allowed with recipe=sequence: one, as full has")
+    if not recipe.strategy.pretrained:
+        raise UserError(
+            f"strategy={strategy} starts anew, and a task of recipe=sequence starts where the one before ended; "
+            "allowed: strategies that start from what was learned, as full does"
+        )
     if recipe.strategy.injected and not recipe.retention.isolates:
         raise UserError(
-            f"recipe=sequence: strategy {name} adds parameters to the network, which each task needs for itself; "
-            "allowed: with retention=isolate"
+            f"strategy={strategy} adds parameters to the network, which each task of recipe=sequence needs for itself; "
+            f"allowed with it: retention=isolate, not {retention}"
         )
     if recipe.retention.rehearses and not data.shared_head:
-        raise UserError("retention that rehearses old tasks needs one head for all; allowed here: data.heads=one")
+        raise UserError(
+            f"retention={retention} learns old tasks again beside the new one, which needs one head for all; "
+            "allowed with it: tasks of one head, such as data.heads=one"
+        )
     if not all("val" in task for task in data.tasks):
         raise UserError("data.val_fraction is 0, which leaves nothing to choose by; allowed: more than 0 and below 1")
     for name, rows in data.rows().items():

@@ -33,6 +33,8 @@ def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in nested}
     assert set(values) == set(fields)
     for key, value in values.items():
+        if str(value).startswith("${"):  # taken from elsewhere, which has its own default
+            continue
         default = fields[key].default
         if value == "???":
             assert default is dataclasses.MISSING

@@ -16,6 +16,8 @@ from jaxtyping import Float, Int, Shaped
 from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
 from src.engine.stage import Split
 from src.errors import UserError, listed
+from src.objectives.kinds import OBJECTIVES
+from src.objectives.supervised import Objective
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Transfer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source_kind", self.source_kind or self.kind)
+
+    def objective(self, kind: str) -> Objective:
+        """Return what is minimised in a task of a kind: of :attr:`kind`, or of :attr:`source_kind`."""
+        return OBJECTIVES[kind]
 
     @property
     def features(self) -> tuple[int, ...]:

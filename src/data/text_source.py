@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import ClassVar, NamedTuple
 
@@ -37,6 +37,8 @@ from src.data.packing import (
 from src.data.tokenization import Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 from src.engine.stage import Split
 from src.errors import UserError, did_you_mean, listed
+from src.objectives.supervised import Objective
+from src.objectives.text import Masked
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +62,13 @@ class TextTransfer(Transfer):
     labels: tuple[str, ...] = ()  # the name of each class, by its number
     scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation of a regression's targets before they were scaled
     questions: Mapping[str, object] = field(default_factory=dict)  # of spans, by part: what src/data/squad.py keeps
+
+    def objective(self, kind: str) -> Objective:
+        """Return what is minimised; of masked words, with this vocabulary's numbers."""
+        found = super().objective(kind)
+        if isinstance(found, Masked) and self.vocabulary is not None:
+            return replace(found, mask_id=self.vocabulary.mask, words=self.vocabulary.size)
+        return found
 
 
 @dataclass(frozen=True)

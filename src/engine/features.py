@@ -49,10 +49,16 @@ def resting_groups(stage: Stage, params: Mapping[str, Any]) -> int:
     return len(groups) - 1
 
 
+def below(stage: Stage, params: Params) -> Params:
+    """Return the parameters of the groups under ``stage.bottom``."""
+    expressions = [expression for _, expression in stage.model.groups()[: stage.bottom]]
+    return {path: leaf for path, leaf in params.items() if any(re.fullmatch(e, path) for e in expressions)}
+
+
 def above(stage: Stage, params: Params) -> Params:
-    """Return the parameters of the groups from ``stage.bottom`` on."""
-    below = [expression for _, expression in stage.model.groups()[: stage.bottom]]
-    return {path: leaf for path, leaf in params.items() if not any(re.fullmatch(e, path) for e in below)}
+    """Return the parameters of the groups from ``stage.bottom`` on, and those under it that the head uses too."""
+    cut, shared = below(stage, params), stage.model.shared()
+    return {path: leaf for path, leaf in params.items() if path not in cut or re.fullmatch(shared, path)}
 
 
 def fits(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -> bool:
@@ -108,17 +114,17 @@ def keep_features(stages: Sequence[Stage], params: Sequence[Params], splits: Map
     if not fits(above_it[0], params[0], splits):
         return Task(list(stages), list(params), dict(splits), own_rows=False)
     own = {id(p): above(above_it[0], p) for p in params}
-    below = {id(p): {path: leaf for path, leaf in p.items() if path not in own[id(p)]} for p in params}
+    under = {id(p): below(above_it[0], p) for p in params}
     if len(own) == 1:
         run = programs(static_part(above_it[0])).features
         hyper = traced(above_it[0])
         kept = {
-            name: Split(joined([run(hyper, below[id(params[0])], x)[:count] for x, count in chunks(part.x)], 0), part.y)
+            name: Split(joined([run(hyper, under[id(params[0])], x)[:count] for x, count in chunks(part.x)], 0), part.y)
             for name, part in splits.items()
         }
     else:
         run = programs(static_part(above_it[0]), lanes).features
-        hyper, together = stacked([traced(s) for s in above_it]), stacked([below[id(p)] for p in params])
+        hyper, together = stacked([traced(s) for s in above_it]), stacked([under[id(p)] for p in params])
         places = len(next(iter(together.values())))
 
         def of_lanes(part: Split) -> Split:

@@ -78,7 +78,14 @@ class Losses(NamedTuple):
 
 
 # Streams of a seed: what keeps its uses apart. Initial parameters come from the seed itself.
-ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM = 0x0DA7A, 0xD40, 0xADDED, 0x4EA7
+ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM, CORRUPTION_STREAM = (
+    0x0DA7A,
+    0xD40,
+    0xADDED,
+    0x4EA7,
+    0xC0440,
+)
+EVALUATION_KEY = 0xE7A1  # of what an objective draws in an evaluation: the same each time, whatever the seed
 
 
 def initial(stage: Stage, features: tuple[int, ...], stream: int) -> Params:
@@ -233,6 +240,7 @@ class Keys(NamedTuple):
 
     dropout: Any = None
     rehearsal: Any = None
+    corruption: Any = None
 
 
 def gradients(
@@ -245,8 +253,9 @@ def gradients(
 
     def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Params]:
         rest = {**frozen, **statistics}
-        outputs, seen = forward(stage, params, rest, part.x, Forward(moving=moving, key=keys.dropout))
-        loss = stage.objective.loss(outputs, part.y, stage.trainer.label_smoothing)
+        x, y = stage.objective.corrupt(keys.corruption, *part) if stage.objective.corrupts else part
+        outputs, seen = forward(stage, params, rest, x, Forward(moving=moving, key=keys.dropout))
+        loss = stage.objective.loss(outputs, y, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
         if stage.retention.rehearses:
@@ -289,6 +298,7 @@ def keys_of(stage: Stage, number: Any) -> Keys:
     return Keys(
         key(DROPOUT_STREAM) if stochastic(stage) else None,
         key(REHEARSAL_STREAM) if stage.retention.rehearses else None,
+        key(CORRUPTION_STREAM) if stage.objective.corrupts else None,
     )
 
 
@@ -396,13 +406,28 @@ def evaluate(
         splits: by name.
         full: everything that is reported of an end, not only what is logged on the way.
     """
-    found = {}
+    found, objective = {}, stage.objective
     for name, data in splits.items():
-        outputs, _ = forward(stage, moving, frozen, data.x, Forward())
-        objective = stage.objective
-        for metric, value in (objective.report if full else objective.metrics)(outputs, data.y).items():
+        x, y = objective.corrupt(jax.random.PRNGKey(EVALUATION_KEY), *data) if objective.corrupts else data
+        outputs = in_chunks(stage, moving, frozen, Split(x, y))
+        for metric, value in (objective.report if full else objective.metrics)(outputs, y).items():
             found[f"{name}_{metric}"] = value
     return found
+
+
+def in_chunks(stage: Stage, moving: Params, frozen: Params, data: Split) -> Array:
+    """Return what the objective needs of all rows' outputs, computed for as many at once as the model allows."""
+
+    def digested(part: Split) -> Array:
+        return stage.objective.digest(forward(stage, moving, frozen, part.x, Forward())[0], part.y)
+
+    size = stage.model.rows_at_once(data.x.shape[1:])
+    if size is None or size >= len(data.x):
+        return digested(data)
+    chunks = -(-len(data.x) // size)
+    places = jnp.arange(chunks * size) % len(data.x)  # the last chunk is filled up with the first rows
+    whole = jax.lax.map(digested, jax.tree.map(lambda rows: rows[places].reshape(chunks, size, *rows.shape[1:]), data))
+    return whole.reshape(chunks * size, *whole.shape[2:])[: len(data.x)]
 
 
 class Best(NamedTuple):

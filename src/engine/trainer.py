@@ -12,6 +12,9 @@ Precision = Enum("Precision", ["float32", "bfloat16"])
 Keep = Enum("Keep", ["last", "best"])
 
 
+SMOOTHED = ("classification", "labels")  # kinds of tasks whose labels can be smoothed
+
+
 @dataclass(frozen=True)
 class Plain:
     """``trainer=plain``. What is ``null`` or at its default costs nothing.
@@ -46,7 +49,7 @@ class Plain:
         """Refuse what does not fit the task.
 
         Args:
-            kind: ``"regression"`` or ``"classification"``.
+            kind: of the task: ``"regression"``, ``"classification"`` ...
             batch: rows of an update.
         """
         if batch % self.accumulate:
@@ -54,7 +57,8 @@ class Plain:
                 f"trainer.accumulate is {self.accumulate}, which does not divide a batch of {batch} rows; "
                 f"allowed: a divisor of {batch}"
             )
-        if self.label_smoothing is not None and kind != "classification":
+        if self.label_smoothing is not None and kind not in SMOOTHED:
             raise UserError(
-                f"trainer.label_smoothing is {self.label_smoothing:g} on a {kind}; allowed: null, there are no classes"
+                f"trainer.label_smoothing is {self.label_smoothing:g} on a task of kind {kind}; "
+                "allowed: null, there are no classes"
             )

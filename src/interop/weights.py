@@ -21,8 +21,8 @@ import pandas as pd
 from jaxtyping import Array, ArrayLike, Float
 from omegaconf import DictConfig, OmegaConf
 
-from src.choices import CacheMode
-from src.config import ROOMS, Knobs, Study, bind, static_part
+from src.choices import CacheMode, Kind
+from src.config import ROOMS, Knobs, Study, bind, option_name, static_part
 from src.data.base import Source, Transfer
 from src.engine.loop import number
 from src.engine.stage import Split, Stage, evaluate, forward, traced
@@ -374,6 +374,14 @@ def find_job(folder: Path) -> Finished:
     if not isinstance(config, DictConfig) or missing:
         raise UserError(f"'{path}' is of another version: it has no {listed(missing)}")
     plan = make_plan(config)
+    if plan.recipe.recipe is Kind.sequence:
+        raise UserError(f"'{folder}' learned a sequence of tasks; allowed: a job of recipe=transfer")
+    injected = set(plan.recipe.strategy.injected)
+    if injected & set(LEAVES) and not injected <= set(LEAVES):  # merged_params would refuse, after the loading
+        raise UserError(
+            f"'{folder}' has strategy={option_name(plan.recipe.strategy)}, whose change of the kernels is more than a "
+            "sum of low-rank deltas; allowed: strategies that add such a sum, as lora does, or leave kernels whole"
+        )
     if not plan.recipe.strategy.pretrained:
         raise UserError(f"'{folder}' started from no pre-training; allowed: a job that was fine-tuned")
     data = _loaded(plan.source)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,8 @@ def is_statistic(path: str) -> bool:
 class Model:
     """Base of every model: a file says how to make its module and what its groups are."""
 
+    input_dtype: ClassVar[Any] = jnp.float32  # of what the module takes: whole numbers for tokens
+
     def module(self, outputs: int) -> nn.Module:
         """Return the linen module with ``outputs`` output units.
 
@@ -71,10 +73,38 @@ class Model:
         """
         raise TypeError(f"{type(self).__name__} does not say where adapters may stand")
 
+    def shared(self) -> str:
+        """Return a regular expression for the leaves of lower groups that the head uses too: a tied embedding.
+
+        They stay at hand where what lies below the head is cut off. The default matches nothing.
+        """
+        return "(?!)"
+
+    def pretrained(self, outputs: int | None = None) -> Params:
+        """Return parameters, by path, that take the place of the initial ones: a checkpoint's. None by default.
+
+        Args:
+            outputs: of the head that is wanted, which is among them if the checkpoint has the same; ``None``: only a
+                head whose size does not depend on it.
+        """
+        return {}
+
+    def checkpoint_fingerprint(self) -> str | None:
+        """Return what tells the content of the checkpoint's files from any other's; ``None``: there is no checkpoint."""
+        return None
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """Return how many rows of these features are evaluated side by side; ``None``: all there are."""
+        return None
+
+    def facing(self, kind: str) -> Model:
+        """Return the model with the head that a kind of task needs, where that is not the configured one's."""
+        return self
+
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
         """Return initial parameters for inputs of shape ``(N, *features)``; only the shape matters."""
         with nn.intercept_methods(partial(_intercept, PLAIN, {})):
-            variables = self.module(outputs).init(key, jnp.zeros((1, *features)))
+            variables = self.module(outputs).init(key, jnp.zeros((1, *features), self.input_dtype))
         flat: dict[str, Any] = {}
         for part in variables.values():
             flat |= flatten_dict(part, sep="/")
@@ -137,6 +167,9 @@ def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
-    """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for."""
+    """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for.
+
+    So is what the source's network had no use for, such as a pooler below the head.
+    """
     head = head_paths(model, fresh)
-    return {path: fresh[path] if path in head else params[path] for path in fresh}
+    return {path: fresh[path] if path in head else params.get(path, fresh[path]) for path in fresh}

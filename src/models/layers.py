@@ -50,6 +50,14 @@ def hashed_bits(seeds: Array, shape: tuple[int, ...]) -> Array:
     return (h ^ (h >> 15)).reshape(shape)
 
 
+def gelu(x: Array) -> Array:
+    """Return ``x Phi(x)``, Phi of the standard normal distribution (Hendrycks and Gimpel, arXiv 1606.08415).
+
+    With ``erf``: ``jax.nn.gelu`` takes ``erfc``, which has a branch more.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
 def convolve(
     x: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C D"], *_: Any, **__: Any
 ) -> Float[Array, "N H W D"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,16 @@ class Objective:
         """Return :meth:`metrics` and what costs more: read once, of a split at the end of a stage."""
         return self.metrics(outputs, targets)
 
+    corrupts: ClassVar[bool] = False  # whether :meth:`corrupt` changes anything
+
+    def corrupt(self, key: Array, x: Array, targets: Array) -> tuple[Array, Array]:
+        """Return what the network sees of a batch and what it has to say, where that is drawn anew in each update."""
+        return x, targets
+
+    def digest(self, outputs: Array, targets: Array) -> Array:
+        """Return what :meth:`metrics` and :meth:`report` need of some rows' outputs; by default the outputs."""
+        return outputs
+
 
 @dataclass(frozen=True)
 class Regression(Objective):
@@ -64,12 +74,18 @@ class Regression(Objective):
 
         There are no labels to smooth: ``smoothing`` is ignored here, a recipe that asks for it is refused before.
         """
-        return jnp.mean(jnp.square(_at_least_float32(outputs).squeeze(-1) - targets))
+        return jnp.mean(jnp.square(at_least_float32(outputs).squeeze(-1) - targets))
 
     def metrics(self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"]) -> dict[str, Float[Array, ""]]:
         """Return the loss and R squared (1 - MSE / variance of the targets; 0 for predicting their mean)."""
         loss = self.loss(outputs, targets)
         return {"loss": loss, "r2": 1.0 - loss / jnp.maximum(jnp.var(targets), 1e-12)}
+
+    def report(self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"]) -> dict[str, Float[Array, ""]]:
+        """Return the metrics and Pearson's correlation; 0 where one of the two is constant."""
+        said, true = (values - values.mean() for values in (at_least_float32(outputs).squeeze(-1), targets))
+        spread = jnp.sqrt(jnp.sum(said**2) * jnp.sum(true**2))
+        return self.metrics(outputs, targets) | {"pearson": jnp.sum(said * true) / jnp.maximum(spread, 1e-12)}
 
 
 @dataclass(frozen=True)
@@ -82,7 +98,7 @@ class Classification(Objective):
         With label smoothing ``s`` (Szegedy et al. 2016, arXiv 1512.00567, section 7) the label's distribution over the
         ``K`` classes is ``(1 - s) * onehot + s / K``.
         """
-        outputs = _at_least_float32(outputs)
+        outputs = at_least_float32(outputs)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
         if smoothing is not None:
             uniform = -jnp.mean(jax.nn.log_softmax(outputs), axis=-1)
@@ -102,7 +118,7 @@ class Classification(Objective):
         highest probability above 0.9.
         """
         found = self.metrics(outputs, targets)
-        probabilities = jax.nn.softmax(_at_least_float32(outputs))
+        probabilities = jax.nn.softmax(at_least_float32(outputs))
         happened = jax.nn.one_hot(targets, outputs.shape[-1], dtype=probabilities.dtype)
         confidence = jnp.max(probabilities, axis=-1)
         hits = jnp.argmax(outputs, axis=-1) == targets
@@ -112,29 +128,56 @@ class Classification(Objective):
             "confidence": jnp.mean(confidence),
             "ece": calibration_error(confidence, hits),
             "confident_wrong": jnp.mean(((confidence > 0.9) & ~hits).astype(jnp.float32)),
+            **of_confusion(confusion(outputs, targets)),
         }
 
 
-def calibration_error(confidence: Float[Array, " N"], hits: Bool[Array, " N"], bins: int = 15) -> Float[Array, ""]:
-    """Return the expected calibration error, inside a compiled program.
+def confusion(outputs: Float[Array, "*n K"], targets: Int[Array, "*n"]) -> Float[Array, "K K"]:
+    """Return how often each class (axis 0) was taken for each (axis 1); targets of -1 do not count."""
+    said = jax.nn.one_hot(jnp.argmax(outputs, axis=-1), outputs.shape[-1]).reshape(-1, outputs.shape[-1])
+    true = jax.nn.one_hot(targets, outputs.shape[-1]).reshape(-1, outputs.shape[-1])
+    return jnp.matmul(true.T, said, precision=jax.lax.Precision.HIGHEST)
+
+
+def of_confusion(counts: Float[Array, "K K"]) -> dict[str, Float[Array, ""]]:
+    """Return ``macro_f1`` and ``matthews``, in which rare classes count as much as frequent ones.
+
+    The F1 of a class that neither occurs nor is ever said counts as 0, as scikit-learn has it. Matthews' correlation
+    for several classes is Gorodkin's (2004, doi 10.1016/j.compbiolchem.2004.09.006, eq. 8), 0 where it is not defined.
+    """
+    right, true, said = jnp.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
+    shares = jnp.stack([true, said]) / jnp.maximum(counts.sum(), 1.0)  # counts' squares would not fit into float32
+    agreement = right.sum() / jnp.maximum(counts.sum(), 1.0) - jnp.sum(shares[0] * shares[1])
+    spread = (1.0 - jnp.sum(jnp.square(shares), axis=1)).prod()
+    return {
+        "macro_f1": jnp.mean(2.0 * right / jnp.maximum(true + said, 1.0)),
+        "matthews": jnp.where(spread > 0, agreement / jnp.sqrt(jnp.where(spread > 0, spread, 1.0)), 0.0),
+    }
+
+
+def calibration_error(
+    confidence: Float[Array, "*n"], hits: Bool[Array, "*n"], bins: int = 15, chosen: Bool[Array, "*n"] | None = None
+) -> Float[Array, ""]:
+    """Return the expected calibration error, inside a compiled program, of the chosen predictions (None: of all).
 
     ``src/results/calibration.py`` has the definition, and the same numbers on the host: bins are ``(lo, hi]``, a
     confidence of 0 falls into the first.
     """
     inner = jnp.asarray(np.arange(1, bins) / bins, confidence.dtype)
-    place = jnp.sum(confidence[:, None] > inner[None, :], axis=-1)
     gaps = hits.astype(confidence.dtype) - confidence
+    count: Any = confidence.size
+    if chosen is not None:
+        gaps, count = jnp.where(chosen, gaps, 0.0), jnp.maximum(chosen.sum(), 1)
+    confidence, gaps = confidence.reshape(-1), gaps.reshape(-1)
+    place = jnp.sum(confidence[:, None] > inner[None, :], axis=-1)
     # A sum under a mask, since scattered additions have no fixed order on a GPU.
     each = jnp.sum(jnp.where(place[:, None] == jnp.arange(bins)[None, :], gaps[:, None], 0.0), axis=0)
-    return jnp.sum(jnp.abs(each)) / confidence.shape[0]
+    return jnp.sum(jnp.abs(each)) / count
 
 
-def _at_least_float32(outputs: Float[Array, "N K"]) -> Float[Array, "N K"]:
+def at_least_float32(outputs: Float[Array, "N K"]) -> Float[Array, "N K"]:
     """Return the outputs of a bfloat16 pass in float32; others as they are."""
     return outputs.astype(jnp.promote_types(outputs.dtype, jnp.float32))
-
-
-OBJECTIVES: dict[str, Objective] = {"regression": Regression(), "classification": Classification()}
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from src.errors import UserError, did_you_mean, listed
 from src.results.export import varies
 from src.results.statistics import Interval, mean_interval, paired_difference
 
-LOWER = {"loss", "mse", "rmse", "mae", "nll", "error", "perplexity", "ppl", "bpd"}
-HIGHER = {"accuracy", "acc", "r2", "f1", "auc", "auroc", "precision", "recall", "bleu", "rouge"}
+LOWER = {"loss", "mse", "rmse", "mae", "nll", "error", "perplexity", "ppl", "bpd", "forgetting"}
+HIGHER = {"accuracy", "acc", "r2", "f1", "auc", "auroc", "precision", "recall", "bleu", "rouge", "transfer"}
 
 LOST = ("diverged", "failed", "unfinished")
 
@@ -199,13 +199,16 @@ def label_arms(table: pd.DataFrame, arms: Sequence[str]) -> pd.Series:
 
 
 def show(value: Any) -> str:
-    """Write a configuration's value shortly."""
+    """Write a configuration's value shortly; a setting that a job does not have is a dash."""
+    if value != value:  # NaN, as tables have it
+        return "-"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def show_choice(chosen: Mapping[str, Any]) -> str:
-    """Write tuned values: ``lr_fine=0.01``."""
-    return ", ".join(f"{name}={show(value)}" for name, value in chosen.items()) or "its only point"
+    """Write tuned values, ``lr_fine=0.01``, without settings that the arm does not have."""
+    known = {name: value for name, value in chosen.items() if not pd.isna(value)}
+    return ", ".join(f"{name}={show(value)}" for name, value in known.items()) or "its only point"
 
 
 def one_job_each(table: pd.DataFrame, question: Question) -> pd.DataFrame:

@@ -46,8 +46,8 @@ HOW = (
 def choose(table: pd.DataFrame, *columns: str) -> Analysis:
     """Tune every combination of the columns' values on validation.
 
-    Everything else that varies is tuned, apart from the seed, by the mean ``val_loss`` over seeds. What is reported is
-    ``test_accuracy``, or ``test_loss`` where the jobs have none.
+    Everything else that varies within an arm is tuned, apart from the seed, by the mean ``val_loss`` over seeds. What
+    is reported is ``test_accuracy``, or ``test_loss`` where the jobs have none.
 
     Raises:
         UserError: a column is missing, or the jobs differ in their data in a way that is not compared.
@@ -58,7 +58,10 @@ def choose(table: pd.DataFrame, *columns: str) -> Analysis:
     kept = table[table[list(columns)].notna().all(axis=1)]
     if kept.empty:
         raise UserError(f"no job of this sweep has {' and '.join(columns)}, which the report compares")
-    tuned = [name for name in default_arms(kept, columns, SEED) if name not in columns and varies(kept[name])]
+    groups = kept.groupby(list(columns))
+    open_to_choice = [name for name in default_arms(kept, columns, SEED) if name not in columns and varies(kept[name])]
+    # What only tells the arms apart (a setting that one strategy has and another has not) is nobody's choice.
+    tuned = [name for name in open_to_choice if groups[name].nunique(dropna=False).max() > 1]
     for name in tuned:
         if name.split(".")[0] in NO_CHOICE:
             raise UserError(f"the jobs of this sweep differ in '{name}' too, which no validation can choose")

@@ -134,7 +134,7 @@ def with_kinds(table: pd.DataFrame) -> pd.DataFrame:
     """Give every column one kind, and counts whole numbers although some jobs have none."""
     table = uniform_columns(table)
     counts = [name for name in COUNTS if name in table]
-    return table.astype(dict.fromkeys(counts, "Int64"))
+    return table.astype(dict.fromkeys(counts, "Int64")).copy()  # in few pieces again: pandas warns of many
 
 
 def history_table(jobs: Iterable[Job]) -> pd.DataFrame:

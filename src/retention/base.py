@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from src.config import option_class, option_names, static_part
+from src.config import option_class, option_name, option_names, static_part
 from src.errors import UserError, listed
 from src.models.base import Model, Params, is_statistic
 from src.objectives.supervised import Objective
@@ -85,6 +85,7 @@ class Retention:
         injected: Collection[str] = (),
         head: Collection[str] = (),
         has_source: bool = True,
+        pretrained: bool = True,
     ) -> None:
         """Refuse what cannot be kept, before anything is trained.
 
@@ -93,10 +94,16 @@ class Retention:
             injected: last names (``lora_a``) of the leaves that the strategy adds.
             head: paths of the head.
             has_source: whether there are rows of the source task, not only a checkpoint.
+            pretrained: whether the strategy starts from what was learned of the source task.
 
         Raises:
             UserError: the method and what it is to be used with do not go together.
         """
+        if self.keeps and not pretrained:
+            raise UserError(
+                f"retention.name is '{option_name(self)}', and the strategy starts without pre-training, which leaves "
+                "nothing to keep; allowed with it: none"
+            )
         if self.needs_source and not has_source:
             raise no_source(self)
 
@@ -152,11 +159,10 @@ class Retention:
 
 def no_source(method: Retention) -> UserError:
     """Return what is said where a method needs rows of the source task and there are none."""
-    name = type(method).__module__.rpartition(".")[2]  # an option is called like its file
     others = [name for name in option_names("retention") if not option_class("retention", name).needs_source]
     return UserError(
-        f"retention.name is '{name}', which needs rows of the source task, and there is a checkpoint only; "
-        f"allowed without them: {listed(others)}"
+        f"retention.name is '{option_name(method)}', which needs rows of the source task, and there is a checkpoint "
+        f"only; allowed without them: {listed(others)}"
     )
 
 

@@ -29,9 +29,10 @@ class Isolate(Retention):
         injected: Collection[str] = (),
         head: Collection[str] = (),
         has_source: bool = True,
+        pretrained: bool = True,
     ) -> None:
         """Refuse a strategy that moves a parameter, or a batch statistic, of the pre-trained network."""
-        shared = [path for path in moving if path.rpartition("/")[2] not in injected and path not in head]
+        shared = sorted(path for path in moving if path.rpartition("/")[2] not in injected and path not in head)
         if shared:
             suitable = [name for name in ISOLATING if name in option_names("strategy")]
             raise UserError(

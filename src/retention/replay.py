@@ -27,7 +27,7 @@ class Replay(Retention):
     """Experience replay from a reservoir (Chaudhry et al., arXiv 1902.10486).
 
     ``fraction`` of the source's rows are kept, or ``count`` of them where that is given; as they are, before any
-    augmentation. Each update adds ``weight`` times the source's loss on ``batch`` of them (null: as many as the batch
+    augmentation. Each update adds ``strength`` times the source's loss on ``batch`` of them (null: as many as the batch
     has new ones), drawn independently; where no more are kept than that, on all of them.
     """
 
@@ -36,7 +36,7 @@ class Replay(Retention):
 
     fraction: float = knob(0.1, RATIO)
     count: int | None = knob(None, COUNT)
-    weight: float = knob(1.0, NON_NEGATIVE, traced=True)
+    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
     batch: int | None = knob(None, COUNT)
 
     def keep(self, task: Keeping) -> Kept:
@@ -44,7 +44,7 @@ class Replay(Retention):
         x, y = source_rows(self, task)
         size = max(1, math.floor(self.fraction * len(x) + 0.5)) if self.count is None else self.count
         if size > len(x):
-            _say(size, len(x))
+            _say(size)
         chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
         return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
 
@@ -62,13 +62,13 @@ class Replay(Retention):
         if wanted < rows:
             drawn = jax.random.randint(key, (wanted,), 0, rows)
             old_x, old_y = old_x[drawn], old_y[drawn]
-        return self.weight * kept["task"].objective.loss(outputs_of(old_x), old_y)
+        return self.strength * kept["task"].objective.loss(outputs_of(old_x), old_y)
 
 
 @functools.cache
-def _say(size: int, rows: int) -> None:
-    """Once, however many runs of a sweep it holds for."""
-    log.warning("retention.count is %d and the source task has %d rows: all of them are kept", size, rows)
+def _say(size: int) -> None:
+    """Once, however many runs of a sweep, or tasks of a sequence, it holds for."""
+    log.warning("retention.count is %d and the task to be kept has fewer rows: all of them are kept", size)
 
 
 def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ def _grow(tree: Tree, node: Any) -> None:
             branch = tree.add(f"[bold]{key}[/]" + (f" = [cyan]{name}[/]" if name else ""))
             _grow(branch, {k: v for k, v in value.items() if k != "name"})
         else:
-            text = "null" if value is None else str(value)
+            text = "null" if value is None else value.name if isinstance(value, Enum) else str(value)
             tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
 
 
@@ -76,8 +77,8 @@ def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Se
     if overrides is not None:
         say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
         return
-    if "accuracy_matrix" in outcome.facts():
-        console().print(_matrix_table(outcome.facts()["accuracy_matrix"]))
+    if matrix := outcome.facts().get("accuracy_matrix"):  # empty where the first task diverged
+        console().print(_matrix_table(matrix))
     if outcome.metrics:
         console().print(_result_table(outcome.metrics))
     else:
@@ -92,7 +93,7 @@ def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Se
 
 def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
     """Return the accuracy matrix of a sequence: a row a task that was learned, a column a task it was tested on."""
-    columns = [f"on {j + 1}" for j in range(len(matrix[0]) if matrix else 0)]
+    columns = [f"on {j + 1}" for j in range(len(matrix[0]))]
     table = Table("after task", *columns, title="test accuracy", title_justify="left")
     for i, row in enumerate(matrix):
         cells = (f"{value:.3f}" if j <= i else f"[dim]{value:.3f}[/]" for j, value in enumerate(row))

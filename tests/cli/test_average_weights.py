@@ -238,3 +238,92 @@ def test_a_sweep_leaves_out_what_cannot_be_used(jobs, tmp_path, main):
     assert said[0] == "3 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
     assert said[1] == f"cannot be used: '{gone}' is unfinished; allowed: a completed job"
     assert len(pd.read_csv(folder / "soup" / "soup.csv")) == 4
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory):
+    """Fine-tunings by LoRA with a new label space, of which one diverged; by rate."""
+    folder = tmp_path_factory.mktemp("adapted")
+    small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={folder / 'cache'}", "model.widths=[12]"]
+    rates = ("strategy=lora", "strategy.rank=2", "lr_fine=0.02,0.05,1e38")
+    done = sweep(folder / "sweep", "experiment=digits", "progress=false", "optimizer=sgd", *small, *rates)
+    assert done.returncode == 0, done.stderr
+    return {summary(path.parent)["config"]["lr_fine"]: path.parent for path in folder.glob("sweep/*/summary.json")}
+
+
+def merged(folder):
+    """A LoRA job's weights with its change added to the kernel, by the formula: alpha / rank A B."""
+    params = {path: leaf.astype(np.float64) for path, leaf in read_tensors(folder / "model.safetensors")[0].items()}
+    scale = summary(folder)["config"]["strategy"]["alpha"] / 2
+    change = scale * params.pop("Dense_0/lora_a") @ params.pop("Dense_0/lora_b")
+    return params | {"Dense_0/kernel": params["Dense_0/kernel"] + change}
+
+
+def nats(params, part):
+    """The cross-entropy and accuracy of a perceptron with rectifiers, in float64."""
+    h = np.maximum(part.x.astype(np.float64) @ params["Dense_0/kernel"] + params["Dense_0/bias"], 0)
+    out = h @ params["Dense_1/kernel"] + params["Dense_1/bias"]
+    log = out - np.log(np.exp(out).sum(axis=1, keepdims=True))
+    return -np.mean(log[np.arange(len(part.y)), part.y]), np.mean(out.argmax(axis=1) == part.y)
+
+
+def test_a_soup_of_lora_jobs_is_the_mean_of_the_merged_kernels(adapted, tmp_path, main):
+    members = [adapted[0.02], adapted[0.05]]
+    main("soup", *members, "--out", tmp_path)
+    data, whole = data_of(members[0]), [merged(folder) for folder in members]
+    mean = {path: np.mean([params[path] for params in whole], axis=0) for path in whole[0]}
+    table: Any = pd.read_csv(tmp_path / "soup.csv")
+    expected = [nats(params, data.target["test"]) for params in (*whole, mean)]
+    np.testing.assert_allclose(table[["test_loss", "test_accuracy"]].to_numpy(float), expected, rtol=1e-4)
+    written = read_tensors(tmp_path / "soup.safetensors")[0]
+    assert written.keys() == mean.keys()
+    for path, leaf in written.items():
+        np.testing.assert_allclose(leaf, mean[path], rtol=1e-5, atol=1e-6)
+
+
+def test_the_source_is_measured_by_its_own_head(adapted, tmp_path, main):
+    """The target has five other classes; both ends of the path are what the job itself found its source task to be."""
+    main("wise", adapted[0.05], "--points", 3, "--out", tmp_path)
+    table, recorded = pd.read_csv(tmp_path / "wise.csv").to_dict("list"), summary(adapted[0.05])["metrics"]
+    for metric in ("loss", "accuracy"):
+        assert table[f"source_test_{metric}"][0] == pytest.approx(recorded[f"source_test_{metric}"], rel=1e-4)
+        assert table[f"source_test_{metric}"][-1] == pytest.approx(recorded[f"source_after_{metric}"], rel=1e-4)
+        assert table[f"test_{metric}"][-1] == pytest.approx(recorded[f"test_{metric}"], rel=1e-4)
+    assert recorded["source_test_loss"] != recorded["source_after_loss"]
+
+
+def test_a_diverged_job_of_a_sweep_is_left_out(adapted, main, tmp_path):
+    said = main("soup", adapted[0.05].parent, "--greedy", "--out", tmp_path).splitlines()
+    assert said[0] == "2 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
+    assert said[1] == f"cannot be used: '{adapted[1e38]}' is diverged; allowed: a completed job"
+
+
+def test_jobs_that_no_mean_is_for_are_one_sentence(adapted, tmp_path, main):
+    good = adapted[0.05]
+
+    def changed(name, key, value):
+        folder = shutil.copytree(good, tmp_path / name)
+        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
+        OmegaConf.update(config, key, value)
+        OmegaConf.save(config, folder / ".hydra" / "config.yaml")
+        return folder
+
+    (tmp_path / "file").write_text("")
+    mistakes = [
+        (["wise", adapted[1e38]], "is diverged; allowed: a completed job"),
+        (["wise", changed("dora", "strategy.name", "dora")], "has strategy=dora, whose change of the kernels is more"),
+        (["wise", good.parent], "is no job's folder: it has no .hydra/config.yaml"),
+        (["soup", good, changed("wide", "model.widths", [16])], "do not share their model and pre-training, so a mean"),
+        (
+            ["soup", good, changed("longer", "pretrain_steps", 21)],
+            "do not share their model and pre-training, so a mean",
+        ),
+        (["wise", good, "--one-head"], "has a new head, since its label space is new; allowed: a head a task"),
+    ]
+    for arguments, words in mistakes:
+        with pytest.raises(UserError, match=re.escape(words)) as error:
+            main(*arguments, "--out", tmp_path / "out")
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"--out is '.*file', which is no folder; allowed: a folder, made if missing"):
+        main("wise", good, "--out", tmp_path / "file")
+    assert not (tmp_path / "out").exists()

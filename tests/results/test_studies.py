@@ -113,7 +113,7 @@ def test_a_bootstrap_ranks_infinities_and_needs_two_seeds():
 
 
 def test_every_study_can_be_found_and_a_typo_is_named():
-    assert {*QUESTIONS, "strategies", "lora_compose", "forgetting"} == set(study_names())
+    assert {*QUESTIONS, "strategies", "lora_compose", "forgetting", *OF_WEIGHTS} == set(study_names())
     assert all(callable(find_study(name)) for name in study_names())
     check_report(None)
     with pytest.raises(
@@ -658,12 +658,13 @@ def test_a_preset_asks_its_study_with_enough_seeds_and_few_programs(name):
     assert counts["seed"] >= 5
     assert math.prod(counts.values()) <= 400
     assert str(math.prod(counts.values())) + " jobs" in text.split("defaults:")[0].replace("\n# ", " ")
-    traced = ("seed", "lr_fine", "lr_pre")
+    traced = ("seed", "lr_fine", "lr_pre", "retention.strength")
     assert math.prod(count for key, count in counts.items() if key not in traced) <= 40
 
 
 # --- the files ------------------------------------------------------------------------------------------------------
 
+OF_WEIGHTS = ("fisher_estimators", "wise_ft")  # see test_studies_of_weights.py
 QUESTIONS = {
     "crossover": (PROBE_AND_FULL, crossing_at(50), None),
     "decision_matrix": (CELLS, winners, None),

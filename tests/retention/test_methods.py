@@ -248,9 +248,11 @@ def test_replay_keeps_rows_of_the_source_as_they_are(method, rows):
 def test_replay_keeps_all_where_there_are_no_more_and_says_so_once(caplog):
     with caplog.at_level(logging.WARNING):
         kept = [Replay(count=ROWS + 1).keep(keeping()) for _ in range(3)]
+        later = Replay(count=ROWS + 1).update(kept[0], keeping(source=Split(SOURCE.x[:9], SOURCE.y[:9])))
     np.testing.assert_array_equal(kept[0]["x"], SOURCE.x)
+    np.testing.assert_array_equal(later["x"], np.concatenate([SOURCE.x, SOURCE.x[:9]]))
     assert [record.getMessage() for record in caplog.records] == [
-        "retention.count is 41 and the source task has 40 rows: all of them are kept"
+        "retention.count is 41 and the task to be kept has fewer rows: all of them are kept"
     ]
 
 
@@ -260,7 +262,7 @@ def nats(outputs, labels):
 
 
 def test_replay_adds_the_source_s_loss_on_all_that_is_kept():
-    task, method = keeping(), Replay(count=7, weight=0.5)
+    task, method = keeping(), Replay(count=7, strength=0.5)
     kept = method.keep(task)
     found = method.loss(partial(outputs, task.params), jnp.zeros((9, FEATURES)), kept, KEY)
     close(found, 0.5 * nats(outputs(task.params, kept["x"]), kept["y"]))
@@ -354,6 +356,17 @@ def test_what_needs_the_source_s_rows_says_what_does_not():
         for act in (lambda m=method: m.check(has_source=False), lambda m=method: m.keep(keeping(source=None))):
             with pytest.raises(UserError, match=r"needs rows of the source task.*: distill, isolate, l2_sp, none$"):
                 act()
+
+
+def test_without_pre_training_there_is_nothing_to_keep():
+    for method in METHODS:
+        if method.keeps:
+            with pytest.raises(
+                UserError, match=r"retention.name is '\w+', and .* without pre-training.*with it: none$"
+            ):
+                method.check(pretrained=False)
+        else:
+            method.check(pretrained=False)
 
 
 def test_an_objective_without_a_likelihood_is_refused():

@@ -37,6 +37,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     """
     if AFTER not in table or table[AFTER].notna().sum() == 0:
         raise UserError("report=forgetting needs jobs whose source task is a classification with a test part")
+    table = with_none(table)
     both = "source_val_after_accuracy" in table and table["source_val_after_accuracy"].notna().all()
     if both:
         table = table.assign(val_loss=-(table["source_val_after_accuracy"] + table["val_accuracy"]) / 2)
@@ -46,8 +47,6 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     rows: Rows = {}
     for key, arm in arms.items():
         jobs: Any = arm.jobs
-        for name, value in (arm.chosen or {}).items():
-            jobs = jobs[jobs[name] == value]
         after = dict(zip(jobs["seed"], jobs[AFTER], strict=True))
         before = dict(zip(jobs["seed"], jobs[BEFORE], strict=True))
         target = mean_interval(list(jobs["test_accuracy"]))
@@ -84,6 +83,18 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         pictures={PICTURE: "Target against source"},
         notes=notes_of(analysis, table),
     )
+
+
+def with_none(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs with those of strength 0 as what they are, fine-tuning without retention: once, not by method."""
+    strength = "retention.strength"
+    if "retention" not in table or strength not in table:
+        return table
+    idle = table[strength] == 0
+    first = table["retention"].where(idle).groupby(table["strategy"]).transform("first")
+    once = ~idle | (table["retention"] == first)
+    kept: Any = table.assign(retention=table["retention"].mask(idle, "none"))[once]
+    return kept
 
 
 def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:

@@ -116,7 +116,7 @@ def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFr
     """Return the metrics of weighted sums of jobs' adapters, a row a point."""
     from src.config import build
     from src.interop.composing import search_weights
-    from src.objectives.supervised import OBJECTIVES
+    from src.objectives.kinds import OBJECTIVES
 
     model = build("model", jobs[0].config.model)
     outputs = jobs[0].base[f"{head_of(model)}"].shape[-1]

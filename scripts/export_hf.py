@@ -1,0 +1,36 @@
+"""Write a finished job's network as a checkpoint that transformers loads, LoRA merged and the head included.
+
+python scripts/export_hf.py outputs/runs/a --out exported/a
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import _root  # noqa: F401
+
+from src.errors import run_script
+
+
+def read_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description="A finished job of model=bert or model=gpt2 for transformers.")
+    parser.add_argument("job", type=Path, metavar="JOB", help="a completed job's folder")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that is written; new or empty")
+    parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json to copy (default: the job's own)")
+    parser.add_argument("--pad-token-id", type=int, help="the id that padding has (default: the tokenizer's)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, merge, write."""
+    arguments = read_arguments()
+    from src.interop.huggingface_export import export_job
+
+    name = export_job(arguments.job, arguments.out, arguments.tokenizer, arguments.pad_token_id)
+    print(f"wrote {arguments.out}: transformers.{name}.from_pretrained('{arguments.out}')")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,175 @@
+"""A finished network as a checkpoint that transformers loads: ``config.json``, ``model.safetensors``, the tokenizer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+from safetensors.numpy import save
+
+from src.config import build
+from src.errors import UserError, listed
+from src.interop.adapter_files import read_job, read_tensors
+from src.interop.adapters import merge, ranks
+from src.interop.huggingface import (
+    ARCHITECTURES,
+    CONFIG,
+    WHOLE,
+    Architecture,
+    folder_of,
+    names_of,
+    parameter_shapes,
+    read_json,
+)
+from src.models.transformer import TIED, Transformer
+from src.tracking.record import CHECKPOINT, replacing
+
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+POOLED = {"bert": "pooler", "gpt2": "last"}  # what stands for an example in Hugging Face's classes
+
+
+def export_job(job: Path, out: Path, tokenizer: Path | None = None, pad_token_id: int | None = None) -> str:
+    """Write a finished job's network as a checkpoint of Hugging Face; return the class that it is one of.
+
+    LoRA is merged into the kernels first.
+
+    Args:
+        job: its folder.
+        out: the new folder.
+        tokenizer: a folder whose tokenizer is copied; ``None``: the job's own, where ``data.tokenizer`` is a folder.
+        pad_token_id: the id that padding has; ``None``: the tokenizer's, or the checkpoint's.
+
+    Raises:
+        UserError: no finished job of a model of text, a network that no class of Hugging Face's computes, or a folder
+            that holds something already.
+    """
+    path = job / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{job}' is no job's folder: it has no .hydra/config.yaml")
+    config: Any = OmegaConf.load(path)
+    model = build("model", config.model)
+    if not isinstance(model, Transformer):
+        raise UserError(f"'{job}' has model={config.model.name}; allowed: {listed(ARCHITECTURES)}")
+    params: Any = read_tensors(job / CHECKPOINT)[0]
+    if config.strategy.get("alpha") is not None and ranks(params):
+        params = merge(params, read_job(job).adapter.scales)
+    tokenizer = tokenizer or tokenizer_of(config)
+    if pad_token_id is None:
+        pad_token_id = padding_id(tokenizer)
+    return export(model, params, out, tokenizer, pad_token_id)
+
+
+def tokenizer_of(config: DictConfig) -> Path | None:
+    """Return the folder of a job's tokenizer, where its configuration names one that is there."""
+    name = OmegaConf.select(config, "data.tokenizer")
+    return Path(name) if name and (Path(name) / TOKENIZER[0]).is_file() else None
+
+
+def padding_id(tokenizer: Path | None) -> int | None:
+    """Return the id that a tokenizer pads with: its padding's, or that of its token ``[PAD]``, ``<pad>``."""
+    if tokenizer is None or not (tokenizer / TOKENIZER[0]).is_file():
+        return None
+    found = read_json(tokenizer / TOKENIZER[0])
+    if isinstance(padding := found.get("padding"), dict) and isinstance(padding.get("pad_id"), int):
+        return padding["pad_id"]
+    tokens = {token.get("content"): token.get("id") for token in found.get("added_tokens") or []}
+    return tokens.get("[PAD]", tokens.get("<pad>"))
+
+
+def export(
+    model: Transformer,
+    params: Mapping[str, Any],
+    out: Path,
+    tokenizer: Path | None = None,
+    pad_token_id: int | None = None,
+) -> str:
+    """Write a network as a checkpoint of Hugging Face; return the class that it is one of. See :func:`export_job`."""
+    table, head = ARCHITECTURES[model.architecture], model.head_name
+    if head == "classify" and (pooling := model.pooling.name) != POOLED[model.architecture]:  # type: ignore[attr-defined]
+        raise UserError(
+            f"model.pooling is {pooling}, which no class of Hugging Face's computes before its head; "
+            f"allowed: {POOLED[model.architecture]}"
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"'{out}' holds something already; allowed: a new or an empty folder")
+    outputs = model.sizes.vocab_size if head in TIED else int(np.shape(params["classifier/kernel"])[-1])
+    found = to_tensors(model, table, params, outputs)
+    config = to_config(model, table, outputs, pad_token_id)
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / WHOLE) as file:
+        file.write(save(found, {"format": "pt"}))
+    for name in TOKENIZER:
+        if tokenizer is not None and (tokenizer / name).is_file():
+            shutil.copyfile(tokenizer / name, out / name)
+    with replacing(out / CONFIG) as file:
+        file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    return table.classes[head][0]
+
+
+def to_tensors(
+    model: Transformer, table: Architecture, params: Mapping[str, Any], outputs: int
+) -> dict[str, np.ndarray]:
+    """Return parameters under the names, and with the axes, that Hugging Face's class has.
+
+    Raises:
+        UserError: leaves that the network itself does not have, or lacks.
+    """
+    shapes = parameter_shapes(model, outputs)
+    more, less = sorted(params.keys() - shapes.keys()), sorted(shapes.keys() - params.keys())
+    if more or less:
+        what = f"holds {listed(more)} beside its own" if more else f"lacks {listed(less)} of its own"
+        raise UserError(
+            f"the network {what} parameters, so no class of Hugging Face's is the same; "
+            "allowed: strategies that add nothing, and strategy=lora"
+        )
+    trunk = names_of((*table.trunk, *table.pooler), model.sizes.layers)
+    names = {table.prefix + name: entry for name, entry in trunk.items()}
+    names |= names_of(table.heads[model.head_name], 1)
+    found = {}
+    for name, (path, transposed) in names.items():
+        if path in params:
+            values = np.asarray(params[path])
+            found[name] = np.ascontiguousarray(values.T if transposed else values)
+    if model.architecture == "bert" and model.sizes.types == 0:  # which its class cannot do without
+        found["bert.embeddings.token_type_embeddings.weight"] = np.zeros((1, model.sizes.width), np.float32)
+    return found
+
+
+def to_config(model: Transformer, table: Architecture, outputs: int, pad_token_id: int | None) -> dict[str, Any]:
+    """Return what ``config.json`` says: the checkpoint's own where there is one, with what has changed.
+
+    Raises:
+        UserError: nothing tells which id padding has, and the class needs it to find an example's last token.
+    """
+    config: dict[str, Any] = {"pad_token_id": 0} if model.architecture == "bert" else {"pad_token_id": None}
+    if model.architecture == "gpt2":
+        config |= {"bos_token_id": None, "eos_token_id": None}
+    if model.checkpoint is not None:
+        config |= read_json(folder_of(model.checkpoint) / CONFIG)
+    config.pop("torch_dtype", None)
+    config |= {key: allowed[0] for key, allowed in table.fixed.items()}
+    config |= {theirs: getattr(model.sizes, ours) for ours, theirs in table.sizes.items()}
+    if model.architecture == "bert":
+        config["type_vocab_size"] = max(model.sizes.types, 1)
+    config |= {"model_type": model.architecture, "dtype": "float32"}
+    config["architectures"] = [table.classes[model.head_name][0]]
+    if model.head_name in ("classify", "tokens") and len(config.get("id2label") or {}) != outputs:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
+        config["label2id"] = {f"LABEL_{i}": i for i in range(outputs)}
+    if pad_token_id is not None:
+        config["pad_token_id"] = pad_token_id
+    if config["pad_token_id"] is None and model.architecture == "gpt2" and model.head_name == "classify":
+        raise UserError("nothing tells which id padding has; give it as --pad-token-id, or a tokenizer as --tokenizer")
+    return config

@@ -1,0 +1,99 @@
+"""``model=bert``: a bidirectional transformer encoder (Devlin et al. 2018, arXiv 1810.04805)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from src.config import NATURAL, knob
+from src.models.layers import Dropout, gelu
+from src.models.transformer import Attention, Embeddings, Network, Sizes, Transformer, dense
+
+Head = Enum("Head", ["classify", "tokens", "spans", "masked"])
+Pooling = Enum("Pooling", ["pooler", "first", "mean"])
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each added to its input and then normalised."""
+
+    sizes: Sizes
+    dropout: Any
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "N L E"], bias: Float[Array, "n 1 l L"]) -> Float[Array, "N L E"]:
+        """Return new hidden states."""
+        gathered = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
+        h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(gathered))
+        inner = gelu(dense(self.sizes.intermediate, "up")(h))
+        outer = dense(self.sizes.width, "down")(inner)
+        return self.normalised("mlp_norm", h + Dropout(self.dropout, name="mlp_dropout")(outer))
+
+    @nn.nowrap
+    def normalised(self, name: str, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return normalised hidden states (Ba et al., arXiv 1607.06450)."""
+        return nn.LayerNorm(self.sizes.epsilon, name=name)(h)
+
+
+class Encoder(Network):
+    """BERT: the embeddings are normalised, the blocks end with a normalisation, every token sees every other."""
+
+    @nn.nowrap
+    def block(self, number: int) -> Block:
+        """Return a block."""
+        return Block(self.sizes, self.dropout, name=f"block_{number}")
+
+    @nn.nowrap
+    def pool(self, h: Float[Array, "N S E"]) -> Float[Array, "N S E"]:
+        """Return the pooler's outputs: a dense layer and tanh on the first token, ``[CLS]``."""
+        return nn.tanh(dense(self.sizes.width, "pooler")(h))
+
+    @nn.nowrap
+    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs; of masked words, logits over the vocabulary (section 3.1, task 1)."""
+        if self.head != "masked":
+            return super().answer(h, examples, embeddings)
+        h = gelu(dense(self.sizes.width, "transform")(h))
+        h = nn.LayerNorm(self.sizes.epsilon, name="transform_norm")(h)
+        return Bias(name="vocabulary")(embeddings.words(h))
+
+
+class Bias(nn.Module):
+    """A bias alone: that of a dense layer whose kernel lies elsewhere."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... K"]:
+        """Return ``x`` with the bias added."""
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return x + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+
+
+@dataclass(frozen=True)
+class Bert(Transformer):
+    """``model=bert``: see :class:`~src.models.transformer.Transformer` for what it shares with GPT-2.
+
+    ``types``: of tokens, for pairs of segments. ``head``: ``classify`` an example, label its ``tokens``, mark
+    ``spans`` (two outputs a token: first, last), or say which words were ``masked``. ``pooling``, under ``classify``:
+    the ``first`` token, that token through BERT's ``pooler`` (a group of its own), or the ``mean`` of the tokens.
+    """
+
+    architecture: ClassVar[str] = "bert"
+    smallest: ClassVar[Sizes] = Sizes(types=2, epsilon=1e-12)
+
+    types: int | None = knob(None, NATURAL)
+    head: Head = knob(Head.classify)
+    pooling: Pooling = knob(Pooling.pooler)
+
+    def module(self, outputs: int) -> Network:
+        """Return the network with ``outputs`` outputs."""
+        return self.network(Encoder, outputs)
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""
+        *below, head = super().groups()
+        if self.head is Head.classify and self.pooling is Pooling.pooler:
+            below.append(("pooler", "pooler/.*"))
+        return (*below, head)

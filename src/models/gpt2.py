@@ -1,0 +1,99 @@
+"""``model=gpt2``: a causal transformer (Radford et al. 2019, "Language models are unsupervised multitask learners")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar
+
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from src.config import knob
+from src.models.layers import Dropout
+from src.models.transformer import Attention, Embeddings, Network, Sizes, Transformer, dense, residual_deviation
+
+Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
+Pooling = Enum("Pooling", ["last", "mean"])
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
+
+    sizes: Sizes
+    dropout: Any
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "N L E"], bias: Float[Array, "n 1 l L"]) -> Float[Array, "N L E"]:
+        """Return new hidden states."""
+        sizes, deviation = self.sizes, residual_deviation(self.sizes.layers)
+        attention = Attention(sizes.heads, self.dropout, fused=True, deviation=deviation, name="attention")
+        gathered = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
+        h += Dropout(self.dropout, name="attention_dropout")(gathered)
+        inner = dense(sizes.intermediate, "up")(nn.LayerNorm(sizes.epsilon, name="mlp_norm")(h))
+        outer = dense(sizes.width, "down", deviation=deviation)(nn.gelu(inner, approximate=True))
+        return h + Dropout(self.dropout, name="mlp_dropout")(outer)
+
+
+class Decoder(Network):
+    """GPT-2: a token sees itself and what comes before it; a last normalisation follows the blocks."""
+
+    causal: ClassVar[bool] = True
+    normalised: ClassVar[bool] = False
+
+    @nn.nowrap
+    def block(self, number: int) -> Block:
+        """Return a block."""
+        return Block(self.sizes, self.dropout, name=f"block_{number}")
+
+    @nn.nowrap
+    def last_norm(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return what the normalisation after the last block makes of hidden states."""
+        return nn.LayerNorm(self.sizes.epsilon, name="final_norm")(h)
+
+    @nn.nowrap
+    def top(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return normalised hidden states; under the causal head, that is the head's own part."""
+        return h if self.head == "causal" else self.last_norm(h)
+
+    @nn.nowrap
+    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs; of the causal one, logits over the vocabulary for the next token."""
+        if self.head == "causal":
+            return embeddings.words(self.last_norm(h))
+        return super().answer(h, examples, embeddings)
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the classifier has a bias; the one for whole examples has none, as in Hugging Face's."""
+        return self.head != "classify"
+
+
+@dataclass(frozen=True)
+class Gpt2(Transformer):
+    """``model=gpt2``: see :class:`~src.models.transformer.Transformer` for what it shares with BERT.
+
+    ``head``: ``classify`` an example, label its ``tokens``, mark ``spans`` (two outputs a token: first, last), or
+    predict each next token (``causal``). ``pooling``, under ``classify``: the ``last`` token, which has seen all
+    others, or the ``mean``. Types of tokens are ignored.
+    """
+
+    architecture: ClassVar[str] = "gpt2"
+
+    head: Head = knob(Head.causal)
+    pooling: Pooling = knob(Pooling.last)
+
+    def module(self, outputs: int) -> Network:
+        """Return the network with ``outputs`` outputs."""
+        return self.network(Decoder, outputs)
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Return ``embeddings``, ``block_0`` ..., the head; the last normalisation belongs to the last block.
+
+        The causal head has no kernel of its own, so there that normalisation is the head: every strategy moves it.
+        """
+        *below, (name, head) = super().groups()
+        if self.head is Head.causal:
+            return (*below, (name, "final_norm/.*"))
+        top, expression = below.pop()
+        return (*below, (top, f"{expression}|final_norm/.*"), (name, head))

@@ -1,0 +1,406 @@
+"""What BERT and GPT-2 share: attention, embeddings, packed rows, the run from group to group, and the settings.
+
+Inputs are int32 ``(N, 3, L)``: token ids, token types (0 or 1), and the number of the example that a token belongs to
+(1, 2 ...; 0 is padding). An example's tokens are neighbours. A row with one example begins with it; several in a row
+are *packed*: each attends to itself only, and its positions count from 0, so packing changes no output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from src.config import COUNT, UNIT, knob
+from src.errors import UserError
+from src.models.base import Model, Params
+from src.models.layers import Dropout
+
+FAR = -1e9  # of a score or a logit: its probability is 0 in every precision
+TIED = ("masked", "causal")  # heads whose outputs are words: the embedding of words is their kernel
+HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
+
+
+class Sizes(NamedTuple):
+    """The sizes of a network, and the epsilon of its normalisations."""
+
+    vocab_size: int = 8192
+    width: int = 128
+    layers: int = 4
+    heads: int = 4
+    intermediate: int = 512
+    positions: int = 512
+    types: int = 0
+    epsilon: float = 1e-5
+
+
+def initial_kernel(deviation: float = 0.02) -> Callable[..., Array]:
+    """Return BERT's initial values: normal, truncated at two standard deviations (Devlin et al., arXiv 1810.04805)."""
+    return nn.initializers.truncated_normal(deviation)
+
+
+def dense(units: int, name: str, bias: bool = True, deviation: float = 0.02) -> nn.Dense:
+    """Return a dense layer with the initial values of BERT."""
+    return nn.Dense(units, use_bias=bias, kernel_init=initial_kernel(deviation), name=name)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention with several heads (Vaswani et al., arXiv 1706.03762, section 3.2)."""
+
+    heads: int
+    dropout: Any
+    fused: bool = False  # whether queries, keys and values share one kernel, side by side
+    deviation: float = 0.02  # of the initial output kernel
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N L E"], bias: Float[Array, "n 1 l L"]) -> Float[Array, "N L E"]:
+        """Return what each token gathers; ``bias`` is added to the scores of (query, key)."""
+        width = x.shape[-1]
+        if self.fused:
+            parts = jnp.split(dense(3 * width, "qkv")(x), 3, axis=-1)
+        else:
+            parts = [dense(width, name)(x) for name in ("query", "key", "value")]
+        query, key, value = (self.by_head(part) for part in parts)
+        scores = jnp.einsum("nhqd,nhkd->nhqk", query * (width // self.heads) ** -0.5, key)
+        # In float32: among bfloat16's 8 bits, the probabilities of a long row would not add up to 1.
+        shares = nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(x.dtype)
+        shares = Dropout(self.dropout, name="dropout")(shares)
+        gathered = jnp.einsum("nhqk,nhkd->nhqd", shares, value)
+        together = gathered.transpose(0, 2, 1, 3).reshape(x.shape)
+        return dense(width, "output", deviation=self.deviation)(together)
+
+    def by_head(self, x: Float[Array, "N L E"]) -> Float[Array, "N H L D"]:
+        """Return the heads on axis 1, where the products over them are four times faster on a CPU than on axis 2."""
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(0, 2, 1, 3)
+
+
+def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> Float[Array, "n 1 l L"]:
+    """Return 0 where a token (axis 2) may look at another (axis 3) and :data:`FAR` elsewhere.
+
+    Args:
+        examples: the number of the example at each place.
+        causal: whether a token sees only itself and what comes before it.
+        packed: whether rows hold several examples. With one, padding lies behind it, where causal attention does not
+            look anyway.
+    """
+    before = jnp.tril(jnp.ones((examples.shape[-1],) * 2, bool))[None, None]
+    if packed:
+        seen = (examples[:, None, :, None] == examples[:, None, None, :]) & (before if causal else True)
+    else:
+        seen = before if causal else examples[:, None, None, :] > 0
+    return jnp.where(seen, 0.0, FAR)
+
+
+# --- packed rows -----------------------------------------------------------------------------------------------------
+
+
+def positions_within(examples: Int[Array, "N L"]) -> Int[Array, "N L"]:
+    """Return each token's place within its example, from 0."""
+    place = jnp.broadcast_to(jnp.arange(examples.shape[-1]), examples.shape)
+    before = jnp.pad(examples[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return place - jax.lax.cummax(jnp.where(examples == before, 0, place), axis=1)
+
+
+def pooled(
+    h: Float[Array, "N L E"], examples: Int[Array, "N L"], pooling: str, count: int
+) -> Float[Array, "N count E"]:
+    """Return one vector an example: of its ``first`` or ``last`` token, or the ``mean`` of all; 0 where there is none.
+
+    By a product: selecting rows by their numbers would make the backward pass a slow scatter.
+    """
+    inside = examples[:, None, :] == jnp.arange(1, count + 1)[None, :, None]
+    if pooling != "mean":
+        towards = jnp.roll(inside, 1 if pooling == "first" else -1, axis=-1)
+        edge = 0 if pooling == "first" else -1
+        inside &= ~towards.at[..., edge].set(False)
+    weights = inside / jnp.maximum(inside.sum(axis=-1, keepdims=True), 1)
+    return jnp.matmul(weights.astype(h.dtype), h, precision=jax.lax.Precision.HIGHEST)
+
+
+class Embeddings(nn.Module):
+    """The sum of a token's word, its position and, where the network has types, its type; and a word's likelihood."""
+
+    sizes: Sizes
+    dropout: Any
+    packed: bool
+    normalised: bool  # whether the sum is normalised, as in BERT
+
+    def setup(self) -> None:
+        """Make the tables; in one place, because two methods use them."""
+
+        def table(rows: int) -> nn.Embed:
+            return nn.Embed(rows, self.sizes.width, embedding_init=initial_kernel())
+
+        self.word, self.position = table(self.sizes.vocab_size), table(self.sizes.positions)
+        if self.sizes.types:
+            self.type = table(self.sizes.types)
+        if self.normalised:
+            self.norm = nn.LayerNorm(self.sizes.epsilon)
+        self.drop = Dropout(self.dropout)
+
+    def __call__(self, x: Int[Array, "N 3 L"]) -> Float[Array, "N L E"]:
+        """Return the hidden states under the first block."""
+        ids, types, examples = x[:, 0], x[:, 1], x[:, 2]
+        # The same for every row where there is one example: the backward pass is a sum, no scatter.
+        same = self.position.embedding[None, : ids.shape[-1]]
+        h = self.word(ids) + (self.position(positions_within(examples)) if self.packed else same)
+        if self.sizes.types:  # a product, for the same reason
+            chosen = nn.one_hot(types, self.sizes.types, dtype=h.dtype)
+            h += jnp.matmul(chosen, self.type.embedding, precision=jax.lax.Precision.HIGHEST)
+        return self.drop(self.norm(h) if self.normalised else h)
+
+    def words(self, h: Float[Array, "N L E"]) -> Float[Array, "N L V"]:
+        """Return the products of hidden states with every word's embedding (Press and Wolf, arXiv 1608.05859)."""
+        return self.word.attend(h)
+
+
+# --- the network, group by group -------------------------------------------------------------------------------------
+
+
+class Hidden(NamedTuple):
+    """What lies between two groups below the pooling: hidden states, and which example each token belongs to."""
+
+    states: Float[Array, "N L E"]
+    examples: Int[Array, "N L"]
+
+    def packed(self) -> Float[Array, "N L E+1"]:
+        """Return both as one array, the numbers as a last column."""
+        return jnp.concatenate([self.states, self.examples[..., None].astype(self.states.dtype)], axis=-1)
+
+    @classmethod
+    def unpacked(cls, x: Float[Array, "N L E+1"]) -> Hidden:
+        """Take apart what :meth:`packed` made."""
+        return cls(x[..., :-1], x[..., -1].astype(jnp.int32))
+
+
+class Network(nn.Module):
+    """Embeddings, blocks and a head. A subclass says what its blocks, its pooler and its head are.
+
+    Between groups there is one array: ``(N, L, E + 1)`` with the example's number as last column; from the last block
+    on, under a head for whole examples, their pooled inputs ``(N, examples, E)``.
+    """
+
+    sizes: Sizes
+    outputs: int
+    head: str
+    pooling: str
+    examples: int  # the most in a row
+    dropout: Any
+    head_dropout: Any
+    causal: ClassVar[bool] = False
+    normalised: ClassVar[bool] = True  # the embeddings
+
+    @nn.compact
+    def __call__(self, x: Array, start: int = 0, stop: int | None = None) -> Array:
+        """Return the outputs of a batch; of part of the groups, what the last of them returns."""
+        depth = self.sizes.layers
+        embeddings = Embeddings(self.sizes, self.dropout, self.examples > 1, self.normalised, name="embeddings")
+        end = depth + 2 + (self.pooling == "pooler" and self.head == "classify")
+        stop = end if stop is None else min(stop, end)
+        if start >= stop:
+            return x
+        examples, bias, whole = jnp.zeros((1, 1), jnp.int32), None, self.head == "classify"
+        if start == 0:
+            self.check(x)
+            examples, h = x[:, 2], embeddings(x)
+        elif whole and start > depth:
+            h = x
+        else:
+            h, examples = Hidden.unpacked(x)
+        bias = attention_bias(examples, self.causal, self.examples > 1)
+        for i in range(max(start - 1, 0), min(stop - 1, depth)):
+            h = self.block(i)(h, bias)
+        if start <= depth < stop:
+            h = self.top(h)
+            h = (
+                pooled(h, examples, "first" if self.pooling == "pooler" else self.pooling, self.examples)
+                if whole
+                else h
+            )
+        if start <= depth + 1 < end - 1 and depth + 1 < stop:
+            h = self.pool(h)
+        if stop < end:
+            return h if whole and stop > depth else Hidden(h, examples).packed()
+        return self.answer(h, examples, embeddings)
+
+    @nn.nowrap
+    def check(self, x: Array) -> None:
+        """Refuse inputs that are no rows of tokens, and rows that are too long."""
+        if x.ndim != 3 or x.shape[1] != 3 or not jnp.issubdtype(x.dtype, jnp.integer):
+            raise UserError(
+                f"a model of text is given inputs of shape {x.shape[1:]} and type {x.dtype.name}; "
+                "allowed: data of text, whole numbers of shape (3, length)"
+            )
+        if x.shape[-1] > self.sizes.positions:
+            raise UserError(
+                f"rows are {x.shape[-1]} tokens long, and model.positions is {self.sizes.positions}; "
+                f"allowed: rows of at most {self.sizes.positions}"
+            )
+
+    @nn.nowrap
+    def block(self, number: int) -> nn.Module:
+        """Return a block, from hidden states and the bias of attention to hidden states."""
+        raise TypeError(f"{type(self).__name__} has no block")
+
+    @nn.nowrap
+    def top(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return what the last block's group does after the block."""
+        return h
+
+    @nn.nowrap
+    def pool(self, h: Float[Array, "N S E"]) -> Float[Array, "N S E"]:
+        """Return what the group between the blocks and the head does."""
+        raise TypeError(f"{type(self).__name__} has no pooler")
+
+    @nn.nowrap
+    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs; of a head that is tied, see the subclass."""
+        h = Dropout(self.head_dropout, name="head_dropout")(h)
+        outputs = dense(self.outputs, "classifier", bias=self.head_bias)(h)
+        if self.head == "spans":
+            return jnp.where(examples[..., None] > 0, outputs, jnp.asarray(FAR, outputs.dtype))
+        return outputs[:, 0] if self.head == "classify" and self.examples == 1 else outputs
+
+    @property
+    def head_bias(self) -> bool:
+        """Whether the classifier has a bias."""
+        return True
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Transformer(Model):
+    """The settings of both. ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: from the seed.
+
+    Sizes that are ``None`` are those of the checkpoint's ``config.json``; without a checkpoint, of a small network
+    (:class:`Sizes`). ``intermediate``: units between the two layers of a block. ``dropout``: of the trunk (embeddings,
+    attention's shares, both outputs of a block); ``head_dropout``: of the head's input. ``examples``: most in a row.
+    """
+
+    input_dtype: ClassVar[Any] = jnp.int32
+    architecture: ClassVar[str]  # as `model_type` in config.json has it
+    smallest: ClassVar[Sizes] = Sizes()
+
+    checkpoint: str | None = knob(None)
+    vocab_size: int | None = knob(None, COUNT)
+    width: int | None = knob(None, COUNT)
+    layers: int | None = knob(None, COUNT)
+    heads: int | None = knob(None, COUNT)
+    intermediate: int | None = knob(None, COUNT)
+    positions: int | None = knob(None, COUNT)
+    dropout: float | None = knob(None, UNIT, traced=True)
+    head_dropout: float | None = knob(None, UNIT, traced=True)
+    examples: int = knob(1, COUNT)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The network's sizes: as set, or the checkpoint's, or small ones.
+
+        Raises:
+            UserError: a size that is not the checkpoint's, or heads that do not divide the width.
+        """
+        known = self.smallest
+        if self.checkpoint is not None:
+            from src.interop.huggingface import read_sizes
+
+            known = read_sizes(self.architecture, self.checkpoint)
+        given = {name: value for name in Sizes._fields if (value := getattr(self, name, None)) is not None}
+        for name, value in given.items():
+            if self.checkpoint is not None and value != getattr(known, name):
+                raise UserError(
+                    f"model.{name} is {value}, and the checkpoint '{self.checkpoint}' has {getattr(known, name)}; "
+                    "allowed: null, which takes the checkpoint's"
+                )
+        if self.checkpoint is None and "intermediate" not in given and self.width is not None:
+            given["intermediate"] = 4 * self.width
+        sizes = known._replace(**given)
+        if sizes.width % sizes.heads:
+            raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
+        return sizes
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a training pass differs from inference by chance."""
+        return self.dropout is not None or self.head_dropout is not None
+
+    @property
+    def head_name(self) -> str:
+        """What the head is called in the settings."""
+        head: Enum = self.head  # type: ignore[attr-defined]
+        return head.name
+
+    def network(self, kind: Callable[..., Network], outputs: int) -> Network:
+        """Return the network of a kind.
+
+        Raises:
+            UserError: a number of outputs that the head cannot have.
+        """
+        sizes, head = self.sizes, self.head_name
+        fixed = sizes.vocab_size if head in TIED else 2 if head == "spans" else outputs
+        if outputs != fixed:
+            words = "the vocabulary's size, model.vocab_size" if head in TIED else "first and last token"
+            raise UserError(f"model.head={head} is asked for {outputs} outputs; allowed: {fixed}, {words}")
+        pooling: Enum = self.pooling  # type: ignore[attr-defined]
+        return kind(sizes, outputs, head, pooling.name, self.examples, self.dropout, self.head_dropout)
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Return ``embeddings``, ``block_0`` ..., then the head."""
+        blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers))
+        return (("embeddings", "embeddings/.*"), *blocks, ("head", HEAD))
+
+    def shared(self) -> str:
+        """Return the embedding of words where the head is tied to it."""
+        return "embeddings/word/embedding" if self.head_name in TIED else super().shared()
+
+    def adapter_points(self) -> tuple[tuple[str, ...], ...]:
+        """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
+        return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+
+    def checkpoint_fingerprint(self) -> str | None:
+        """Return a digest of the checkpoint's files."""
+        if self.checkpoint is None:
+            return None
+        from src.interop.huggingface import fingerprint
+
+        return fingerprint(self.checkpoint)
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """Return as many as 4,096 tokens make: the scores of attention are what memory is needed for."""
+        return max(1, 4096 // features[-1])
+
+    def facing(self, kind: str) -> Model:
+        """Return the model with the head of a language model where that is the task: one example a row."""
+        if kind not in TIED or kind == self.head_name:
+            return self
+        heads = type(self.head)  # type: ignore[attr-defined]
+        if kind not in heads.__members__:
+            raise UserError(f"model={self.architecture} has no head for a task of {kind} words")
+        return replace(self, head=heads[kind], examples=1)  # type: ignore[call-arg]
+
+    def pretrained(self, outputs: int | None = None) -> Params:
+        """Return the checkpoint's parameters, with its head where that is of the same kind and size."""
+        if self.checkpoint is None:
+            return {}
+        from src.interop.huggingface import read_checkpoint
+
+        return dict(read_checkpoint(self, outputs))  # type: ignore[arg-type]
+
+
+def residual_deviation(layers: int) -> float:
+    """Return GPT-2's deviation of what is added to the residual stream: 0.02 over the root of the 2 * layers sums.
+
+    Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3.
+    """
+    return 0.02 / math.sqrt(2 * layers)

@@ -1,0 +1,15 @@
+"""What is minimised, by the kind of a task."""
+
+from __future__ import annotations
+
+from src.objectives.supervised import Classification, Objective, Regression
+from src.objectives.text import Causal, Labels, Masked, Spans
+
+OBJECTIVES: dict[str, Objective] = {
+    "regression": Regression(),
+    "classification": Classification(),
+    "labels": Labels(),
+    "spans": Spans(),
+    "causal": Causal(),
+    "masked": Masked(),  # its numbers of tokens are the data's
+}

@@ -1,0 +1,178 @@
+"""Every strategy on BERT and on GPT-2: two updates on random tokens, and features kept at any depth."""
+
+from dataclasses import dataclass, replace
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from src.data.base import Transfer
+from src.engine.features import above, keep_features, resting_groups
+from src.engine.lanes import Lanes
+from src.engine.loop import fit, ignore
+from src.engine.optimizers import Adam
+from src.engine.schedules import Constant
+from src.engine.stage import Split, Stage, start
+from src.engine.trainer import Plain
+from src.models import bert, gpt2
+from src.models.base import Forward
+from src.models.bert import Bert
+from src.models.gpt2 import Gpt2
+from src.objectives.supervised import Objective
+from src.recipe import Recipe, run_finetuning, untrained, where_it_moves
+from src.retention.ewc import Ewc
+from src.strategies.adapter import Adapter, Kind
+from src.strategies.chain_thaw import ChainThaw
+from src.strategies.freeze_bottom import FreezeBottom
+from src.strategies.frozen import Frozen
+from src.strategies.full import Full
+from src.strategies.gradual import Gradual
+from src.strategies.ia3 import Ia3
+from src.strategies.lora import Lora
+from src.strategies.top_k import TopK
+from tests.models.texts import MODELS, SMALL, WORDS, examples, outputs_of, parameters, row
+from tests.strategies.test_runs import ALL
+
+OWN = ALL | {
+    "gradual": Gradual(every=1),
+    "chain_thaw": ChainThaw(every=1),
+    "lora": Lora(rank=2, targets=("block_\\d+/attention/(query|value|qkv)",)),
+    "ia3": Ia3(targets=(".*/attention/(key|value|qkv)",), feedforward=(".*/down",)),
+    "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
+    "freeze_bottom": FreezeBottom(blocks=1),
+}
+PHASES = {"gradual": 6, "chain_thaw": 7}
+# Scores change by the same for every key where the keys' bias does, so their softmax and the loss do not.
+INDIFFERENT = "attention/key/bias"
+
+
+@pytest.fixture(scope="module")
+def texts():
+    rng = np.random.default_rng(0)
+
+    def part(rows):
+        x = np.stack([row(examples([n], seed=i)) for i, n in enumerate(rng.integers(2, 12, rows))])
+        return Split(x, rng.integers(0, 3, rows).astype(np.int32))
+
+    parts = {"train": part(8), "val": part(4), "test": part(4)}
+    return Transfer("classification", parts, parts, 3, 3, new_head=False)
+
+
+@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("model", [Bert(**SMALL), Gpt2(**SMALL, head=gpt2.Head.classify)], ids=["bert", "gpt2"])
+def test_two_updates(texts, name, model):
+    """What is to move moves, what is to rest keeps its bits."""
+    recipe = Recipe(
+        model=model,
+        strategy=OWN[name],
+        optimizer=Adam(),
+        finetune_steps=PHASES.get(name, 2),
+        lr_fine=0.01,
+        log_every=1,
+    )
+    (pre,) = untrained([recipe], texts)
+    (outcome,) = run_finetuning([recipe], texts, [pre], [ignore])
+    assert np.isfinite(outcome.objective)
+    assert outcome.moved is not None
+    assert outcome.moved.frozen_changed == ()
+    assert [path for path in outcome.moved.still if not path.endswith(INDIFFERENT)] == []
+    moving = where_it_moves(recipe, texts).moving
+    assert any(not path.startswith(("classifier", "pooler")) for path in moving) == (
+        name not in ("frozen", "masked", "linear_probe")
+    )
+
+
+def test_lora_finds_its_targets_by_pattern(texts):
+    moving = where_it_moves(Recipe(model=Bert(**SMALL), strategy=OWN["lora"]), texts).moving
+    sides = {path for path in moving if path.endswith("lora_a")}
+    assert sides == {f"block_{i}/attention/{name}/lora_a" for i in (0, 1) for name in ("query", "value")}
+
+
+@dataclass(frozen=True)
+class Words(Objective):
+    """Cross-entropy at every place: enough of language modelling for a test."""
+
+    def loss(self, outputs, targets, smoothing=None):
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(outputs, targets))
+
+    def metrics(self, outputs, targets):
+        return {"loss": self.loss(outputs, targets)}
+
+
+TIED = {"masked": MODELS["bert-masked"], "causal": MODELS["gpt2-causal"]}
+
+
+@pytest.mark.parametrize("name", [*TIED, "classify", "tokens"])
+@pytest.mark.parametrize("strategy", [Frozen(), TopK(blocks=1), TopK(blocks=2)], ids=["frozen", "top 1", "top 2"])
+def test_kept_features_change_no_number(texts, name, strategy):
+    """Cut below the head, below the top block and above the embeddings; the tied head keeps the words."""
+    model = TIED[name] if name in TIED else MODELS[f"bert-{name}"]
+    outputs, rows = outputs_of(model), texts.target["train"].x
+    y = rows[:, 0] if name in TIED else rows[:, 1] if name == "tokens" else texts.target["train"].y
+    data = Split(rows, y)
+    stage = Stage(model, outputs, Words(), strategy, Adam(), Constant(), lr=0.01, steps=3, seed=0, log_every=1)
+    params = parameters(model)
+    expected = fit(stage, params, data, {"val": data}, ignore).params
+    task = keep_features([stage], [params], {"train": data}, Lanes.one)
+    (cut,), (own,) = task.stages, task.params
+    assert cut.bottom == resting_groups(stage, params) > 0
+    assert ("embeddings/word/embedding" in own) == (name in TIED)
+    assert "embeddings/position/embedding" not in own
+    assert task.splits["train"].x.dtype == np.float32
+    found = fit(cut, own, task.splits["train"], {"val": task.splits["train"]}, ignore).params
+    for path in found:
+        np.testing.assert_allclose(found[path], expected[path], atol=1e-6, err_msg=path)
+    moved = [path for path in found if not np.array_equal(found[path], params[path])]
+    assert moved
+    assert "embeddings/word/embedding" not in moved
+
+
+def test_what_is_shared_is_no_part_of_the_state(texts):
+    """A tied head reads the words; under a frozen trunk they have no gradient and no moments."""
+    model = TIED["masked"]
+    stage = Stage(model, WORDS, Words(), Frozen(), Adam(), Constant(), lr=0.01, steps=3, seed=0)
+    stage = replace(stage, bottom=3)
+    own = above(stage, parameters(model))
+    assert set(own) - set(start(stage, own).params) == {"embeddings/word/embedding"}
+
+
+def test_lanes_keep_features_of_their_own(texts):
+    """Two seeds with parameters of their own: as one at a time."""
+    model = TIED["causal"]
+    data = Split(texts.target["train"].x, texts.target["train"].x[:, 0])
+    stages = [
+        Stage(model, WORDS, Words(), TopK(blocks=1), Adam(), Constant(), lr=0.01, steps=2, seed=s) for s in (0, 1)
+    ]
+    params = [parameters(model, seed) for seed in (0, 1)]
+    task = keep_features(stages, params, {"train": data}, Lanes.map)
+    for lane in (0, 1):
+        alone = keep_features(stages[lane : lane + 1], params[lane : lane + 1], {"train": data}, Lanes.one)
+        np.testing.assert_allclose(task.splits["train"].x[lane], alone.splits["train"].x, atol=1e-6)
+        assert set(task.params[lane]) == set(alone.params[0])
+
+
+def test_bfloat16_keeps_the_examples_apart(texts):
+    """The number of an example travels as one more hidden value; whole numbers up to 256 are exact in it."""
+    model = replace(MODELS["bert-tokens"], examples=12)
+    x = jnp.asarray(row([part[:, :1] for part in examples([2] * 12)])[None])
+    params = {path: jnp.asarray(leaf, jnp.bfloat16) for path, leaf in parameters(model).items()}
+    middle = model.apply(params, x, 3, Forward(stop=1))
+    assert middle.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(middle[0, :, -1].astype(np.int32), x[0, 2])
+
+
+def test_precision_accumulation_and_retention_go_with_it(texts):
+    recipe = Recipe(
+        model=Bert(**SMALL, dropout=0.1, head=bert.Head.classify),
+        strategy=Full(),
+        retention=Ewc(),
+        trainer=Plain(accumulate=2),
+        optimizer=Adam(),
+        finetune_steps=2,
+        lr_fine=0.01,
+        pretrain_steps=0,
+    )
+    (pre,) = untrained([recipe], texts)
+    (outcome,) = run_finetuning([recipe], texts, [pre], [ignore])
+    assert np.isfinite(outcome.objective)
