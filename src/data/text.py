@@ -56,18 +56,29 @@ class Text(LabelledText):
         bare = next((line for line, label in zip(sheet.lines, labels, strict=True) if not label), None)
         if bare is not None:
             raise UserError(f"{origin}: column '{self.label}' has no value in line {bare}; allowed: a label in each")
-        empty = [i for i, text in enumerate(first) if not text.strip() or (second and not second[i].strip())]
         found = Texts(first, second, labels, origin)
-        if not empty:
-            return found
-        if self.empty is Empty.refuse:
-            raise UserError(
-                f"{origin} has {len(empty)} empty texts, the first in line {sheet.lines[empty[0]]}; "
-                "allowed: none, or data.empty=skip to leave them out"
-            )
-        tell(f"{origin}: {len(empty)} of {len(first)} rows have an empty text and are left out")
-        left_out = set(empty)
-        return found.only(row for row in range(len(first)) if row not in left_out)
+        return without_empty(found, self.empty, [f"line {line}" for line in sheet.lines])
+
+
+def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
+    """Return the texts that have a word in them, and say how many do not.
+
+    Raises:
+        UserError: there are others, and they are refused; ``places`` are where they stand.
+    """
+    kept = [row for row in range(len(texts.first)) if texts.first[row].strip()]
+    if texts.second is not None:
+        kept = [row for row in kept if texts.second[row].strip()]
+    count = len(texts.first) - len(kept)
+    if count and empty is Empty.refuse:
+        first = next(row for row, other in enumerate([*kept, None]) if row != other)
+        raise UserError(
+            f"{texts.origin} has {count} empty texts, the first in {places[first]}; "
+            "allowed: none, or data.empty=skip to leave them out"
+        )
+    if count:
+        tell(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
+    return texts.only(kept)
 
 
 class Sheet(NamedTuple):

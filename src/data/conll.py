@@ -1,0 +1,183 @@
+"""``data=conll``: a tag for each word, from files of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from src.config import NATURAL, knob
+from src.data.base import Table, check_shares, cut
+from src.data.packing import NOTHING, Example, by_token
+from src.data.text_source import TextSource, TextTransfer, counted, tell
+from src.data.tokenization import Vocabulary, read_text
+from src.engine.stage import Split
+from src.errors import UserError, listed
+
+OUTSIDE = "O"
+DOCUMENT = "-DOCSTART-"  # begins a line that is no word
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conll(TextSource):
+    """Named entities and their like: a word a line in columns, an empty line between sentences.
+
+    ``token_column`` and ``tag_column``: their numbers from 0, ``null`` for the last. Tags are IOB1 or IOB2; they are
+    converted to IOB2, in which each entity begins with ``B-``. A word's tag is predicted at its first piece, as in
+    Devlin et al. 2019 (section 5.3); the other pieces have -1. ``path`` is to train on; ``val_path`` and ``test_path``
+    are files of their own, ``null`` cuts fractions (of sentences, at random) off the first. What a long sentence has
+    beyond ``length`` is cut, counted and not tested on.
+    """
+
+    path: str = knob()
+    val_path: str | None = knob(None)
+    test_path: str | None = knob(None)
+    token_column: int = knob(0, NATURAL)
+    tag_column: int | None = knob(None, NATURAL)
+
+    def load(self) -> TextTransfer:
+        """Read, split, convert and encode."""
+        parts, origin = self._parts(), f"data.path={self.path}"
+        classes = tags_of(parts, origin)
+        vocabulary = self.vocabulary(lambda: [" ".join(one.words) for one in parts["train"]])
+        encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
+        cuts = {name: sum(one.cut for one in part) for name, part in encoded.items()}
+        if any(cuts.values()):
+            tell(f"{origin}: cut to data.length={self.length} were {counted(cuts, encoded)}")
+        wide = self.wide({name: [one.example for one in part] for name, part in encoded.items()})
+        chosen = self.taken(np.arange(len(encoded["train"])), None, origin)
+        encoded["train"] = [encoded["train"][row] for row in chosen]
+        examples = {name: [one.example for one in part] for name, part in encoded.items()}
+        rows = self.rows(examples, wide, vocabulary, origin)
+        return TextTransfer(
+            kind="labels",
+            source={},
+            target={
+                name: Split(part.x, by_token(part, [one.labels for one in encoded[name]]))
+                for name, part in rows.items()
+            },
+            source_outputs=len(classes),
+            outputs=len(classes),
+            new_head=True,
+            vocabulary=vocabulary,
+            labels=tuple(classes),
+        )
+
+    def _parts(self) -> dict[str, list[Sentence]]:
+        files = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
+        own = {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
+        sentences, origin = self._read(f"data.path={self.path}", self.path), f"data.path={self.path}"
+        shares = {"test": self.test_fraction, "val": self.val_fraction}
+        wanted = {name: share for name, share in shares.items() if name not in own}
+        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        numbers = np.arange(len(sentences))
+        parts = cut(Table(numbers, numbers, origin), np.random.default_rng(self.split_seed), wanted)
+        found = {name: [sentences[row] for row in rows] for name, (rows, _) in parts.items()} | own
+        return {name: found[name] for name in ("train", "val", "test")}
+
+    def _read(self, origin: str, path: str) -> list[Sentence]:
+        if not Path(path).is_file():
+            raise UserError(f"{origin}: there is no such file")
+        return read_sentences(read_text(Path(path), origin), self.token_column, self.tag_column, origin)
+
+    def _encoded(self, sentences: Sequence[Sentence], classes: Sequence[str], vocabulary: Vocabulary) -> list[Tagged]:
+        number = {tag: i for i, tag in enumerate(classes)}
+        pieces = vocabulary.encode_words([one.words for one in sentences])
+        return [
+            tagged(words, [number[tag] for tag in one.tags], vocabulary, self.length)
+            for words, one in zip(pieces, sentences, strict=True)
+        ]
+
+
+class Sentence(NamedTuple):
+    """Words and their tags, in IOB2."""
+
+    words: list[str]
+    tags: list[str]
+
+
+class Tagged(NamedTuple):
+    """A sentence as tokens."""
+
+    example: Example
+    labels: Int[np.ndarray, " T"]  # -1 but at the first piece of each word
+    cut: bool
+
+
+def tagged(words: Sequence[Int[np.ndarray, " P"]], tags: Sequence[int], vocabulary: Vocabulary, length: int) -> Tagged:
+    """Return a sentence as tokens; of more than ``length``, only the words that fit whole."""
+    front = [] if vocabulary.cls is None else [vocabulary.cls]
+    back = [] if vocabulary.sep is None else [vocabulary.sep]
+    ends = np.cumsum([len(word) for word in words])
+    fits = int(np.searchsorted(ends, length - len(front) - len(back), side="right"))
+    ids, labels = list(front), [NOTHING] * len(front)
+    for word, tag in zip(words[:fits], tags[:fits], strict=True):
+        ids += word.tolist()
+        labels += [tag, *[NOTHING] * (len(word) - 1)]
+    ids, labels = np.array([*ids, *back], np.int32), np.array([*labels, *[NOTHING] * len(back)], np.int32)
+    return Tagged(Example(ids, np.zeros_like(ids)), labels, fits < len(words))
+
+
+def read_sentences(content: str, token_column: int, tag_column: int | None, origin: str) -> list[Sentence]:
+    """Return the sentences of a file of columns, between which there is white space.
+
+    Raises:
+        UserError: a line with too few columns, or a tag that is no IOB; the message names the line.
+    """
+    found: list[Sentence] = []
+    words: list[str] = []
+    tags: list[str] = []
+    for line, text in enumerate([*content.split("\n"), ""], 1):
+        cells = text.split()
+        if not cells or cells[0] == DOCUMENT:
+            if words:
+                found.append(Sentence(words, to_iob2(tags)))
+            words, tags = [], []
+            continue
+        last = max(token_column, tag_column if tag_column is not None else 1)
+        if len(cells) <= last:
+            raise UserError(f"{origin} has {len(cells)} columns in line {line}; allowed: at least {last + 1}")
+        tag = cells[-1 if tag_column is None else tag_column]
+        if tag != OUTSIDE and (tag[:2] not in ("B-", "I-") or not tag[2:]):
+            raise UserError(f"{origin} has the tag '{tag}' in line {line}; allowed: O, B-... and I-...")
+        words.append(cells[token_column])
+        tags.append(tag)
+    if not found:
+        raise UserError(f"{origin} has no sentences")
+    return found
+
+
+def to_iob2(tags: Sequence[str]) -> list[str]:
+    """Return a sentence's tags with ``B-`` at the beginning of each entity.
+
+    IOB1 has it only where an entity follows another one of its type (Tjong Kim Sang and Veenstra 1999, "Representing
+    text chunks"); tags that are IOB2 already stay as they are.
+    """
+    found, before = [], OUTSIDE
+    for tag in tags:
+        begins = tag.startswith("I-") and before[2:] != tag[2:]
+        found.append(f"B-{tag[2:]}" if begins else tag)
+        before = tag
+    return found
+
+
+def tags_of(parts: dict[str, list[Sentence]], origin: str) -> list[str]:
+    """Return the classes: O, and B- and I- of each type of the sentences to train on, sorted.
+
+    Raises:
+        UserError: there is no entity, or a type that only another part has.
+    """
+    types = {name: {tag[2:] for one in part for tag in one.tags if tag != OUTSIDE} for name, part in parts.items()}
+    if not types["train"]:
+        raise UserError(f"{origin} has no entities to train on; allowed: at least one tag B-... or I-...")
+    for name, own in types.items():
+        if strange := sorted(own - types["train"]):
+            raise UserError(
+                f"{origin}: the {name} part has entities of type '{strange[0]}', which the sentences to train on do "
+                f"not have; allowed: {listed(sorted(types['train']))}"
+            )
+    return [*(f"{mark}-{kind}" for mark in "BI" for kind in sorted(types["train"])), OUTSIDE]

@@ -1,0 +1,76 @@
+"""``data=hub_text``: a data set of the Hub with texts and labels, by its id."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from src.config import knob
+from src.data.text import Empty, without_empty
+from src.data.text_source import LabelledText, Texts
+from src.errors import UserError, did_you_mean, listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubText(LabelledText):
+    """Texts, or pairs of texts, with labels, from the Hub or its cache on disk; needs the extra ``hub``.
+
+    ``dataset`` is the id (``nyu-mll/glue``), ``subset`` its configuration (``sst2``). The columns are as in
+    ``data=text``. ``train_split``, ``val_split`` and ``test_split`` name its parts; ``null`` cuts fractions off the
+    first (the labels of published test parts are often secret).
+    """
+
+    dataset: str = knob()
+    subset: str | None = knob(None)
+    train_split: str = knob("train")
+    val_split: str | None = knob("validation")
+    test_split: str | None = knob(None)
+    text: str = knob("text")
+    second_text: str | None = knob(None)
+    label: str = knob("label")
+    empty: Empty = knob(Empty.refuse)
+
+    def texts(self) -> dict[str, Texts]:
+        """Fetch the parts."""
+        parts = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
+        return {name: self._fetch(name, split) for name, split in parts.items() if split is not None}
+
+    def _fetch(self, name: str, split: str) -> Texts:
+        table, origin = fetch(self.dataset, self.subset, split, f"data.{name}_split"), f"data.dataset={self.dataset}"
+        columns: dict[str, list[str]] = {}
+        for key, column in (("text", self.text), ("second_text", self.second_text), ("label", self.label)):
+            if column is None:
+                continue
+            if column not in table.column_names:
+                raise UserError(
+                    f"data.{key}: {origin} has no column '{column}'{did_you_mean(column, table.column_names)}; "
+                    f"it has {listed(table.column_names)}"
+                )
+            columns[key] = ["" if value is None else str(value) for value in table[column]]
+        if set(columns["label"]) <= {"-1", ""}:
+            raise UserError(
+                f"data.{name}_split={split}: {origin} keeps the labels of this part to itself; "
+                "allowed: null, to cut a fraction off data.train_split"
+            )
+        texts = Texts(columns["text"], columns.get("second_text"), columns["label"], f"{origin}, {split}")
+        return without_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
+
+
+def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
+    """Return a part of a data set, downloaded if it has not been.
+
+    Raises:
+        UserError: the extra is not installed, there is no such data set or part, or the Hub cannot be reached.
+    """
+    origin = f"data.dataset={dataset}"
+    try:
+        from datasets import load_dataset  # type: ignore[import-not-found]
+    except ModuleNotFoundError as error:
+        raise UserError(f"{origin} needs the package datasets, which is not installed; install thaw[hub]") from error
+    try:
+        return load_dataset(dataset, subset, split=split)
+    except ConnectionError as error:
+        raise UserError(f"{origin} is not on this disk, and the Hub cannot be reached to fetch it") from error
+    except (ValueError, OSError) as error:  # an unknown split, subset or data set
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{origin}, data.subset={subset}, {key}={split} cannot be loaded: {said[0]}") from error

@@ -1,0 +1,125 @@
+"""``data=plain_text``: language modelling of the user's own text files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+
+from src.config import FRACTION, knob
+from src.data.base import check_shares
+from src.data.language import Modelling, language_rows
+from src.data.text_source import TextSource, TextTransfer
+from src.data.tokenization import read_text
+from src.engine.stage import Split
+from src.errors import UserError
+
+Documents = Enum("Documents", ["blank_lines", "files"])
+BLANK = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainText(TextSource):
+    """Text without labels: a file, or a folder of ``.txt`` files in the order of their names.
+
+    ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden. ``path``: what is fine-tuned on;
+    ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by ``blank_lines``
+    or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null`` cuts fractions
+    off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every tenth would test
+    memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
+    """
+
+    objective: Modelling = knob(Modelling.causal)
+    path: str = knob()
+    val_path: str | None = knob(None)
+    test_path: str | None = knob(None)
+    source_path: str | None = knob(None)
+    source_test_fraction: float = knob(0.1, FRACTION)
+    documents: Documents = knob(Documents.blank_lines)
+
+    def load(self) -> TextTransfer:
+        """Read, cut and encode."""
+        target = self._target()
+        source = {} if self.source_path is None else self._source(self.source_path)
+        corpus = [text for part in (source, target) for text in part.get("train", [])]
+        vocabulary = self.vocabulary(lambda: corpus)
+        rows = language_rows(self, target, vocabulary, self.objective, f"data.path={self.path}")
+        before = f"data.source_path={self.source_path}"
+        words = self.words(vocabulary)
+        return TextTransfer(
+            kind=self.objective.name,
+            source=language_rows(self, source, vocabulary, self.objective, before) if source else {},
+            target=rows | {"train": self._fewer(rows["train"])},
+            source_outputs=words,
+            outputs=words,
+            new_head=False,
+            vocabulary=vocabulary,
+        )
+
+    def _target(self) -> dict[str, list[str]]:
+        given = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
+        own = {name: self._read(f"data.{key}", path) for name, (key, path) in given.items() if path is not None}
+        shares = {"val": self.val_fraction, "test": self.test_fraction}
+        wanted = {name: share for name, share in shares.items() if name not in own}
+        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        origin = f"data.path={self.path}"
+        return {**blocks(self._read("data.path", self.path), wanted, origin), **own}
+
+    def _source(self, path: str) -> dict[str, list[str]]:
+        shares = {"test": self.source_test_fraction}
+        return blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
+
+    def _read(self, key: str, path: str) -> list[str]:
+        """Return the documents of a file or folder, those without a word left out."""
+        origin, place = f"{key}={path}", Path(path)
+        files = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
+        if not files:
+            raise UserError(f"{origin}: the folder has no file that ends in .txt")
+        if not place.exists():
+            raise UserError(f"{origin}: there is no such file or folder")
+        whole = (read_text(file, origin) for file in files)
+        pieces = whole if self.documents is Documents.files else (one for text in whole for one in BLANK.split(text))
+        found = [one.strip("\n") for one in pieces if one.strip()]
+        if not found:
+            raise UserError(f"{origin} has no text; allowed: at least one document")
+        return found
+
+    def _fewer(self, part: Split) -> Split:
+        """Return ``train_rows`` of the rows, spread over all of them by the seed; in the order of the text."""
+        if self.train_rows is None:
+            return part
+        order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(part.x))
+        rows = np.sort(self.taken(order, None, f"data.path={self.path}"))
+        return Split(part.x[rows], part.y[rows])
+
+
+ROWS_STREAM = 3  # of split_seed
+
+
+def blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
+    """Return ``train`` and the named shares of the documents, as blocks of whole ones in their order.
+
+    A share counts characters; a document belongs to the block that holds its middle.
+
+    Raises:
+        UserError: a block would be empty.
+    """
+    ends = np.cumsum([len(text) for text in documents])
+    middles = (ends - np.array([len(text) for text in documents]) / 2) / ends[-1]
+    borders = np.cumsum([1 - sum(shares.values()), *shares.values()])
+    names = ["train", *shares]
+    numbers = np.minimum(np.searchsorted(borders, middles, side="right"), len(names) - 1)
+    found = {
+        name: [text for text, own in zip(documents, numbers, strict=True) if own == n] for n, name in enumerate(names)
+    }
+    for name, part in found.items():
+        if not part:
+            raise UserError(
+                f"{origin} has {len(documents)} documents, which leaves its {name} part empty; give it more, or a file "
+                "of its own"
+            )
+    return found

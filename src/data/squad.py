@@ -1,0 +1,219 @@
+"""``data=squad``: questions whose answers are pieces of a text, from files in SQuAD's format."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from src.config import COUNT, knob
+from src.data.base import Table, check_shares, cut
+from src.data.packing import NOTHING, Example, frame, lay_out, one_a_row, padding_share, special_tokens
+from src.data.text_source import LENGTH, TextSource, TextTransfer, tell
+from src.data.tokenization import Pieces, Vocabulary, read_text
+from src.engine.stage import Split
+from src.errors import UserError
+
+
+class Question(NamedTuple):
+    """A question, as it is scored."""
+
+    name: str  # its id in the file
+    text: str
+    context: str
+    answers: tuple[str, ...]  # any of them is right
+    start: int  # the first answer's first character in the context; -1: it is not there
+
+
+class Windows(NamedTuple):
+    """What turns predicted tokens of a part's rows back into words."""
+
+    questions: list[Question]
+    question: Int[np.ndarray, " N"]  # that each row asks, by its number in ``questions``
+    offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token is made of; -1: it is no part of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Squad(TextSource):
+    """Extractive question answering (Rajpurkar et al. 2016, arXiv 1606.05250): SQuAD 1.1's JSON.
+
+    A row is ``[CLS] question [SEP] context [SEP]``. A question is cut to ``question_length`` tokens. A context that has
+    no room is read through windows whose beginnings are ``stride`` tokens apart, as in Devlin et al. 2019; a window is
+    trained on if the whole answer is in it, and all of them are asked when predicting. ``path`` is to train on;
+    ``val_path`` and ``test_path`` are files of their own, ``null`` cuts fractions off the first: whole contexts, at
+    random. ``train_rows`` counts questions.
+    """
+
+    path: str = knob()
+    val_path: str | None = knob(None)
+    test_path: str | None = knob(None)
+    stride: int = knob(128, COUNT)
+    question_length: int = knob(64, COUNT)
+    length: int = knob(384, LENGTH)
+
+    def load(self) -> TextTransfer:
+        """Read, split, encode and find the answers again."""
+        origin = f"data.path={self.path}"
+        if self.examples > 1:
+            raise UserError(f"data.examples is {self.examples}; allowed with data=squad: 1, an example a row")
+        if self.length - self.question_length - 3 < self.stride:
+            raise UserError(
+                f"data.stride is {self.stride}; allowed: at most {self.length - self.question_length - 3}, what "
+                "data.length leaves beside a question of data.question_length and 3 special tokens"
+            )
+        parts = self._parts(origin)
+        vocabulary = self.vocabulary(lambda: [text for one in parts["train"] for text in (one.context, one.text)])
+        cuts = {name: windows(part, vocabulary, self) for name, part in parts.items()}
+        wide = self.wide({name: [one.example for one in part] for name, part in cuts.items()})
+        chosen = set(self.taken(np.arange(len(parts["train"])), None, origin).tolist())
+        cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != NOTHING]
+        if not cuts["train"]:
+            raise UserError(f"{origin}: none of the answers to train on is in a window; allowed: at least one")
+        asked = {name: laid(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
+        share = padding_share(asked["train"][0].x)
+        tell(f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding")
+        return TextTransfer(
+            kind="spans",
+            source={},
+            target={name: split for name, (split, _) in asked.items()},
+            source_outputs=2,
+            outputs=2,
+            new_head=True,
+            vocabulary=vocabulary,
+            questions={name: kept for name, (_, kept) in asked.items()},
+        )
+
+    def _parts(self, origin: str) -> dict[str, list[Question]]:
+        files = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
+        own = {name: read_questions(path, f"data.{key}={path}") for name, (key, path) in files.items() if path}
+        shares = {"test": self.test_fraction, "val": self.val_fraction}
+        wanted = {name: share for name, share in shares.items() if name not in own}
+        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        by_context: dict[str, list[Question]] = {}
+        for one in read_questions(self.path, origin):
+            by_context.setdefault(one.context, []).append(one)
+        contexts, rng = list(by_context.values()), np.random.default_rng(self.split_seed)
+        numbers = np.arange(len(contexts))
+        parts = cut(Table(numbers, numbers, origin), rng, wanted)
+        found = {name: [one for row in rows for one in contexts[row]] for name, (rows, _) in parts.items()}
+        found["train"] = [found["train"][row] for row in rng.permutation(len(found["train"]))]
+        return {name: (found | own)[name] for name in ("train", "val", "test")}
+
+
+def read_questions(path: str, origin: str) -> list[Question]:
+    """Return the questions of a file; those without an answer (SQuAD 2.0 has them) are counted and left out.
+
+    Raises:
+        UserError: the file is not in SQuAD's format.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{origin}: there is no such file")
+    try:
+        content: Any = json.loads(read_text(Path(path), origin))
+    except ValueError as error:
+        raise UserError(f"{origin} is no JSON: {error}") from error
+    found: list[Question] = []
+    silent = 0
+    try:
+        for paragraph in (one for article in content["data"] for one in article["paragraphs"]):
+            context = str(paragraph["context"])
+            for asked in paragraph["qas"]:
+                answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in asked["answers"]]
+                if answers:
+                    words, start = tuple(text for text, _ in answers), nearest(context, *answers[0])
+                    found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
+                else:
+                    silent += 1
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
+    if not found:
+        raise UserError(f"{origin} has no questions with an answer; allowed: at least one")
+    lost = sum(one.start == NOTHING for one in found)
+    for count, reason in (
+        (silent, "have no answer and are left out"),
+        (lost, "have an answer that is not in the text"),
+    ):
+        if count:
+            tell(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+    return found
+
+
+def nearest(context: str, answer: str, start: int) -> int:
+    """Return where an answer begins that should be at ``start``: there, or at its nearest occurrence; -1: nowhere."""
+    if answer and context.startswith(answer, start):
+        return start
+    start = max(start, 0)
+    before = context.rfind(answer, 0, start + len(answer) - 1)  # one that begins before the place
+    places = [place for place in (before, context.find(answer, start)) if answer and place >= 0]
+    return min(places, key=lambda place: abs(place - start), default=NOTHING)
+
+
+# --- windows ---------------------------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """A question and a piece of its context."""
+
+    example: Example
+    question: int  # its number
+    span: tuple[int, int]  # the answer's first and last token in the row; -1: not whole in this window
+    offsets: Int[np.ndarray, "T 2"]
+
+
+def windows(questions: Sequence[Question], vocabulary: Vocabulary, settings: Squad) -> list[Window]:
+    """Return the windows of each question, in the order of the questions."""
+    contexts = sorted({one.context for one in questions})
+    pieces = dict(zip(contexts, vocabulary.encode_with_offsets(contexts), strict=True))
+    asked = vocabulary.encode([one.text for one in questions])
+    return [
+        window
+        for number, (one, ids) in enumerate(zip(questions, asked, strict=True))
+        for window in windows_of(
+            number, one, ids[: settings.question_length], pieces[one.context], vocabulary, settings
+        )
+    ]
+
+
+def windows_of(
+    number: int,
+    question: Question,
+    asked: Int[np.ndarray, " Q"],
+    context: Pieces,
+    vocabulary: Vocabulary,
+    settings: Squad,
+) -> Iterator[Window]:
+    """Yield the windows of a question until one holds the end of its context."""
+    room = settings.length - len(asked) - special_tokens(vocabulary, 2)
+    front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
+    answer = tokens_of(context.offsets, question.start, question.start + len(question.answers[0]))
+    for begin in range(0, len(context.ids), settings.stride):
+        end = min(begin + room, len(context.ids))
+        example, _ = frame(vocabulary, asked, context.ids[begin:end], settings.length)
+        offsets = np.full((len(example.ids), 2), NOTHING)
+        offsets[front : front + end - begin] = context.offsets[begin:end]
+        inside = question.start != NOTHING and begin <= answer[0] <= answer[1] < end
+        span = (front + answer[0] - begin, front + answer[1] - begin) if inside else (NOTHING, NOTHING)
+        yield Window(example, number, span, offsets)
+        if end == len(context.ids):
+            break
+
+
+def tokens_of(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:
+    """Return the first and the last token that share a character with ``text[start:end]``; of none, last < first."""
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    return first, int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
+
+
+def laid(cuts: Sequence[Window], questions: list[Question], wide: int, pad: int) -> tuple[Split, Windows]:
+    """Return windows as rows, and what turns predictions of them into words."""
+    rows = lay_out([one.example for one in cuts], one_a_row(len(cuts)), wide, pad)
+    offsets = np.full((len(cuts), wide, 2), NOTHING)
+    for row, one in enumerate(cuts):
+        offsets[row, : len(one.offsets)] = one.offsets
+    spans = np.array([one.span for one in cuts], np.int32)
+    return Split(rows.x, spans), Windows(questions, np.array([one.question for one in cuts]), offsets)
