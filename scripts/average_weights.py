@@ -34,7 +34,6 @@ def read_arguments() -> argparse.Namespace:
     soup.add_argument("--greedy", action="store_true", help="add members only while validation gets no worse")
     for command in (wise, soup):
         command.add_argument("--out", type=Path, help="folder for table, picture and weights (default: in the first)")
-        command.add_argument("--one-head", action="store_true", help="measure the source with the same head")
         command.add_argument(
             "--recompute", action="store_true", help="estimate batch statistics anew, on training rows"
         )
@@ -49,7 +48,7 @@ def wise(arguments: argparse.Namespace) -> None:
     from src.models.base import same_bits
 
     (tuned,) = read_tuned([find_job(arguments.job)])
-    line, tasks = tuned.line(np.linspace(0.0, 1.0, arguments.points)), tuned.tasks(arguments.one_head)
+    line, tasks = tuned.line(np.linspace(0.0, 1.0, arguments.points)), tuned.tasks()
     table = evaluate_path(line, tasks)
     only_tuned = sorted({*tuned.params} - {*tuned.pretrained} | {*line.kept})
     if only_tuned:
@@ -69,7 +68,7 @@ def soup(arguments: argparse.Namespace) -> None:
     from src.interop.weights import evaluate_path, greedy_soup, read_tuned, stack, uniform_soup
 
     tuned = read_tuned(members(arguments.jobs))
-    tasks, folders = tuned[0].tasks(arguments.one_head), [one.job.folder for one in tuned]
+    tasks, folders = tuned[0].tasks(), [one.job.folder for one in tuned]
     validation = [tasks[0]._replace(splits={"val": tasks[0].splits["val"]})]
 
     def loss(params: Mapping[str, Any]) -> float:
@@ -192,7 +191,7 @@ def with_statistics(params: Mapping[str, Any], tuned: Any, arguments: argparse.N
         print("batch statistics are means too, not those of the mean weights; --recompute estimates them anew")
         return params
     params = recompute_statistics(tuned.job.stage, params, tuned.job.data.target["train"].x)
-    print(f"with batch statistics of the training rows: {measured(params, tuned.tasks(arguments.one_head))}")
+    print(f"with batch statistics of the training rows: {measured(params, tuned.tasks())}")
     return params
 
 

@@ -23,7 +23,7 @@ from src.config import static_part
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.partition import FROZEN, place
 from src.engine.stage import Split, Stage, added_shapes, bottom_features, stochastic, traced
-from src.models.base import Params
+from src.models.base import Model, Params
 
 CHUNK = 1024  # rows that the bottom is run on at once
 
@@ -77,13 +77,14 @@ def fits(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -
     return False
 
 
-def chunks(x: np.ndarray) -> list[tuple[np.ndarray, int]]:
+def chunks(model: Model, x: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Cut rows into pieces of one size, the last one filled up with its first row, each with its true length."""
-    if len(x) <= CHUNK:
+    size = model.rows_at_once(x.shape[1:]) or CHUNK
+    if len(x) <= size:
         return [(x, len(x))]
-    pieces = [x[i : i + CHUNK] for i in range(0, len(x), CHUNK)]
-    filled = np.concatenate([pieces[-1], np.repeat(pieces[-1][:1], CHUNK - len(pieces[-1]), axis=0)])
-    return [*((piece, CHUNK) for piece in pieces[:-1]), (filled, len(pieces[-1]))]
+    pieces = [x[i : i + size] for i in range(0, len(x), size)]
+    filled = np.concatenate([pieces[-1], np.repeat(pieces[-1][:1], size - len(pieces[-1]), axis=0)])
+    return [*((piece, size) for piece in pieces[:-1]), (filled, len(pieces[-1]))]
 
 
 class Task(NamedTuple):
@@ -114,25 +115,33 @@ def keep_features(stages: Sequence[Stage], params: Sequence[Params], splits: Map
     if not fits(above_it[0], params[0], splits):
         return Task(list(stages), list(params), dict(splits), own_rows=False)
     own = {id(p): above(above_it[0], p) for p in params}
-    under = {id(p): below(above_it[0], p) for p in params}
-    if len(own) == 1:
+    under = [below(above_it[0], p) for p in params]
+    model, one = stages[0].model, all(same_leaves(other, under[0]) for other in under)
+    if one:
         run = programs(static_part(above_it[0])).features
-        hyper = traced(above_it[0])
-        kept = {
-            name: Split(joined([run(hyper, under[id(params[0])], x)[:count] for x, count in chunks(part.x)], 0), part.y)
-            for name, part in splits.items()
-        }
+        hyper, bottom_half = traced(above_it[0]), jax.device_put(under[0])
+
+        def of_all(part: Split) -> Split:
+            pieces = [run(hyper, bottom_half, x)[:count] for x, count in chunks(model, part.x)]
+            return Split(joined(pieces, 0), part.y)
+
+        kept = {name: of_all(part) for name, part in splits.items()}
     else:
         run = programs(static_part(above_it[0]), lanes).features
-        hyper, together = stacked([traced(s) for s in above_it]), stacked([under[id(p)] for p in params])
+        hyper, together = stacked([traced(s) for s in above_it]), stacked(under)
         places = len(next(iter(together.values())))
 
         def of_lanes(part: Split) -> Split:
-            pieces = [run(np.int32(len(params)), hyper, together, x)[:, :count] for x, count in chunks(part.x)]
+            pieces = [run(np.int32(len(params)), hyper, together, x)[:, :count] for x, count in chunks(model, part.x)]
             return Split(joined(pieces, 1), np.broadcast_to(part.y, (places, *part.y.shape)))
 
         kept = {name: of_lanes(part) for name, part in splits.items()}
-    return Task(above_it, [own[id(p)] for p in params], kept, own_rows=len(own) > 1)
+    return Task(above_it, [own[id(p)] for p in params], kept, own_rows=not one)
+
+
+def same_leaves(one: Params, other: Params) -> bool:
+    """Tell whether two bottoms are the same arrays, as those of one checkpoint are whatever the seed."""
+    return all(leaf is other[path] for path, leaf in one.items())
 
 
 def joined(pieces: list[Array], axis: int) -> Array:

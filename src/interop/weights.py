@@ -336,23 +336,17 @@ class Tuned(NamedTuple):
         """Return points from the pre-trained to the fine-tuned weights; a head of a new label space stays."""
         return Between(self.pretrained, self.params, alphas, tuple(self.head) if self.job.data.new_head else ())
 
-    def tasks(self, one_head: bool = False) -> list[Task]:
-        """Return the target's validation and test rows, and the source's test rows with the source's own head.
+    def tasks(self) -> list[Task]:
+        """Return the target's validation and test rows, and the source's test rows, measured as jobs measure them.
 
-        Args:
-            one_head: whether the source is measured with the weights' own head instead.
-
-        Raises:
-            UserError: one head for two label spaces.
+        That is by the source's own head where the target has another label space, and by the one head where it has not.
         """
         stage, data = self.job.stage, self.job.data
-        if one_head and data.new_head:
-            raise UserError(f"'{self.job.folder}' has a new head, since its label space is new; allowed: a head a task")
         target = Task(stage, {name: data.target[name] for name in ("val", "test")})
         source = Task(
             replace(stage, outputs=data.source_outputs),
             {"source_test": data.source["test"]},
-            {} if one_head else self.head,
+            self.head if data.new_head else {},
         )
         return [target, source]
 

@@ -86,7 +86,7 @@ def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.D
 
     tuned = read_tuned([find_job(folder) for folder in members])
     chosen = tuned[list(members).index(best)]
-    target, source = chosen.tasks(one_head=not chosen.job.data.new_head)  # as the jobs measured it
+    target, source = chosen.tasks()
     rows = {"source_val": chosen.job.data.source["val"], **source.splits}
     tasks = [target, source._replace(splits=rows)]
     path = evaluate_path(chosen.line(ALPHAS), tasks)
