@@ -25,6 +25,7 @@ from src.retention.ewc import Ewc
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.chain_thaw import ChainThaw
 from src.strategies.freeze_bottom import FreezeBottom
+from src.strategies.freeze_middle import FreezeMiddle
 from src.strategies.frozen import Frozen
 from src.strategies.gradual import Gradual
 from src.strategies.ia3 import Ia3
@@ -40,6 +41,7 @@ OWN = ALL | {
     "ia3": Ia3(targets=(".*/attention/(key|value|qkv)",), feedforward=(".*/down",)),
     "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
     "freeze_bottom": FreezeBottom(blocks=1),
+    "freeze_middle": FreezeMiddle(bottom=1, top=0),
 }
 # Scores change by the same for every key where the keys' bias does, so their softmax and the loss do not.
 INDIFFERENT = "attention/key/bias"
