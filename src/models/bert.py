@@ -24,7 +24,7 @@ class Block(nn.Module):
     dropout: Any
 
     @nn.compact
-    def __call__(self, h: Float[Array, "N L E"], bias: Float[Array, "n 1 l L"]) -> Float[Array, "N L E"]:
+    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
         gathered = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
         h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(gathered))
@@ -33,7 +33,7 @@ class Block(nn.Module):
         return self.normalised("mlp_norm", h + Dropout(self.dropout, name="mlp_dropout")(outer))
 
     @nn.nowrap
-    def normalised(self, name: str, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+    def normalised(self, name: str, h: Float[Array, "N*L E"]) -> Float[Array, "N*L E"]:
         """Return normalised hidden states (Ba et al., arXiv 1607.06450)."""
         return nn.LayerNorm(self.sizes.epsilon, name=name)(h)
 

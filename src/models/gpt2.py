@@ -24,7 +24,7 @@ class Block(nn.Module):
     dropout: Any
 
     @nn.compact
-    def __call__(self, h: Float[Array, "N L E"], bias: Float[Array, "n 1 l L"]) -> Float[Array, "N L E"]:
+    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
         sizes, deviation = self.sizes, residual_deviation(self.sizes.layers)
         attention = Attention(sizes.heads, self.dropout, fused=True, deviation=deviation, name="attention")
