@@ -47,6 +47,9 @@ def sentence(error: Exception) -> str:
     if isinstance(error, ConfigCompositionException) and (key := _unknown_key(text)):
         allowed = _keys_beside(key)
         parent, _, name = key.rpartition(".")
+        if any(argument.startswith(f"{parent}=") and "," in argument for argument in sys.argv[1:]):
+            # Hydra composes once without what is swept, where the group has its default option.
+            return f"{parent} is swept, so that '{key}' must be swept too: give it as {key}=choice(...)"
         where = f"{parent} has" if parent else "the keys are"
         return f"there is no key '{key}'{did_you_mean(name, allowed)}; {where}: {listed(allowed, 40)}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line)

@@ -104,3 +104,20 @@ def test_replay_of_more_rows_than_there_are_takes_all_and_says_so_once(tmp_path)
     assert done.returncode == 0, done.stderr
     words = r"retention\.count is 5000 and the task to be kept has fewer rows: all of them are kept"
     assert len(re.findall(words, done.stdout + done.stderr)) == 1
+
+
+def test_a_setting_of_a_swept_group_is_swept_too(tmp_path):
+    """Hydra looks for it in the group's default option, and there is none; the sentence says what helps."""
+    fast = ("strategy=full", "retention=l2_sp,ewc", "finetune_steps=2", "pretrain_steps=2", "progress=false")
+    done = sweep(tmp_path, *fast, "retention.strength=3")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    words = (
+        "retention is swept, so that 'retention.strength' must be swept too: give it as retention.strength=choice(...)"
+    )
+    assert done.stderr == f"error: {words}\n"
+    done = sweep(tmp_path, *fast, "retention.strength=choice(3)")
+    assert done.returncode == 0, done.stderr
+    assert [summary(path.parent)["config"]["retention"]["strength"] for path in tmp_path.glob("*/summary.json")] == [
+        3,
+        3,
+    ]
