@@ -108,16 +108,17 @@ SPLITS = {
     "source_test": "source before",
     "source_after": "source after",
 }
-SHOWN = ("loss", "accuracy", "r2", "ece", "brier", "confidence")  # the record holds more
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "r2", "pearson", "ece", "brier")  # the record holds more
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
     """Return a table of the metrics: a row a split, a column a metric; the source's rows are of its test part."""
-    names = [name for name in SHOWN if f"test_{name}" in metrics]
+    names = [name for name in SHOWN if {f"test_{name}", f"source_test_{name}"} & metrics.keys()]
     table = Table("", *names, title="result", title_justify="left")
     for split, label in SPLITS.items():
         if f"{split}_loss" in metrics:
-            table.add_row(label, *(f"{metrics[f'{split}_{name}']:.4f}" for name in names))
+            found = (metrics.get(f"{split}_{name}") for name in names)
+            table.add_row(label, *("" if value is None else f"{value:.4f}" for value in found))
     for name in ("average_accuracy", "backward_transfer", "forgetting"):
         if name in metrics:
             table.add_row(name.replace("_", " "), "", f"{metrics[name]:.4f}")
