@@ -27,8 +27,8 @@ pytestmark = [
 @pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
 def test_transformers_gives_the_same_logits(tmp_path, name, lora):
     os.environ["HF_HUB_OFFLINE"] = "1"
-    import torch
-    import transformers
+    import torch  # pyright: ignore[reportMissingImports]
+    import transformers  # pyright: ignore[reportMissingImports]
 
     node, outputs = CASES[name]
     model, params = make_job(tmp_path / "job", node, outputs, lora)

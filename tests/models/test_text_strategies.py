@@ -11,7 +11,7 @@ from src.data.base import Transfer
 from src.engine.features import above, keep_features, resting_groups
 from src.engine.lanes import Lanes
 from src.engine.loop import fit, ignore
-from src.engine.optimizers import Adam
+from src.engine.optimizers import Adam, Sgd
 from src.engine.schedules import Constant
 from src.engine.stage import Split, Stage, added, frozen_paths, placement, shown, start, update
 from src.engine.trainer import Plain
@@ -107,12 +107,15 @@ TIED = {"masked": MODELS["bert-masked"], "causal": MODELS["gpt2-causal"]}
 @pytest.mark.parametrize("name", [*TIED, "classify", "tokens"])
 @pytest.mark.parametrize("strategy", [Frozen(), TopK(blocks=1), TopK(blocks=2)], ids=["frozen", "top 1", "top 2"])
 def test_kept_features_change_no_number(texts, name, strategy):
-    """Cut below the head, below the top block and above the embeddings; the tied head keeps the words."""
+    """Cut below the head, below the top block and above the embeddings; the tied head keeps the words.
+
+    With plain gradient descent: Adam would make a step of the rounding where a gradient is 0, as of the keys' bias.
+    """
     model = TIED[name] if name in TIED else MODELS[f"bert-{name}"]
     outputs, rows = outputs_of(model), texts.target["train"].x
     y = rows[:, 0] if name in TIED else rows[:, 1] if name == "tokens" else texts.target["train"].y
     data = Split(rows, y)
-    stage = Stage(model, outputs, Words(), strategy, Adam(), Constant(), lr=0.01, steps=3, seed=0, log_every=1)
+    stage = Stage(model, outputs, Words(), strategy, Sgd(), Constant(), lr=0.1, steps=3, seed=0, log_every=1)
     params = parameters(model)
     expected = fit(stage, params, data, {"val": data}, ignore).params
     task = keep_features([stage], [params], {"train": data}, Lanes.one)
@@ -132,7 +135,7 @@ def test_kept_features_change_no_number(texts, name, strategy):
 def test_what_is_shared_is_no_part_of_the_state(texts):
     """A tied head reads the words; under a frozen trunk they have no gradient and no moments."""
     model = TIED["masked"]
-    stage = Stage(model, WORDS, Words(), Frozen(), Adam(), Constant(), lr=0.01, steps=3, seed=0)
+    stage = Stage(model, WORDS, Words(), TopK(blocks=0), Adam(), Constant(), lr=0.01, steps=3, seed=0)
     stage = replace(stage, bottom=3)
     own = above(stage, parameters(model))
     assert set(own) - set(start(stage, own).params) == {"embeddings/word/embedding"}
