@@ -132,4 +132,4 @@ class Masked(Causal):
         ids, chosen = mask_tokens(
             key, x[:, 0], ~there(targets), mask_id=self.mask_id, vocab_size=self.words, rate=self.rate, shares=SHARES
         )
-        return x.at[:, 0].set(ids), jnp.where(chosen, targets, -1)
+        return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)

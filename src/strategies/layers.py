@@ -9,6 +9,7 @@ from src.engine.partition import Groups
 from src.errors import UserError
 
 UNDER = ("embeddings", "stem")  # names of a first group that is no block
+OVER = ("pooler",)  # and of one between the blocks and the head
 
 
 class Layers(NamedTuple):
@@ -16,14 +17,16 @@ class Layers(NamedTuple):
 
     under: tuple[str, ...]  # embeddings or stem, where the model has a group of that name
     blocks: tuple[str, ...]  # from bottom to top
-    head: str
+    top: tuple[str, ...]  # from the head down to what is no block
 
 
 def layers(groups: Groups) -> Layers:
     """Return the names of a model's groups by their part in it."""
     *below, head = (name for name, _ in groups)
+    over = tuple(name for name in below if name in OVER)
+    below = [name for name in below if name not in OVER]
     cut = 1 if below and below[0] in UNDER else 0
-    return Layers(tuple(below[:cut]), tuple(below[cut:]), head)
+    return Layers(tuple(below[:cut]), tuple(below[cut:]), (head, *over))
 
 
 def check_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:

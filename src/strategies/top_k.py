@@ -26,7 +26,7 @@ class TopK(Strategy):
         Raises:
             UserError: more blocks than the model has.
         """
-        _, blocks, head = layers(groups)
+        _, blocks, top = layers(groups)
         check_blocks("blocks", self.blocks, blocks)
-        moving = (head, *reversed(blocks[len(blocks) - self.blocks :]))
+        moving = (*top, *reversed(blocks[len(blocks) - self.blocks :]))
         return (*((name, 1.0) for name in moving), (".*", FROZEN))
