@@ -88,6 +88,11 @@ class Ewc(Retention):
             UserError: there are no rows of the source task, or its objective has no likelihood.
         """
         x, y = source_rows(self, task)
+        if type(task.objective) not in (Classification, Regression):  # theirs are likelihoods of whole rows
+            raise UserError(
+                "the Fisher information needs one label or number a row, which a task of kind "
+                f"{type(task.objective).__name__} has not; allowed: classification, regression"
+            )
         if self.samples is not None and self.samples < len(x):
             chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
             x, y = np.asarray(x)[chosen], np.asarray(y)[chosen]
@@ -107,10 +112,5 @@ def _diagonal(which: Information, params: Params, rest: Params, x: Any, y: Any, 
         out = task.infer({**params, **rest}, row[None])[0]
         return jax.nn.log_softmax(out) if isinstance(task.objective, Classification) else out
 
-    if not isinstance(task.objective, Classification | Regression):
-        raise UserError(
-            f"the Fisher information needs a likelihood, and {type(task.objective).__name__} has none; "
-            "allowed: classification, regression"
-        )
     diagonal = fisher_diagonal if isinstance(task.objective, Classification) else gaussian_fisher_diagonal
     return diagonal(outputs, params, x, estimator=which.estimator, key=key, targets=y, chunk=which.chunk)

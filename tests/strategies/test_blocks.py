@@ -67,7 +67,7 @@ def test_batch_statistics_stay_with_their_block():
     ],
 )
 def test_only_a_first_group_of_that_name_is_no_block(names, under, blocks):
-    assert layers([(name, f"{name}/.*") for name in names]) == (under, blocks, "head")
+    assert layers([(name, f"{name}/.*") for name in names]) == (under, blocks, ("head",))
 
 
 @pytest.mark.parametrize(
