@@ -19,23 +19,16 @@ from src.errors import UserError, run_script
 
 def read_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description="LoRA and DoRA on model=bert or model=gpt2, to and from PEFT's format."
-    )
+    parser = argparse.ArgumentParser(description="LoRA and DoRA of BERT and GPT-2, to and from PEFT's format.")
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a finished job, PEFT's folder, an adapter's file")
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
-        help="of a job or a file: PEFT's folder; of PEFT's folder: an "
-        "adapter's file (.safetensors), or a folder for the checkpoint with the change merged in",
+        help="PEFT's folder; of PEFT's folder: an adapter's file (.safetensors), or the folder of a merged checkpoint",
     )
-    parser.add_argument(
-        "--base", help="unless of a job: the checkpoint that the adapter stands on, a folder or Hub name"
-    )
-    parser.add_argument(
-        "--head", help="unless of a job: classify, tokens ... (default: as the folder or the base says)"
-    )
+    parser.add_argument("--base", help="unless of a job: the checkpoint under the adapter, a folder or a Hub name")
+    parser.add_argument("--head", help="unless of a job: classify, tokens ... (default: as SOURCE or the base says)")
     parser.add_argument("--base-out", type=Path, help="of a job: write the base too, where it is no checkpoint's")
     parser.add_argument("--pad-token-id", type=int, help="of --base-out: the id of padding (default: the tokenizer's)")
     return parser.parse_args()
@@ -50,10 +43,8 @@ def main() -> None:
     is_job = (source / ".hydra").is_dir()
     for key in ("base", "head") if is_job else ("base_out", "pad_token_id"):
         if getattr(arguments, key) is not None:
-            whose = "other sources than a job" if is_job else "a job"
-            raise UserError(
-                f"--{key.replace('_', '-')} is for {whose}, and '{source}' is {'one' if is_job else 'none'}"
-            )
+            what = "a job, which says that itself" if is_job else "no job"
+            raise UserError(f"--{key.replace('_', '-')} is given, and '{source}' is {what}; allowed: without it")
     if is_job:
         base = job_to_peft(source, arguments.out, arguments.base_out, arguments.pad_token_id)
         print(f"wrote {arguments.out}: peft.PeftModel.from_pretrained(model, '{arguments.out}') on {base}")

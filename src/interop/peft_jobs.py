@@ -72,7 +72,8 @@ def on_checkpoint(tuning: Tuning, base: Mapping[str, Any], model: Transformer) -
     kept = {path: np.asarray(given[path]).astype(leaf.dtype) for path, leaf in rest.items() if path in given}
     if moved := [path for path, leaf in kept.items() if not same_bits(leaf, rest[path])]:
         raise UserError(
-            f"the job's base is not its checkpoint '{model.checkpoint}': pre-training moved {listed(moved, SHOWN)}; {hint}"
+            f"the job's base is not its checkpoint '{model.checkpoint}', pre-training moved {listed(moved, SHOWN)}; "
+            f"{hint}"
         )
     head = {**lora.head, **{path: np.asarray(leaf) for path, leaf in rest.items() if path not in given}}
     paths = tuple(sorted(head))
