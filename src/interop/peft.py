@@ -299,6 +299,11 @@ def _sorted(found: Mapping[str, Tensor], model: Transformer, settings: Settings,
         elif not _same(tensor, found.get(original), base.get(names[original][0])):  # type: ignore[arg-type]
             content.faults.append(f"{tensor.name} differs from {original}, to which the head is tied")
     content.faults.extend(_misfits(content, settings, shapes))
+    content.faults.extend(
+        f"{original} is saved in full, and its copy {copy} is not"
+        for copy, original in table.tied.items()
+        if model.head_name in TIED and original in found and copy not in found
+    )
     content.faults.extend(misshapen({n: e for n, e in names.items() if n in found}, found, shapes))
     content.faults.extend(f"{name} is missing" for name in _missing(content, settings, names, base, table.prefix))
     return content
@@ -361,42 +366,71 @@ def _missing(
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def write_peft(folder: Path, tuning: Tuning | Adapter, model: Transformer, base: str, dropout: float = 0.0) -> None:
+def write_peft(
+    folder: Path,
+    tuning: Tuning | Adapter,
+    model: Transformer,
+    base: Mapping[str, Any],
+    name: str,
+    dropout: float = 0.0,
+) -> None:
     """Write an adapter as PEFT's ``save_pretrained`` would. The head is saved in full, with any change beside it.
 
     Args:
         folder: a new or an empty one.
         tuning: what was learned.
         model: the network that it is for.
-        base: the name or the folder of the checkpoint that it stands on, which PEFT loads.
+        base: the parameters that it changes.
+        name: of the checkpoint that holds them, which PEFT loads: a folder, or a name on the Hugging Face Hub.
         dropout: of the correction's input, for those who go on training.
 
     Raises:
         UserError: the network is none of Hugging Face's, the adapter does not fit it, or the folder holds something.
     """
-    tuning = with_whole_head(tuning if isinstance(tuning, Tuning) else Tuning(tuning))
+    tuning = tuning if isinstance(tuning, Tuning) else Tuning(tuning)
     check_class(model)
     check_empty(folder)
+    _check_fit(tuning, model, base)
+    tuning = with_whole_head(tuning)
+    factors, whole = to_tensors(tuning, model, base)
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / WEIGHTS) as file:
+        # order="C", because safetensors writes a transposed array's memory as it lies: another array.
+        leaves = {ROOT + key: np.asarray(leaf, order="C") for key, leaf in {**factors, **whole}.items()}
+        file.write(save(leaves, {"format": "pt"}))
+    config = to_config(tuning, model, whole) | {"base_model_name_or_path": name, "lora_dropout": dropout}
+    with replacing(folder / CONFIG) as file:
+        file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+
+
+def to_tensors(
+    tuning: Tuning, model: Transformer, base: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return factors and magnitudes, and what is saved in full, under PEFT's names below :data:`ROOT`."""
     theirs = {path: (name, transposed) for name, (path, transposed) in full_names(model).items()}
-    _check_fit(tuning, model)
-    found: dict[str, np.ndarray] = {}
+    factors, whole = {}, {}
     for path, leaf in tuning.params().items():
         module, _, own = path.rpartition("/")
         end = next((end for end, ours in ENDS.items() if ours == own), None)
         name, transposed = theirs[path if end is None else f"{module}/kernel"]
-        if end is not None:
-            name, transposed = name.removesuffix(".weight") + end, own in LEAVES
-        # order="C", because safetensors writes a transposed array's memory as it lies: another array.
-        found[name] = np.asarray(leaf.T if transposed else leaf, order="C")
-    # A module that is saved in full is a copy, whose own ties PEFT does not restore.
-    tied = ARCHITECTURES[model.architecture].tied
-    found |= {copy: found[original].copy() for copy, original in tied.items() if original in found}
-    folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / WEIGHTS) as file:
-        file.write(save({ROOT + name: leaf for name, leaf in found.items()}, {"format": "pt"}))
-    config = to_config(tuning, model, theirs) | {"base_model_name_or_path": base, "lora_dropout": dropout}
-    with replacing(folder / CONFIG) as file:
-        file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+        if end is None:
+            whole[name] = leaf.T if transposed else leaf
+        else:
+            factors[name.removesuffix(".weight") + end] = leaf.T if own in LEAVES else leaf
+    # A module that is saved in full is saved with its copies of what lies elsewhere, or PEFT does not load it.
+    names, modules = full_names(model), _modules(whole)
+    table = ARCHITECTURES[model.architecture]
+    for copy, original in table.tied.items() if model.head_name in TIED else ():
+        path = names[original if original in names else table.prefix + original][0]
+        if path in tuning.lora.head or any(copy.startswith(f"{module}.") for module in modules):
+            whole[copy] = np.array(tuning.lora.head.get(path, base[path]))
+    return factors, whole
+
+
+def _modules(whole: Iterable[str]) -> list[str]:
+    """Return the modules of tensors that are saved in full; one within another is saved with it."""
+    modules = sorted({name.rpartition(".")[0] for name in whole})
+    return [module for module in modules if not any(module.startswith(f"{other}.") for other in modules)]
 
 
 def with_whole_head(tuning: Tuning) -> Tuning:
@@ -409,21 +443,22 @@ def with_whole_head(tuning: Tuning) -> Tuning:
     return Tuning(Adapter(deltas, lora.scales, head, lora.base, lora.head_paths, lora.meta), magnitudes)
 
 
-def _check_fit(tuning: Tuning, model: Transformer) -> None:
-    """Refuse an adapter of another network, one without its head, and one that changes nothing but the head."""
+def _check_fit(tuning: Tuning, model: Transformer, base: Mapping[str, Any]) -> None:
+    """Refuse an adapter of another network or base, one without its head, and one that changes only that."""
     lora = tuning.lora
     kernel = lora.head.get("classifier/kernel")
     shapes = parameter_shapes(model, _fixed(model) or (1 if kernel is None else kernel.shape[-1]))
     lacking = [p for p in head_paths(model, shapes) if p not in lora.head and model.head_name not in TIED]
     if lacking:
         raise UserError(f"the adapter brings no head: {listed(sorted(lacking))} missing; allowed: one with its head")
-    if not lora.deltas:
-        raise UserError("the adapter changes no kernel below the head; allowed: one with low-rank changes")
+    if all(f"{module}/kernel" in lora.head for module in lora.deltas):
+        raise UserError("the adapter changes no kernel below the head; allowed: one with low-rank changes there")
     wrong = [path for path, leaf in lora.head.items() if shapes.get(path) != leaf.shape]
     wrong += [f"{m}/{MAGNITUDE}" for m, leaf in tuning.magnitudes.items() if leaf.shape != lora.deltas[m][1].shape[-1:]]
     if wrong:
         raise UserError(f"the adapter does not fit this network: {listed(wrong, SHOWN)} of another shape or not in it")
     check_modules(lora, {path: np.broadcast_to(0.0, shape) for path, shape in shapes.items()})
+    check_base(lora, {**base, **lora.head})
 
 
 def _fixed(model: Transformer) -> int | None:
@@ -431,18 +466,20 @@ def _fixed(model: Transformer) -> int | None:
     return model.sizes.vocab_size if model.head_name in TIED else 2 if model.head_name == "spans" else None
 
 
-def to_config(tuning: Tuning, model: Transformer, theirs: Mapping[str, tuple[str, bool]]) -> dict[str, Any]:
+def to_config(tuning: Tuning, model: Transformer, whole: Iterable[str]) -> dict[str, Any]:
     """Return what ``adapter_config.json`` says: the commonest rank and alpha, and by full names where they differ."""
     lora = tuning.lora
     stabilised = bool(lora.meta.get("rank_stabilised", False))
-    names = {module: theirs[f"{module}/kernel"][0].removesuffix(".weight") for module in lora.deltas}
+    theirs = {
+        path: (name.removesuffix(".weight"), transposed) for name, (path, transposed) in full_names(model).items()
+    }
+    names = {module: theirs[f"{module}/kernel"][0] for module in lora.deltas}
     ranks = {names[module]: rank for module, rank in lora.ranks.items()}
     alphas = {
         names[module]: _number(lora.scales[module] * (math.sqrt(rank) if stabilised else rank))
         for module, rank in lora.ranks.items()
     }
     (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
-    whole = sorted({theirs[path][0].rpartition(".")[0] for path in lora.head})
     return {
         "peft_type": "LORA",
         "task_type": TASKS[model.head_name],
@@ -452,8 +489,7 @@ def to_config(tuning: Tuning, model: Transformer, theirs: Mapping[str, tuple[str
         "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
         "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
         "target_modules": sorted(ranks),
-        # One within another is saved with it.
-        "modules_to_save": [n for n in whole if not any(n.startswith(f"{other}.") for other in whole)] or None,
+        "modules_to_save": _modules(whole) or None,
         "fan_in_fan_out": not any(theirs[f"{module}/kernel"][1] for module in lora.deltas),
         "bias": "none",
         "use_rslora": stabilised,

@@ -15,7 +15,7 @@ from src.errors import UserError, listed
 from src.interop import huggingface, peft
 from src.interop.adapter_files import load, read_tensors
 from src.interop.adapter_files import save as save_adapter
-from src.interop.adapters import check_base, fingerprint
+from src.interop.adapters import fingerprint
 from src.interop.huggingface import ARCHITECTURES, SHOWN, folder_of, read_checkpoint, read_json
 from src.interop.huggingface_export import check_empty, export, network_of, padding_id, tokenizer_of
 from src.interop.peft import TASKS, Tuning, merged, read_peft, split, weights_of, write_peft
@@ -51,7 +51,7 @@ def job_to_peft(job: Path, out: Path, base_out: Path | None = None, pad_token_id
     else:
         check_empty(base_out)
     dropout = float(strategy.get("dropout") or 0.0)
-    write_peft(out, tuning, model, name, dropout)
+    write_peft(out, tuning, model, base, name, dropout)
     if base_out is not None:
         tokenizer = tokenizer_of(config)
         export(model, base, base_out, tokenizer, padding_id(tokenizer) if pad_token_id is None else pad_token_id)
@@ -95,7 +95,8 @@ def network_on(checkpoint: str, head: str | None) -> Transformer:
     given = set(config.get("architectures") or [])
     head = head or next((name for name, classes in table.classes.items() if given & set(classes)), None)
     if head not in table.classes:
-        raise UserError(f"--head is {head or 'not given'}, and nothing else says it; allowed: {listed(table.classes)}")
+        said = f"is to have the head '{head}'" if head else "has a head that nothing names; --head does"
+        raise UserError(f"'{checkpoint}', a {kind}, {said}; allowed: {listed(table.classes)}")
     return build("model", OmegaConf.create({"name": kind, "checkpoint": checkpoint, "head": head}))
 
 
@@ -135,5 +136,4 @@ def adapter_to_peft(file: Path, checkpoint: str, out: Path, head: str | None = N
         UserError: what cannot be read, or another base than the adapter's.
     """
     model, adapter = network_on(checkpoint, head), load(file)
-    check_base(adapter, read_checkpoint(model))
-    write_peft(out, adapter, model, checkpoint)
+    write_peft(out, adapter, model, read_checkpoint(model), checkpoint)

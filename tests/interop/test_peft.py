@@ -129,7 +129,7 @@ def test_names_without_the_trunk_s_prefix_are_read_too(folder, classify):
 @pytest.mark.parametrize("name", BASES)
 def test_what_peft_wrote_is_written_as_it_was(tmp_path, name):
     model, _, base, tuning = read(name)
-    write_peft(tmp_path / "out", tuning, model, "anything")
+    write_peft(tmp_path / "out", tuning, model, base, "anything")
     before, after = (load_file(path / "adapter_model.safetensors") for path in (PEFT / name, tmp_path / "out"))
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
@@ -232,22 +232,25 @@ def test_a_base_that_peft_would_not_find_is_refused(tmp_path):
 
 
 def test_what_cannot_be_written_is_refused(tmp_path, classify):
-    tuning = read_peft(PEFT / "bert_lora", classify)
+    base = read_checkpoint(classify)
+    tuning = read_peft(PEFT / "bert_lora", classify, base)
+    with pytest.raises(UserError, match="trained on the base"):
+        write_peft(tmp_path / "out", tuning, classify, {**base, "pooler/bias": base["pooler/bias"] + 1}, "base")
     with pytest.raises(UserError, match=r"no head: classifier/bias, classifier/kernel missing"):
-        write_peft(tmp_path / "out", replace(tuning.lora, head={}), classify, "base")
+        write_peft(tmp_path / "out", replace(tuning.lora, head={}), classify, base, "base")
     pooled = replace(classify, pooling=Pooling.mean)
     with pytest.raises(UserError, match=r"model\.pooling is mean"):
-        write_peft(tmp_path / "out", tuning, pooled, "base")
+        write_peft(tmp_path / "out", tuning, pooled, base, "base")
     gpt2 = network(FIXTURES / "gpt2_classify", "classify")
     head = {"classifier/kernel": tuning.lora.head["classifier/kernel"]}
     with pytest.raises(UserError, match=r"does not fit .*no block_0/attention/query/kernel"):
-        write_peft(tmp_path / "out", replace(tuning.lora, head=head), gpt2, "base")
+        write_peft(tmp_path / "out", replace(tuning.lora, head=head), gpt2, base, "base")
     with pytest.raises(UserError, match=r"does not fit .*: classifier/bias of another shape"):
-        write_peft(tmp_path / "out", tuning, gpt2, "base")
+        write_peft(tmp_path / "out", tuning, gpt2, base, "base")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").touch()
     with pytest.raises(UserError, match="holds something already"):
-        write_peft(tmp_path / "out", tuning, classify, "base")
+        write_peft(tmp_path / "out", tuning, classify, base, "base")
 
 
 # --- folders that do not fit -----------------------------------------------------------------------------------------
@@ -342,7 +345,19 @@ def test_a_copy_that_is_tied_is_compared(tmp_path):
     words = np.array(read_checkpoint(model)["embeddings/word/embedding"])
     spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": words}))
     assert read_peft(folder, model).lora.head == {}
-    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": words + 1}))
+    tuned = words + 1
+    spoil(folder, lambda t: t.update({"base_model.model.transformer.wte.weight": tuned}))
+    refused(folder, model, "lm_head.weight differs from wte.weight, to which the head is tied")
+    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
+    tuning = read_peft(folder, model)
+    write_peft(tmp_path / "out", tuning, model, read_checkpoint(model), "base")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["lm_head", "transformer.wte"]
+    np.testing.assert_array_equal(read_peft(tmp_path / "out", model).lora.head["embeddings/word/embedding"], tuned)
+    spoil(folder, lambda t: t.pop("base_model.model.lm_head.weight"))
+    refused(folder, model, "wte.weight is saved in full, and its copy lm_head.weight is not")
+    spoil(folder, lambda t: t.pop("base_model.model.transformer.wte.weight"))
+    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
     refused(folder, model, "lm_head.weight differs from wte.weight, to which the head is tied")
 
 
@@ -390,8 +405,10 @@ def test_which_network_a_base_is(tmp_path):
     with pytest.raises(UserError, match="a model of type 'llama'; allowed: bert, gpt2"):
         network_on(str(tmp_path), None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="--head is not given, and nothing else says it; allowed: classify, tokens"):
+    with pytest.raises(UserError, match="has a head that nothing names; --head does; allowed: classify, tokens"):
         network_on(str(tmp_path), None)
+    with pytest.raises(UserError, match="is to have the head 'causal'; allowed: classify, tokens, spans, masked"):
+        network_on(str(FIXTURES / "bert_classify"), "causal")
     assert network_on(str(FIXTURES / "bert_classify"), "tokens").head_name == "tokens"
 
 

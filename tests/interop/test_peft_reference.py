@@ -26,7 +26,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_peft_gives_the_same_logits(tmp_path, monkeypatch, record_property, name):
+def test_peft_gives_the_same_logits(tmp_path, monkeypatch, capsys, name):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     import peft
     import torch
@@ -51,8 +51,13 @@ def test_peft_gives_the_same_logits(tmp_path, monkeypatch, record_property, name
         warnings.simplefilter("always")
         adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
     assert not [w for w in said if "missing" in str(w.message) or "fan_in_fan_out" in str(w.message)]
-    found, ours = answers(adapted), logits(model, strategy, params, outputs)
+    # Not `adapted` itself: PEFT 0.21's own forward of a question's answer leaves the types of tokens out.
+    found, ours = (
+        answers(adapted.get_base_model() if "spans" in name else adapted),
+        logits(model, strategy, params, outputs),
+    )
     ours = ours[mask.numpy() > 0] if ours.ndim == 3 else ours
-    record_property("largest difference", float(np.abs(found - ours).max()))
+    with capsys.disabled():
+        print(f"\n{name}: largest difference {np.abs(found - ours).max():.1e}")
     np.testing.assert_allclose(found, ours, atol=1e-5, rtol=0)
     assert np.abs(before - ours).max() > 0.05
