@@ -174,6 +174,13 @@ def names_of(lines: Lines, layers: int) -> dict[str, tuple[str, bool]]:
     return found
 
 
+def full_names(model: Transformer) -> dict[str, tuple[str, bool]]:
+    """Return what :func:`names_of` does for a whole network, with the trunk's prefix: the names in a class's files."""
+    table = ARCHITECTURES[model.architecture]
+    trunk = names_of((*table.trunk, *table.pooler), model.sizes.layers)
+    return {table.prefix + name: entry for name, entry in trunk.items()} | names_of(table.heads[model.head_name], 1)
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ from src.interop.huggingface import (
     WHOLE,
     Architecture,
     folder_of,
-    names_of,
+    full_names,
     parameter_shapes,
     read_json,
 )
@@ -55,13 +55,7 @@ def export_job(job: Path, out: Path, tokenizer: Path | None = None, pad_token_id
         UserError: no finished job of a model of text, a network that no class of Hugging Face's computes, or a folder
             that holds something already.
     """
-    path = job / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"'{job}' is no job's folder: it has no .hydra/config.yaml")
-    config: Any = OmegaConf.load(path)
-    model = build("model", config.model)
-    if not isinstance(model, Transformer):
-        raise UserError(f"'{job}' has model={config.model.name}; allowed: {listed(ARCHITECTURES)}")
+    config, model = network_of(job)
     params: Any = read_tensors(job / CHECKPOINT)[0]
     if config.strategy.get("alpha") is not None and ranks(params):
         params = merge(params, read_job(job).adapter.scales)
@@ -69,6 +63,22 @@ def export_job(job: Path, out: Path, tokenizer: Path | None = None, pad_token_id
     if pad_token_id is None:
         pad_token_id = padding_id(tokenizer)
     return export(model, params, out, tokenizer, pad_token_id)
+
+
+def network_of(job: Path) -> tuple[DictConfig, Transformer]:
+    """Return a job's configuration, and its network if that is one of text.
+
+    Raises:
+        UserError: no job's folder, or another network.
+    """
+    path = job / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{job}' is no job's folder: it has no .hydra/config.yaml")
+    config: Any = OmegaConf.load(path)
+    model = build("model", config.model)
+    if not isinstance(model, Transformer):
+        raise UserError(f"'{job}' has model={config.model.name}; allowed: {listed(ARCHITECTURES)}")
+    return config, model
 
 
 def tokenizer_of(config: DictConfig) -> Path | None:
@@ -97,15 +107,10 @@ def export(
 ) -> str:
     """Write a network as a checkpoint of Hugging Face; return the class that it is one of. See :func:`export_job`."""
     table, head = ARCHITECTURES[model.architecture], model.head_name
-    if head == "classify" and (pooling := model.pooling.name) != POOLED[model.architecture]:  # type: ignore[attr-defined]
-        raise UserError(
-            f"model.pooling is {pooling}, which no class of Hugging Face's computes before its head; "
-            f"allowed: {POOLED[model.architecture]}"
-        )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"'{out}' holds something already; allowed: a new or an empty folder")
+    check_class(model)
+    check_empty(out)
     outputs = model.sizes.vocab_size if head in TIED else int(np.shape(params["classifier/kernel"])[-1])
-    found = to_tensors(model, table, params, outputs)
+    found = to_tensors(model, params, outputs)
     config = to_config(model, table, outputs, pad_token_id)
     out.mkdir(parents=True, exist_ok=True)
     with replacing(out / WHOLE) as file:
@@ -118,9 +123,22 @@ def export(
     return table.classes[head][0]
 
 
-def to_tensors(
-    model: Transformer, table: Architecture, params: Mapping[str, Any], outputs: int
-) -> dict[str, np.ndarray]:
+def check_class(model: Transformer) -> None:
+    """Refuse a network that no class of Hugging Face's computes."""
+    if model.head_name == "classify" and (pooling := model.pooling.name) != POOLED[model.architecture]:  # type: ignore[attr-defined]
+        raise UserError(
+            f"model.pooling is {pooling}, which no class of Hugging Face's computes before its head; "
+            f"allowed: {POOLED[model.architecture]}"
+        )
+
+
+def check_empty(out: Path) -> None:
+    """Refuse to write into a folder that holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"'{out}' holds something already; allowed: a new or an empty folder")
+
+
+def to_tensors(model: Transformer, params: Mapping[str, Any], outputs: int) -> dict[str, np.ndarray]:
     """Return parameters under the names, and with the axes, that Hugging Face's class has.
 
     Raises:
@@ -134,11 +152,8 @@ def to_tensors(
             f"the network {what} parameters, so no class of Hugging Face's is the same; "
             "allowed: strategies that add nothing, and strategy=lora"
         )
-    trunk = names_of((*table.trunk, *table.pooler), model.sizes.layers)
-    names = {table.prefix + name: entry for name, entry in trunk.items()}
-    names |= names_of(table.heads[model.head_name], 1)
     found = {}
-    for name, (path, transposed) in names.items():
+    for name, (path, transposed) in full_names(model).items():
         if path in params:
             values = np.asarray(params[path])
             found[name] = np.ascontiguousarray(values.T if transposed else values)
