@@ -20,7 +20,7 @@ from src.engine.optimizers import Adamw
 from src.engine.schedules import Constant
 from src.engine.stage import Split, Stage, frozen_paths, start, traced, update
 from src.models.mlp import Mlp
-from src.objectives.supervised import OBJECTIVES
+from src.objectives.kinds import OBJECTIVES
 from src.recipe import Recipe, finetuning_stage, initial_params
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full

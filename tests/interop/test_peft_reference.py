@@ -5,6 +5,8 @@ python3 -m venv /tmp/reference
 /tmp/reference/bin/python -m pytest tests/interop/test_peft_reference.py
 """
 
+# pyright: reportMissingImports=false
+
 import importlib.util
 import json
 import warnings
