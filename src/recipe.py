@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from src.config import Knobs, knob, static_part
+from src.config import Knobs, knob, option_class, option_name, option_names, static_part
 from src.data.base import TaskSequence, Transfer
 from src.engine.compiled import Cost
 from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
@@ -30,7 +30,7 @@ from src.engine.schedules import Constant, Schedule
 from src.engine.stage import Split, Stage, added_shapes, frozen_paths, initial, placement, traced, with_added
 from src.engine.stage_cache import Entry, StageCache, finding_key, stage_key, stage_label
 from src.engine.trainer import Plain, Precision
-from src.errors import UserError
+from src.errors import UserError, listed
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
 from src.objectives.supervised import Supervised
@@ -387,12 +387,28 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     Raises:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
+    check_inputs(recipe.model, data.target["train"].x)
     if not data.source and recipe.strategy.pretrained and recipe.model.checkpoint_fingerprint() is None:
         raise UserError(
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
             "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
         )
     return movement_of([stage for (stage,) in phases([recipe], data)], data.features, bool(data.source))
+
+
+def check_inputs(model: Model, x: np.ndarray) -> None:
+    """Refuse texts for a network of numbers, and numbers for a network of texts."""
+    text = np.issubdtype(x.dtype, np.integer)
+    if text != np.issubdtype(np.dtype(model.input_dtype), np.integer):
+        given, taken = ("texts", "numbers") if text else ("numbers", "texts")
+        fits = [name for name in option_names("model") if _takes_texts(name) == text]
+        raise UserError(
+            f"model={option_name(model)} takes {taken}, and the data is {given}; allowed: model={listed(fits)}"
+        )
+
+
+def _takes_texts(model: str) -> bool:
+    return np.issubdtype(np.dtype(option_class("model", model).input_dtype), np.integer)
 
 
 def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bool = True) -> Movement:

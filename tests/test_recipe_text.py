@@ -13,6 +13,7 @@ from src.engine.stage import Split
 from src.errors import UserError
 from src.models.base import head_paths, same_bits
 from src.models.bert import Bert, Head, Pooling
+from src.models.mlp import Mlp
 from src.objectives.kinds import OBJECTIVES
 from src.objectives.supervised import Supervised
 from src.objectives.text import Masked
@@ -149,3 +150,12 @@ def test_a_method_that_needs_the_source_names_those_that_do_not():
     mine = recipe(model=CHECKPOINT, retention=Ewc())
     with pytest.raises(UserError, match="there is a checkpoint only; allowed without them: distill, isolate, l2_sp"):
         where_it_moves(mine, data(source=False, words=90))
+
+
+def test_texts_and_numbers_are_not_taken_for_each_other():
+    with pytest.raises(UserError, match="model=mlp takes numbers, and the data is texts; allowed: model=bert, gpt2"):
+        where_it_moves(recipe(model=Mlp()), data())
+    numbers = Split(np.zeros((4, 3), np.float32), np.zeros(4, np.int32))
+    plain = Transfer("classification", {"train": numbers}, {"train": numbers}, 2, 2, new_head=False)
+    with pytest.raises(UserError, match="model=bert takes texts, and the data is numbers; allowed: model=cnn, mlp"):
+        where_it_moves(recipe(), plain)
