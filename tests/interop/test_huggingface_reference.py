@@ -1,8 +1,8 @@
 """What is exported, loaded by transformers itself. It runs where torch and transformers can be imported:
 
-python3 -m venv /tmp/reference
-/tmp/reference/bin/pip install torch==2.13.0 transformers -r requirements.lock pytest
-/tmp/reference/bin/python -m pytest tests/interop/test_huggingface_reference.py
+python3 -m venv reference
+reference/bin/pip install torch==2.13.0 transformers -r requirements.lock pytest
+reference/bin/python -m pytest tests/interop/test_huggingface_reference.py
 """
 
 import importlib.util

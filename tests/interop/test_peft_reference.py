@@ -1,8 +1,8 @@
 """What is written in PEFT's format, loaded by PEFT itself. It runs where torch, transformers and peft can be imported:
 
-python3 -m venv /tmp/reference
-/tmp/reference/bin/pip install torch==2.13.0 transformers peft -r requirements.lock pytest
-/tmp/reference/bin/python -m pytest tests/interop/test_peft_reference.py
+python3 -m venv reference
+reference/bin/pip install torch==2.13.0 transformers peft -r requirements.lock pytest
+reference/bin/python -m pytest tests/interop/test_peft_reference.py
 """
 
 # pyright: reportMissingImports=false
