@@ -59,8 +59,25 @@ def texts():
     return Transfer("classification", parts, parts, 3, 3, new_head=False)
 
 
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("model", [Bert(**SMALL), Gpt2(**SMALL, head=gpt2.Head.classify)], ids=["bert", "gpt2"])
+NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Head.classify)}
+QUICK = {
+    ("bert", "full"),
+    ("bert", "lora"),
+    ("bert", "top_k"),
+    ("bert", "adapter"),
+    ("gpt2", "bitfit"),
+    ("gpt2", "lora"),
+}
+
+
+def pairs():
+    for network, model in NETWORKS.items():
+        for name in OWN:
+            marks = [] if (network, name) in QUICK else [pytest.mark.slow]
+            yield pytest.param(model, name, marks=marks, id=f"{network}-{name}")
+
+
+@pytest.mark.parametrize(("model", "name"), list(pairs()))
 def test_two_updates_of_every_phase(texts, name, model):
     """What is to move moves, what is to rest is no part of the state. Not compiled: each phase is another program."""
     strategy, rows = OWN[name], texts.target["train"]
@@ -102,10 +119,18 @@ class Words(Objective):
 
 
 TIED = {"masked": MODELS["bert-masked"], "causal": MODELS["gpt2-causal"]}
+DEPTHS = {"frozen": Frozen(), "top 1": TopK(blocks=1), "top 2": TopK(blocks=2)}
+QUICK_DEPTHS = {("classify", "frozen"), ("masked", "top 1"), ("causal", "top 1")}
 
 
-@pytest.mark.parametrize("name", [*TIED, "classify", "tokens"])
-@pytest.mark.parametrize("strategy", [Frozen(), TopK(blocks=1), TopK(blocks=2)], ids=["frozen", "top 1", "top 2"])
+def depths():
+    for name in [*TIED, "classify", "tokens"]:
+        for depth, strategy in DEPTHS.items():
+            marks = [] if (name, depth) in QUICK_DEPTHS else [pytest.mark.slow]
+            yield pytest.param(name, strategy, marks=marks, id=f"{name}-{depth}")
+
+
+@pytest.mark.parametrize(("name", "strategy"), list(depths()))
 def test_kept_features_change_no_number(texts, name, strategy):
     """Cut below the head, below the top block and above the embeddings; the tied head keeps the words.
 
