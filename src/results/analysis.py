@@ -165,7 +165,9 @@ def default_arms(table: pd.DataFrame, tune: Sequence[str], pair: str | None) -> 
     told = told if len(told) else table
     keys = [*tune, *filter(None, [pair])]
     names = [name for name in config_columns(table) if name not in keys and varies(told[name])]
-    names = [name for name in names if not any(follows(told[name], told[key]) for key in keys)]
+    # An option does not follow from its own settings, though each may have been run with values of its own.
+    others = {name: [key for key in keys if not key.startswith(f"{name}.")] for name in names}
+    names = [name for name in names if not any(follows(told[name], told[key]) for key in others[name])]
     arms: list[str] = []
     told_apart = 1
     for name in sorted(names, key=lambda name: name != "strategy"):

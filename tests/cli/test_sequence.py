@@ -165,13 +165,13 @@ def test_the_scripts_read_a_sweep_of_sequences(study, tmp_path, script):
 
 
 def test_settings_that_an_arm_does_not_have_are_dashes(study, tmp_path, script):
-    """Plain fine-tuning and replay have no strength to tune."""
+    """Plain fine-tuning has no strength to tune."""
     table = tmp_path / "table.csv"
     script("export_sweep", study, "--out", table)
     said = script("analyze_sweep", table, "--tune", "retention.strength", "--reference", "none")
     assert "nan" not in said + (tmp_path / "analysis.md").read_text()
     found = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in tables(tmp_path / "analysis.md")}
-    assert {name: found[name] for name in RETENTION} == {"none": "-", "l2_sp": "0.01", "ewc": "100", "replay": "-"}
+    assert {name: found[name] for name in RETENTION} == {"none": "-", "l2_sp": "0.01", "ewc": "100", "replay": "1"}
 
 
 def tables(page: Path):

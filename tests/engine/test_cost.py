@@ -10,7 +10,7 @@ from src.engine.optimizers import Adamw
 from src.engine.schedules import Constant
 from src.engine.stage import Split, Stage, frozen_paths, start, traced, update
 from src.models.mlp import Mlp
-from src.objectives.supervised import OBJECTIVES
+from src.objectives.kinds import OBJECTIVES
 from src.strategies.full import Full
 from src.strategies.masked import Masked
 from tests.engine.test_forms import Frozen, SplitFrozen

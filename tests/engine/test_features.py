@@ -15,6 +15,7 @@ from src.engine.lanes import Lanes
 from src.engine.optimizers import Adam
 from src.engine.stage import initial
 from src.engine.trainer import Plain
+from src.models.bert import Bert
 from src.models.mlp import Mlp
 from src.recipe import Recipe, finetune, phases, pretrain
 from src.strategies.frozen import Frozen
@@ -81,11 +82,13 @@ def test_too_small_a_budget_is_said_and_changes_nothing_else(task, caplog):
 
 def test_rows_are_run_in_pieces_of_one_size():
     x = np.arange(2500, dtype=np.float32)[:, None]
-    pieces = chunks(x)
+    pieces = chunks(Mlp(), x)
     assert [len(piece) for piece, _ in pieces] == [1024, 1024, 1024]
     np.testing.assert_array_equal(np.concatenate([piece[:count] for piece, count in pieces]), x)
-    (alone,) = chunks(x[:1024])
+    (alone,) = chunks(Mlp(), x[:1024])
     assert alone[1] == 1024
+    rows = np.arange(300, dtype=np.int32).reshape(100, 3, 1).repeat(64, axis=2)  # of 64 tokens
+    assert [len(piece) for piece, _ in chunks(Bert(), rows)] == [64, 64]
 
 
 @pytest.mark.parametrize("data", [Diabetes(), Digits()], ids=["diabetes", "digits"])

@@ -167,7 +167,7 @@ def test_smoothing_changes_the_loss_that_is_trained_and_not_the_one_that_is_repo
 
 def test_smoothing_is_refused_where_there_are_no_classes(task):
     recipe, data, _ = task
-    with pytest.raises(UserError, match=r"trainer.label_smoothing is 0.1 on a regression"):
+    with pytest.raises(UserError, match=r"trainer.label_smoothing is 0.1 on a task of kind regression"):
         phases([replace(recipe, trainer=Plain(label_smoothing=0.1))], data)
 
 

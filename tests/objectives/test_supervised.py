@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from sklearn.metrics import f1_score, matthews_corrcoef
 
 from src.objectives.supervised import Classification, Regression, calibration_error
 from src.results.calibration import brier_score, expected_calibration_error, negative_log_likelihood
@@ -102,6 +103,8 @@ def test_the_report_is_the_host_s_calibration(batch):
             "confidence": confidence.mean(),
             "ece": expected_calibration_error(confidence, correct),
             "confident_wrong": np.mean(~correct & (confidence > 0.9)),
+            "macro_f1": f1_score(labels, p.argmax(axis=1), average="macro"),
+            "matthews": matthews_corrcoef(labels, p.argmax(axis=1)),
         },
         abs=1e-6,
     )
@@ -147,10 +150,12 @@ def test_lanes_of_reports(batch):
             assert float(together[name][i]) == pytest.approx(float(value), abs=1e-6), name
 
 
-def test_the_report_of_a_regression_is_its_metrics():
+def test_the_report_of_a_regression_is_its_metrics_and_a_correlation():
     outputs, targets = jnp.array([[1.0], [2.0], [4.0]]), jnp.array([0.0, 2.0, 2.0])
-    assert Regression().report(outputs, targets) == Regression().metrics(outputs, targets)
-    assert set(Regression().report(outputs, targets)) == {"loss", "r2"}
+    metrics = Regression().metrics(outputs, targets)
+    pearson = pytest.approx(np.corrcoef([1, 2, 4], [0, 2, 2])[0, 1], rel=1e-6)
+    assert Regression().report(outputs, targets) == metrics | {"pearson": pearson}
+    assert set(metrics) == {"loss", "r2"}
 
 
 def test_a_diverged_network_is_reported_as_such():

@@ -17,7 +17,8 @@ from src.engine.schedules import Constant
 from src.engine.stage_cache import CacheMode, Entry, StageCache, finding_key, sources
 from src.models.cnn import Cnn
 from src.models.mlp import Mlp
-from src.objectives.supervised import OBJECTIVES, Supervised
+from src.objectives.kinds import OBJECTIVES
+from src.objectives.supervised import Supervised
 from src.recipe import Recipe, keep_source, pretrain, pretrain_once, run_finetuning
 from src.retention import ewc
 from src.retention.base import Task

@@ -14,7 +14,7 @@ from src.config import bind, build, hyperparameters, option_class, option_names,
 from src.engine.stage import Split
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.objectives.supervised import OBJECTIVES
+from src.objectives.kinds import OBJECTIVES
 from src.retention import fisher_diagonal
 from src.retention.base import Keeping, Retention, distance
 from src.retention.distill import Distill, divergence
