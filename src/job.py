@@ -15,6 +15,7 @@ from src.errors import UserError, did_you_mean, listed
 from src.results.study import check_report
 from src.sweeps.identity import resolved
 from src.tracking.job import JobTracking
+from src.tracking.record import replacing
 
 if TYPE_CHECKING:
     from src.data.base import Source, TaskSequence, Transfer
@@ -123,6 +124,9 @@ def complete(
     """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
     if not outcome.diverged:
         tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
+        for name, content in data.files().items():
+            with replacing(tracking.folder / name) as file:
+                file.write(content.encode())
     tracking.finish(
         outcome.status,
         objective=outcome.objective,
@@ -132,7 +136,7 @@ def complete(
         flops_per_step=outcome.cost.flops,
         bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
         **outcome.facts(),
-        data={"fingerprint": data.fingerprint, **data.rows()},
+        data=data.facts(),
         **more,
     )
 

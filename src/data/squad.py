@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from src.config import COUNT, knob
 from src.data.base import Table, check_shares, cut
@@ -18,6 +18,7 @@ from src.data.text_source import LENGTH, TextSource, TextTransfer, tell
 from src.data.tokenization import Pieces, Vocabulary, read_text
 from src.engine.stage import Split
 from src.errors import UserError
+from src.results.text_metrics import best_spans, squad_scores
 
 
 class Question(NamedTuple):
@@ -36,6 +37,25 @@ class Windows(NamedTuple):
     questions: list[Question]
     question: Int[np.ndarray, " N"]  # that each row asks, by its number in ``questions``
     offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token is made of; -1: it is no part of it
+
+
+@dataclass(frozen=True)
+class Answers(TextTransfer):
+    """Rows of questions, whose scores are of answers in words."""
+
+    scored: ClassVar[bool] = True
+    questions: Mapping[str, Windows] = field(default_factory=dict)  # by part
+
+    def scores(self, part: str, outputs: Float[np.ndarray, "N L 2"]) -> dict[str, float]:
+        """Return exact match and F1 over the questions, each answered once from all its windows."""
+        asked = self.questions[part]
+        return squad_scores(answers_of(outputs, asked), [one.answers for one in asked.questions])
+
+
+def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: Windows) -> list[str]:
+    """Return the best answer to each question, in words."""
+    contexts = [one.context for one in asked.questions]
+    return best_spans(outputs[..., 0], outputs[..., 1], asked.offsets, asked.question, contexts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +97,7 @@ class Squad(TextSource):
         asked = {name: laid(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
         share = padding_share(asked["train"][0].x)
         tell(f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding")
-        return TextTransfer(
+        return Answers(
             kind="spans",
             source={},
             target={name: split for name, (split, _) in asked.items()},
