@@ -133,24 +133,9 @@ def read_questions(path: str, origin: str) -> list[Question]:
     """
     if not Path(path).is_file():
         raise UserError(f"{origin}: there is no such file")
-    try:
-        content: Any = json.loads(read_text(Path(path), origin))
-    except ValueError as error:
-        raise UserError(f"{origin} is no JSON: {error}") from error
-    found: list[Question] = []
-    silent = 0
-    try:
-        for paragraph in (one for article in content["data"] for one in article["paragraphs"]):
-            context = str(paragraph["context"])
-            for asked in paragraph["qas"]:
-                answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in asked["answers"]]
-                if answers:
-                    words, start = tuple(text for text, _ in answers), nearest(context, *answers[0])
-                    found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
-                else:
-                    silent += 1
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
+    whole = questions_in(read_text(Path(path), origin), origin)
+    found = [one for one in whole if one.answers]
+    silent = len(whole) - len(found)
     if not found:
         raise UserError(f"{origin} has no questions with an answer; allowed: at least one")
     lost = sum(one.start == NOTHING for one in found)
@@ -160,6 +145,35 @@ def read_questions(path: str, origin: str) -> list[Question]:
     ):
         if count:
             tell(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+    return found
+
+
+def questions_in(content: str, origin: str, answered: bool = True) -> list[Question]:
+    """Return the questions of text in SQuAD's format, in their order.
+
+    Args:
+        content: the text.
+        origin: what errors name.
+        answered: whether answers are read; a question may have none of them.
+
+    Raises:
+        UserError: the text is not in SQuAD's format.
+    """
+    try:
+        known: Any = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{origin} is no JSON: {error}") from error
+    found: list[Question] = []
+    try:
+        for paragraph in (one for article in known["data"] for one in article["paragraphs"]):
+            context = str(paragraph["context"])
+            for asked in paragraph["qas"]:
+                given = asked["answers"] if answered else ()
+                answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in given]
+                words, start = tuple(text for text, _ in answers), nearest(context, *answers[0]) if answers else NOTHING
+                found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
     return found
 
 
@@ -210,7 +224,7 @@ def windows_of(
     """Yield the windows of a question until one holds the end of its context."""
     room = settings.length - len(asked) - special_tokens(vocabulary, 2)
     front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
-    answer = tokens_of(context.offsets, question.start, question.start + len(question.answers[0]))
+    answer = tokens_of(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
     for begin in range(0, len(context.ids), settings.stride):
         end = min(begin + room, len(context.ids))
         example, _ = frame(vocabulary, asked, context.ids[begin:end], settings.length)

@@ -260,12 +260,17 @@ def read_text(file: Path, origin: str) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{origin}: {file} cannot be read: {error.strerror}") from error
+    return as_text(content, str(file), origin)
+
+
+def as_text(content: bytes, name: str, origin: str) -> str:
+    """Return what bytes are in UTF-8, as :func:`read_text` does; ``name`` is what errors call them."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         mark = len(content) - len(error.object)  # where it begins with one, positions count behind it
         raise UserError(
-            f"{origin}: byte {error.start + mark} of {file} (0x{error.object[error.start]:02x}) is not UTF-8; "
+            f"{origin}: byte {error.start + mark} of {name} (0x{error.object[error.start]:02x}) is not UTF-8; "
             "allowed: text in UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
