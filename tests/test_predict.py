@@ -23,15 +23,9 @@ from src.results.text_metrics import entity_scores, squad_scores
 from src.sweeps.identity import register_resolvers
 from tests.commands import ROOT, summary
 
-SMALL = [
-    "model=bert",
-    "model.layers=1",
-    "model.width=16",
-    "model.heads=2",
-    "model.positions=64",
-    "model.vocab_size=200",
-]
-QUICK = ["tracker=disk", "progress=false", "cache=off", "data.tokenizer_cache=null", "optimizer=adam", "log_every=40"]
+SIZES = {"layers": 1, "width": 16, "heads": 2, "positions": 64, "vocab_size": 200}
+SMALL = ["model=bert", "data.tokenizer_cache=null", *(f"model.{name}={size}" for name, size in SIZES.items())]
+QUICK = ["tracker=disk", "progress=false", "cache=off", "optimizer=adam", "log_every=40"]
 WORDS = {
     "no": ["bad", "awful", "dull", "poor"],
     "yes": ["good", "great", "fine", "fun"],
@@ -137,7 +131,7 @@ def test_the_record_keeps_what_new_texts_need(job):
 
 def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
     """CSV, TSV, JSONL and lines, of texts with commas, quotes and letters of other scripts."""
-    texts = ['it was "so" good, fine', "так good", "bad, awful"]
+    texts = ['it is "so" good, fine', "так good", "bad, awful"]
     page = io.StringIO()
     csv.writer(page).writerows([["n", "text"], *([str(i), text] for i, text in enumerate(texts))])
     contents = {
@@ -165,7 +159,7 @@ def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
 
 def test_what_is_cut_is_counted(job, tmp_path, say):
     """The job's rows are at most 64 tokens long, its model's positions; a text alone is what it is among others."""
-    texts = ["good " * 100, "bad it was", "fine " * 62, "dull " * 63]
+    texts = ["good " * 100, "bad it is", "fine " * 62, "dull " * 63]
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
     printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", f"output={tmp_path / 'a.jsonl'}")
     assert "2 of them cut to 64 tokens" in printed
@@ -203,7 +197,7 @@ def test_what_a_strategy_added_acts(job, files, tmp_path, say):
         "data.label=opinion",
         "strategy=lora",
         "strategy.rank=2",
-        r"strategy.targets=['block_\\d+/attention/(query|value)']",
+        "strategy.targets=['block_0/attention/(query|value)']",
         "finetune_steps=15",
         "lr_fine=0.05",
     )
@@ -337,7 +331,7 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
         ([f"checkpoint={job}", "input=-", "output=a.xlsx"], r"output=a.xlsx ends in '.xlsx'; allowed: .csv, .jsonl"),
         (
             [f"checkpoint={job}", "input=-", f"output={tmp_path / 'there.csv'}"],
-            "is there already; allowed: a new file, or ",
+            "is there already; allowed: a new file",
         ),
         ([*known, "input=a.xml"], r"input=a.xml ends in '.xml'; allowed: .csv, .*, or format="),
         ([*known, "input=nowhere.csv"], "input=nowhere.csv: there is no such file"),
@@ -348,7 +342,7 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
         ([*known, "input=a.json"], "is taken as format=squad, and the job has data=text; allowed: "),
         (
             [*known, f"input={files / 'test.tsv'}", "second_text=lead"],
-            "the job learned from single texts; allowed: none",
+            "the job learned from single texts",
         ),
     ):
         with pytest.raises(UserError, match=message) as found:
