@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from src.choices import Kind
 from src.config import ROOMS, Knobs, Study, build, option_class, option_names, typed
 from src.errors import UserError, did_you_mean, listed
+from src.results.records import Job, load_job
 from src.results.study import check_report
 from src.sweeps.identity import resolved
 from src.tracking.job import JobTracking
+from src.tracking.record import replacing
 
 if TYPE_CHECKING:
     from src.data.base import Source, TaskSequence, Transfer
@@ -123,6 +125,9 @@ def complete(
     """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
     if not outcome.diverged:
         tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
+        for name, content in data.files().items():
+            with replacing(tracking.folder / name) as file:
+                file.write(content.encode())
     tracking.finish(
         outcome.status,
         objective=outcome.objective,
@@ -132,9 +137,31 @@ def complete(
         flops_per_step=outcome.cost.flops,
         bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
         **outcome.facts(),
-        data={"fingerprint": data.fingerprint, **data.rows()},
+        data=data.facts(),
         **more,
     )
+
+
+def find_finished(folder: Path) -> tuple[Job, Plan]:
+    """Return the record of a completed job's folder, and what its configuration describes.
+
+    Raises:
+        UserError: no folder of a job, one that is not completed, or one of another version.
+    """
+    path = folder / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"'{folder}' is no job's folder: it has no .hydra/config.yaml")
+    record = load_job(folder, folder.name)
+    if record.status != "completed":
+        raise UserError(f"'{folder}' is {record.status}; allowed: a completed job")
+    config: Any = OmegaConf.load(path)
+    missing = [key for key in (*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS) if key not in config]
+    if not isinstance(config, DictConfig) or missing:
+        raise UserError(f"'{path}' is of another version: it has no {listed(missing)}")
+    plan = make_plan(config)
+    if plan.recipe.recipe is Kind.sequence:
+        raise UserError(f"'{folder}' learned a sequence of tasks; allowed: a job of recipe=transfer")
+    return record, plan
 
 
 @functools.cache

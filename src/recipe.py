@@ -21,7 +21,7 @@ from src.config import Knobs, knob, option_class, option_name, option_names, sta
 from src.data.base import TaskSequence, Transfer
 from src.engine.compiled import Cost
 from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
-from src.engine.features import keep_features
+from src.engine.features import Task, keep_features
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number, update_cost
 from src.engine.optimizers import Form, Optimizer, Sgd
@@ -258,6 +258,9 @@ def finetune(
         single = replace(task.stages[0], form=None)  # what a run of its own would cost
         costs.append(update_cost(single, task.params[0], task.part("train"), kept[0] if kept else None))
     metrics = measure(tasks[-1].stages, ends, tasks[-1].splits, lanes, tasks[-1].own_rows)
+    if data.scored:
+        words = score(data, tasks[-1], ends, lanes)
+        metrics = [own | found for own, found in zip(metrics, words, strict=True)]
     moving = {path for stages in plan for path in placement(stages[0], params[0]).trainable}
     return Finetuned(training.ends(params), metrics, overall(costs, plan), starts, plan[-1], moving)
 
@@ -546,19 +549,44 @@ def measure(
     """Return everything that is reported of each split, as numbers, a lane each."""
     if not splits:
         return [{} for _ in stages]
-    report = programs(static_part(stages[0]), lanes, own_rows=own_rows).report
-    still = frozen_paths(stages[0], params[0])
-    if lanes is Lanes.one:
-        frozen, moving = split(params[0], still)
-        found = report(traced(stages[0]), moving, frozen, splits)
-        found = {name: np.asarray(value)[None] for name, value in found.items()}
-    else:
-        frozen, moving = split(stacked(params), still)
-        hyper = stacked([traced(stage) for stage in stages])
-        found = jax.device_get(report(np.int32(len(stages)), hyper, moving, frozen, splits))
+    found = look("report", stages, params, splits, lanes, own_rows)
     # JAX hands dictionaries back with sorted keys; people read train, val, test.
     names = [name for split in splits for name in found if name.startswith(f"{split}_")]
     return [{name: number(found[name][lane]) for name in names} for lane in range(len(stages))]
+
+
+def score(data: Transfer, task: Task, params: Sequence[Params], lanes: Lanes) -> list[dict[str, float]]:
+    """Return what takes words to compute of the validation and test part, ``val_entity_f1`` and so on, a lane each."""
+    inputs = {name: task.splits[name].x for name in ("val", "test") if name in task.splits}
+    outputs = look("predictions", task.stages, params, inputs, lanes, task.own_rows)
+    return [
+        {
+            f"{name}_{key}": value
+            for name in inputs
+            for key, value in data.scores(name, np.asarray(outputs[name][lane])).items()
+        }
+        for lane in range(len(params))
+    ]
+
+
+def look(
+    program: str,
+    stages: Sequence[Stage],
+    params: Sequence[Params],
+    parts: Mapping[str, Any],
+    lanes: Lanes,
+    own_rows: bool,
+) -> dict[str, np.ndarray]:
+    """Return what the program of that name (:class:`~src.engine.lanes.Programs`) makes of the parts, lanes first."""
+    run_it = getattr(programs(static_part(stages[0]), lanes, own_rows=own_rows), program)
+    still = frozen_paths(stages[0], params[0])
+    if lanes is Lanes.one:
+        frozen, moving = split(params[0], still)
+        found = run_it(traced(stages[0]), moving, frozen, parts)
+        return {name: np.asarray(value)[None] for name, value in found.items()}
+    frozen, moving = split(stacked(params), still)
+    hyper = stacked([traced(stage) for stage in stages])
+    return jax.device_get(run_it(np.int32(len(stages)), hyper, moving, frozen, parts))
 
 
 def pretrain_then_finetune(

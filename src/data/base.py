@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -35,6 +35,7 @@ class Transfer:
     """Both tasks, ready for training."""
 
     is_sequence: ClassVar[bool] = False
+    scored: ClassVar[bool] = False  # whether :meth:`scores` has any
     kind: str  # of the target task: "regression", "classification", or one of text's (src/data/text_source.py)
     source: dict[str, Split]  # "train" and "test"; "val" where data.source_val_fraction is not 0; empty: a checkpoint's
     target: dict[str, Split]  # "train", "val" and "test"
@@ -63,6 +64,23 @@ class Transfer:
     def rows(self) -> dict[str, int]:
         """Return how many rows each part has."""
         return {name: len(part.x) for name, part in self.parts()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record tells of the data."""
+        return {"fingerprint": self.fingerprint, **self.rows()}
+
+    def files(self) -> dict[str, str]:
+        """Return the files, by name, that a job's folder needs beside the parameters to be of use on new rows."""
+        return {}
+
+    def scores(self, part: str, outputs: Float[np.ndarray, "N ..."]) -> dict[str, float]:
+        """Return what the objective cannot compute of a part's outputs, as it takes the words behind the numbers.
+
+        Args:
+            part: of the target task, ``"val"`` or ``"test"``.
+            outputs: of the network, for each of its rows.
+        """
+        return {}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,6 +166,14 @@ class TaskSequence:
             return len(task.images[name][1] if isinstance(task, ImageTask) else task[name].y)
 
         return {f"task_{i}_{name}": count(task, name) for i, task in enumerate(self.tasks, 1) for name in task}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record tells of the data."""
+        return {"fingerprint": self.fingerprint, **self.rows()}
+
+    def files(self) -> dict[str, str]:
+        """Return the files that a job's folder needs beside the parameters: none."""
+        return {}
 
     @cached_property
     def fingerprint(self) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from src.config import NATURAL, knob
 from src.data.base import Table, check_shares, cut
@@ -17,6 +17,7 @@ from src.data.text_source import TextSource, TextTransfer, counted, tell
 from src.data.tokenization import Vocabulary, read_text
 from src.engine.stage import Split
 from src.errors import UserError, listed
+from src.results.text_metrics import entity_scores
 
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # begins a line that is no word
@@ -53,7 +54,7 @@ class Conll(TextSource):
         encoded["train"] = [encoded["train"][row] for row in chosen]
         examples = {name: [one.example for one in part] for name, part in encoded.items()}
         rows = self.rows(examples, wide, vocabulary, origin)
-        return TextTransfer(
+        return Tags(
             kind="labels",
             source={},
             target={
@@ -91,6 +92,33 @@ class Conll(TextSource):
             tagged(words, [number[tag] for tag in one.tags], vocabulary, self.length)
             for words, one in zip(pieces, sentences, strict=True)
         ]
+
+
+@dataclass(frozen=True)
+class Tags(TextTransfer):
+    """Rows of sentences, whose scores are of entities."""
+
+    scored: ClassVar[bool] = True
+
+    def scores(self, part: str, outputs: Float[np.ndarray, "N L K"]) -> dict[str, float]:
+        """Return precision, recall and F1 of the entities, all types together, read as ``conlleval`` reads tags.
+
+        What a sentence has beyond ``length`` is in no row, so it is in no score.
+        """
+        x, y = self.target[part]
+        true, said = (sentences_of(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
+        found = entity_scores(true, said)["micro"]
+        return {"entity_f1": found.f1, "entity_precision": found.precision, "entity_recall": found.recall}
+
+
+def sentences_of(
+    x: Int[np.ndarray, "N 3 L"], y: Int[np.ndarray, "N L"], numbers: Int[np.ndarray, "N L"], labels: Sequence[str]
+) -> list[list[str]]:
+    """Return the tags of each sentence of some rows: the labels of ``numbers`` where ``y`` has one."""
+    rows, columns = np.nonzero(y != NOTHING)
+    sentence = np.stack([rows, x[rows, 2, columns]])  # several may share a row
+    begins = np.flatnonzero(np.any(np.diff(sentence, axis=1) != 0, axis=0)) + 1
+    return [[labels[int(number)] for number in own] for own in np.split(numbers[rows, columns], begins)]
 
 
 class Sentence(NamedTuple):

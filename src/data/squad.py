@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from src.config import COUNT, knob
 from src.data.base import Table, check_shares, cut
@@ -18,6 +18,7 @@ from src.data.text_source import LENGTH, TextSource, TextTransfer, tell
 from src.data.tokenization import Pieces, Vocabulary, read_text
 from src.engine.stage import Split
 from src.errors import UserError
+from src.results.text_metrics import best_spans, squad_scores
 
 
 class Question(NamedTuple):
@@ -36,6 +37,25 @@ class Windows(NamedTuple):
     questions: list[Question]
     question: Int[np.ndarray, " N"]  # that each row asks, by its number in ``questions``
     offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token is made of; -1: it is no part of it
+
+
+@dataclass(frozen=True)
+class Answers(TextTransfer):
+    """Rows of questions, whose scores are of answers in words."""
+
+    scored: ClassVar[bool] = True
+    questions: Mapping[str, Windows] = field(default_factory=dict)  # by part
+
+    def scores(self, part: str, outputs: Float[np.ndarray, "N L 2"]) -> dict[str, float]:
+        """Return exact match and F1 over the questions, each answered once from all its windows."""
+        asked = self.questions[part]
+        return squad_scores(answers_of(outputs, asked), [one.answers for one in asked.questions])
+
+
+def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: Windows) -> list[str]:
+    """Return the best answer to each question, in words."""
+    contexts = [one.context for one in asked.questions]
+    return best_spans(outputs[..., 0], outputs[..., 1], asked.offsets, asked.question, contexts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +97,7 @@ class Squad(TextSource):
         asked = {name: laid(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
         share = padding_share(asked["train"][0].x)
         tell(f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding")
-        return TextTransfer(
+        return Answers(
             kind="spans",
             source={},
             target={name: split for name, (split, _) in asked.items()},
@@ -113,24 +133,9 @@ def read_questions(path: str, origin: str) -> list[Question]:
     """
     if not Path(path).is_file():
         raise UserError(f"{origin}: there is no such file")
-    try:
-        content: Any = json.loads(read_text(Path(path), origin))
-    except ValueError as error:
-        raise UserError(f"{origin} is no JSON: {error}") from error
-    found: list[Question] = []
-    silent = 0
-    try:
-        for paragraph in (one for article in content["data"] for one in article["paragraphs"]):
-            context = str(paragraph["context"])
-            for asked in paragraph["qas"]:
-                answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in asked["answers"]]
-                if answers:
-                    words, start = tuple(text for text, _ in answers), nearest(context, *answers[0])
-                    found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
-                else:
-                    silent += 1
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
+    whole = questions_in(read_text(Path(path), origin), origin)
+    found = [one for one in whole if one.answers]
+    silent = len(whole) - len(found)
     if not found:
         raise UserError(f"{origin} has no questions with an answer; allowed: at least one")
     lost = sum(one.start == NOTHING for one in found)
@@ -140,6 +145,35 @@ def read_questions(path: str, origin: str) -> list[Question]:
     ):
         if count:
             tell(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+    return found
+
+
+def questions_in(content: str, origin: str, answered: bool = True) -> list[Question]:
+    """Return the questions of text in SQuAD's format, in their order.
+
+    Args:
+        content: the text.
+        origin: what errors name.
+        answered: whether answers are read; a question may have none of them.
+
+    Raises:
+        UserError: the text is not in SQuAD's format.
+    """
+    try:
+        known: Any = json.loads(content)
+    except ValueError as error:
+        raise UserError(f"{origin} is no JSON: {error}") from error
+    found: list[Question] = []
+    try:
+        for paragraph in (one for article in known["data"] for one in article["paragraphs"]):
+            context = str(paragraph["context"])
+            for asked in paragraph["qas"]:
+                given = asked["answers"] if answered else ()
+                answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in given]
+                words, start = tuple(text for text, _ in answers), nearest(context, *answers[0]) if answers else NOTHING
+                found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
     return found
 
 
@@ -190,7 +224,7 @@ def windows_of(
     """Yield the windows of a question until one holds the end of its context."""
     room = settings.length - len(asked) - special_tokens(vocabulary, 2)
     front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
-    answer = tokens_of(context.offsets, question.start, question.start + len(question.answers[0]))
+    answer = tokens_of(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
     for begin in range(0, len(context.ids), settings.stride):
         end = min(begin + room, len(context.ids))
         example, _ = frame(vocabulary, asked, context.ids[begin:end], settings.length)

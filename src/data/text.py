@@ -111,7 +111,11 @@ def read_sheet(path: str, origin: str, header: bool) -> Sheet:
         raise UserError(f"{origin}: there is no such file")
     if file.suffix.lower() not in FORMATS:
         raise UserError(f"{origin} ends in '{file.suffix}'; allowed: {listed(FORMATS)}")
-    content, form = read_text(file, origin), FORMATS[file.suffix.lower()]
+    return sheet_of(read_text(file, origin), FORMATS[file.suffix.lower()], origin, header)
+
+
+def sheet_of(content: str, form: str, origin: str, header: bool) -> Sheet:
+    """Return the cells of text in one of the :data:`FORMATS`."""
     if form == "JSONL":
         return of_json_lines(content, origin)
     cells, lines = of_csv(content, origin) if form == "CSV" else of_tsv(content)

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -34,7 +34,7 @@ from src.data.packing import (
     padding_share,
     width,
 )
-from src.data.tokenization import Subwords, Vocabulary, load_vocabulary, trained_vocabulary
+from src.data.tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 from src.engine.stage import Split
 from src.errors import UserError, did_you_mean, listed
 from src.objectives.supervised import Objective
@@ -61,7 +61,16 @@ class TextTransfer(Transfer):
     vocabulary: Vocabulary = field(kw_only=True)
     labels: tuple[str, ...] = ()  # the name of each class, by its number
     scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation of a regression's targets before they were scaled
-    questions: Mapping[str, object] = field(default_factory=dict)  # of spans, by part: what src/data/squad.py keeps
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record tells of the data: the names of its classes and the scale of its numbers too."""
+        scale = [] if self.kind != "regression" else list(self.scale)
+        named = {"labels": list(self.labels), "scale": scale}
+        return super().facts() | {name: found for name, found in named.items() if found}
+
+    def files(self) -> dict[str, str]:
+        """Return the tokenizer, as its library writes it."""
+        return {TOKENIZER: self.vocabulary.written}
 
     def objective(self, kind: str) -> Objective:
         """Return what is minimised; of masked words, with this vocabulary's numbers."""

@@ -35,6 +35,7 @@ UNKNOWN = "[UNK]"
 END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token
 WORDPIECE_SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
 TRAINED_SIZE = 8192  # tokens, where the model does not say
+TOKENIZER = "tokenizer.json"  # the library's name for its file
 FORMAT = 1  # of what training does: part of the key that a trained tokenizer is kept by
 
 
@@ -61,6 +62,11 @@ class Vocabulary:
     def size(self) -> int:
         """The number of rows that the model's table of embeddings needs: the highest id and one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @functools.cached_property
+    def written(self) -> str:
+        """The tokenizer as its library writes it to a file."""
+        return self.backend.to_str()
 
     @property
     def special(self) -> tuple[int, ...]:
@@ -163,7 +169,7 @@ def load_vocabulary(name: str) -> Vocabulary:
 
     origin = f"data.tokenizer={name}"
     path = Path(name)
-    files = [path] if path.is_file() else [path / file for file in ("tokenizer.json", "vocab.txt")]
+    files = [path] if path.is_file() else [path / file for file in (TOKENIZER, "vocab.txt")]
     if path.is_dir() and not any(file.is_file() for file in files):
         raise UserError(f"{origin}: the folder has no tokenizer.json and no vocab.txt")
     file = next((file for file in files if file.is_file()), None) or from_hub(name, origin)
@@ -189,7 +195,7 @@ def from_hub(name: str, origin: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    for file in ("tokenizer.json", "vocab.txt"):
+    for file in (TOKENIZER, "vocab.txt"):
         try:
             found = Path(hf_hub_download(name, file))
             if file == "vocab.txt":  # whether it is of lower-cased text stands beside it, in most models
@@ -254,12 +260,17 @@ def read_text(file: Path, origin: str) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{origin}: {file} cannot be read: {error.strerror}") from error
+    return as_text(content, str(file), origin)
+
+
+def as_text(content: bytes, name: str, origin: str) -> str:
+    """Return what bytes are in UTF-8, as :func:`read_text` does; ``name`` is what errors call them."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         mark = len(content) - len(error.object)  # where it begins with one, positions count behind it
         raise UserError(
-            f"{origin}: byte {error.start + mark} of {file} (0x{error.object[error.start]:02x}) is not UTF-8; "
+            f"{origin}: byte {error.start + mark} of {name} (0x{error.object[error.start]:02x}) is not UTF-8; "
             "allowed: text in UTF-8"
         ) from error
     return text.replace("\r\n", "\n").replace("\r", "\n")

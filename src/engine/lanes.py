@@ -18,7 +18,18 @@ import numpy as np
 
 from src.config import bind
 from src.engine.compiled import Compiled
-from src.engine.stage import Stage, advance, better, bottom_features, evaluate, initial, no_best, row_order, start
+from src.engine.stage import (
+    Stage,
+    advance,
+    better,
+    bottom_features,
+    evaluate,
+    initial,
+    no_best,
+    predictions,
+    row_order,
+    start,
+)
 
 Lanes = Enum("Lanes", ["one", "map", "vmap"])
 EACH, SAME = 0, None  # of an argument: every lane has its own along axis 0, or all lanes have the same
@@ -33,6 +44,7 @@ class Programs(NamedTuple):
     advance: Compiled
     evaluate: Compiled
     report: Compiled  # an evaluation with everything that is reported of an end
+    predictions: Compiled  # the outputs of all rows of each part
     no_best: Compiled
     better: Compiled
     features: Compiled
@@ -75,6 +87,7 @@ def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Progr
         advance=compiled(advance, EACH, own, rows, own, SAME, SAME, own, donate=(1,)),
         evaluate=compiled(evaluate, EACH, own, rows),
         report=compiled(functools.partial(evaluate, full=True), EACH, own, rows),
+        predictions=compiled(predictions, EACH, own, rows),
         no_best=compiled(lambda _stage, moving: no_best(moving), EACH),
         better=compiled(better, EACH, EACH, EACH, SAME),
         features=compiled(bottom_features, own, SAME),

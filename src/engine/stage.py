@@ -7,7 +7,7 @@ that differ only in those share one compiled program.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -421,13 +421,27 @@ def in_chunks(stage: Stage, moving: Params, frozen: Params, data: Split) -> Arra
     def digested(part: Split) -> Array:
         return stage.objective.digest(forward(stage, moving, frozen, part.x, Forward())[0], part.y)
 
-    size = stage.model.rows_at_once(data.x.shape[1:])
-    if size is None or size >= len(data.x):
-        return digested(data)
-    chunks = -(-len(data.x) // size)
-    places = jnp.arange(chunks * size) % len(data.x)  # the last chunk is filled up with the first rows
-    whole = jax.lax.map(digested, jax.tree.map(lambda rows: rows[places].reshape(chunks, size, *rows.shape[1:]), data))
-    return whole.reshape(chunks * size, *whole.shape[2:])[: len(data.x)]
+    return by_chunks(digested, stage.model.rows_at_once(data.x.shape[1:]), data)
+
+
+def predictions(stage: Stage, moving: Params, frozen: Params, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return the outputs of all rows of each part, computed for as many at once as the model allows."""
+
+    def outputs(x: Array) -> Array:
+        return forward(stage, moving, frozen, x, Forward())[0]
+
+    return {name: by_chunks(outputs, stage.model.rows_at_once(x.shape[1:]), x) for name, x in inputs.items()}
+
+
+def by_chunks(function: Callable[[Any], Array], size: int | None, data: Any) -> Array:
+    """Return ``function`` of all rows of a tree of arrays, computed for ``size`` of them at once; ``None``: for all."""
+    count = len(jax.tree.leaves(data)[0])
+    if size is None or size >= count:
+        return function(data)
+    chunks = -(-count // size)
+    places = jnp.arange(chunks * size) % count  # the last chunk is filled up with the first rows
+    whole = jax.lax.map(function, jax.tree.map(lambda rows: rows[places].reshape(chunks, size, *rows.shape[1:]), data))
+    return whole.reshape(chunks * size, *whole.shape[2:])[:count]
 
 
 class Best(NamedTuple):

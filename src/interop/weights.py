@@ -19,20 +19,18 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jaxtyping import Array, ArrayLike, Float
-from omegaconf import DictConfig, OmegaConf
 
-from src.choices import CacheMode, Kind
-from src.config import ROOMS, Knobs, Study, bind, option_name, static_part
+from src.choices import CacheMode
+from src.config import bind, option_name, static_part
 from src.data.base import Source, Transfer
 from src.engine.loop import number
 from src.engine.stage import Split, Stage, evaluate, forward, traced
 from src.errors import UserError, listed
 from src.interop.adapter_files import read_job, read_tensors
 from src.interop.adapters import LEAVES, merge
-from src.job import Plan, make_plan, stage_cache
+from src.job import Plan, find_finished, stage_cache
 from src.models.base import Forward, Model, Params, head_paths, is_statistic, same_bits
 from src.recipe import Pretrained, finetuning_stage, pretrain_once, pretraining_stage
-from src.results.records import load_job
 from src.strategies.full import Full
 from src.tracking.record import CHECKPOINT
 
@@ -357,19 +355,7 @@ def find_job(folder: Path) -> Finished:
     Raises:
         UserError: no completed job, one without pre-training, or one whose data or configuration is of another version.
     """
-    path = folder / ".hydra" / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"'{folder}' is no job's folder: it has no .hydra/config.yaml")
-    record = load_job(folder, folder.name)
-    if record.status != "completed":
-        raise UserError(f"'{folder}' is {record.status}; allowed: a completed job")
-    config: Any = OmegaConf.load(path)
-    missing = [key for key in (*Knobs.__dataclass_fields__, *Study.__dataclass_fields__, *ROOMS) if key not in config]
-    if not isinstance(config, DictConfig) or missing:
-        raise UserError(f"'{path}' is of another version: it has no {listed(missing)}")
-    plan = make_plan(config)
-    if plan.recipe.recipe is Kind.sequence:
-        raise UserError(f"'{folder}' learned a sequence of tasks; allowed: a job of recipe=transfer")
+    record, plan = find_finished(folder)
     injected = set(plan.recipe.strategy.injected)
     if injected & set(LEAVES) and not injected <= set(LEAVES):  # merged_params would refuse, after the loading
         raise UserError(

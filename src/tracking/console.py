@@ -108,7 +108,20 @@ SPLITS = {
     "source_test": "source before",
     "source_after": "source after",
 }
-SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "r2", "pearson", "ece", "brier")  # the record holds more
+# The record holds more.
+SHOWN = (
+    "loss",
+    "perplexity",
+    "accuracy",
+    "macro_f1",
+    "entity_f1",
+    "exact_match",
+    "f1",
+    "r2",
+    "pearson",
+    "ece",
+    "brier",
+)
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
@@ -117,7 +130,7 @@ def _result_table(metrics: Mapping[str, float]) -> Table:
     table = Table("", *names, title="result", title_justify="left")
     for split, label in SPLITS.items():
         if f"{split}_loss" in metrics:
-            found = (metrics.get(f"{split}_{name}") for name in names)
+            found = (metrics.get(f"{split}_{name}") for name in names)  # of a part, not all need be known
             table.add_row(label, *("" if value is None else f"{value:.4f}" for value in found))
     for name in ("average_accuracy", "backward_transfer", "forgetting"):
         if name in metrics:
