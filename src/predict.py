@@ -273,7 +273,8 @@ def summary(said: Said) -> str:
     """Return what was said, in a line: how many texts, how often each label, and how many were cut."""
     counts = Counter(one["label"] for one in said.objects if "label" in one)
     counts.update(tag for one in said.objects for tag in one.get("tags", ()) if tag is not None)
-    parts = [f"{len(said.objects)} texts", *(f"{name}: {count}" for name, count in sorted(counts.items()))]
+    often = [f"{name}: {count}" for name, count in sorted(counts.items())]
+    parts = [f"{len(said.objects)} texts", *([listed(often)] if often else [])]
     if said.cut:
         parts.append(f"{said.cut} of them cut to {said.length} tokens")
     return ", ".join(parts)
