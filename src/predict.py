@@ -28,11 +28,10 @@ from src.interop.predictions import Said, load_predictor
 from src.tracking.record import replacing
 
 Format = Enum("Format", ["csv", "tsv", "jsonl", "lines", "columns", "squad"])
-ENDINGS = {
+ENDINGS = {  # .txt is none of them: lines, tabs or columns, and each would read the others without a word
     ".csv": Format.csv,
     ".tsv": Format.tsv,
     ".jsonl": Format.jsonl,
-    ".txt": Format.lines,
     ".conll": Format.columns,
     ".json": Format.squad,
 }
@@ -40,9 +39,9 @@ OUTPUTS = (".csv", ".jsonl")
 USAGE = """python -m src.predict checkpoint=JOB_FOLDER input=FILE output=FILE.csv
 
   checkpoint=FOLDER  a completed job of texts
-  input=FILE         .csv, .tsv, .jsonl, .txt (a text a line), .conll (a word a line), .json (SQuAD's); - reads stdin
+  input=FILE         .csv, .tsv, .jsonl, .conll (a word a line), .json (SQuAD's); others with format=...; - reads stdin
   output=FILE        .csv or .jsonl
-  format=NAME        of the input, whatever its ending: csv, tsv, jsonl, lines, columns, squad (stdin: lines)
+  format=NAME        of the input: csv, tsv, jsonl, lines (a text each; stdin's default), columns, squad
   text=COLUMN        second_text=COLUMN header=false: where they differ from the job's data
   overwrite=true     take the place of an output that is there"""
 
@@ -145,7 +144,10 @@ def format_of(options: Options, origin: str) -> Format:
         return Format.lines
     ending = Path(options.input).suffix.lower()
     if ending not in ENDINGS:
-        raise UserError(f"{origin} ends in '{ending}'; allowed: {listed(ENDINGS)}, or format=... beside it")
+        raise UserError(
+            f"{origin} ends in '{ending}'; allowed: {listed(ENDINGS)}, or beside it "
+            f"format={'|'.join(Format.__members__)}"
+        )
     return ENDINGS[ending]
 
 
@@ -271,7 +273,8 @@ def summary(said: Said) -> str:
     """Return what was said, in a line: how many texts, how often each label, and how many were cut."""
     counts = Counter(one["label"] for one in said.objects if "label" in one)
     counts.update(tag for one in said.objects for tag in one.get("tags", ()) if tag is not None)
-    parts = [f"{len(said.objects)} texts", *(f"{name}: {count}" for name, count in sorted(counts.items()))]
+    often = [f"{name}: {count}" for name, count in sorted(counts.items())]
+    parts = [f"{len(said.objects)} texts", *([listed(often)] if often else [])]
     if said.cut:
         parts.append(f"{said.cut} of them cut to {said.length} tokens")
     return ", ".join(parts)

@@ -138,13 +138,14 @@ def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
         "a.csv": page.getvalue(),
         "a.tsv": "text\tn\n" + "".join(f"{text}\t1\n" for text in texts),
         "a.jsonl": "".join(json.dumps({"text": text, "more": [1]}) + "\n" for text in texts),
-        "a.txt": "\n".join(texts),
+        "a.lines": "\n".join(texts),
     }
     pages = set()
     for name, content in contents.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
         out = tmp_path / f"{name}.out.jsonl"
-        say(f"checkpoint={job}", f"input={tmp_path / name}", f"output={out}")
+        form = ["format=lines"] if name == "a.lines" else []
+        say(f"checkpoint={job}", f"input={tmp_path / name}", f"output={out}", *form)
         pages.add(out.read_text(encoding="utf-8"))
     (one,) = pages
     said = [json.loads(line) for line in one.splitlines()]
@@ -152,7 +153,7 @@ def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
     assert list(said[0]) == ["text", "label", "probabilities"]
     assert list(said[0]["probabilities"]) == ["no", "yes"]
     out = tmp_path / "out.csv"
-    say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", f"output={out}")
+    say(f"checkpoint={job}", f"input={tmp_path / 'a.lines'}", f"output={out}", "format=lines")
     assert [row["text"] for row in table(out)] == texts
     assert [float(row["probability_no"]) for row in table(out)] == [row["probabilities"]["no"] for row in said]
 
@@ -161,7 +162,7 @@ def test_what_is_cut_is_counted(job, tmp_path, say):
     """The job's rows are at most 64 tokens long, its model's positions; a text alone is what it is among others."""
     texts = ["good " * 100, "bad it is", "fine " * 62, "dull " * 63]
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
-    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", f"output={tmp_path / 'a.jsonl'}")
+    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'a.jsonl'}")
     assert "2 of them cut to 64 tokens" in printed
     said = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     predictor = load_predictor(job)
@@ -262,7 +263,7 @@ def test_tags_of_words(tmp_path, say):
     assert scores.f1 == pytest.approx(summary(job)["metrics"]["test_entity_f1"])
     assert scores.f1 > 0.5
     (tmp_path / "a.txt").write_text("Ann saw Bob\n" + "Rome " * 60 + "\n")
-    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", f"output={tmp_path / 'said.csv'}")
+    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'said.csv'}")
     rows = table(tmp_path / "said.csv")
     assert [(row["sentence"], row["word"]) for row in rows] == [
         *(("1", w) for w in ("Ann", "saw", "Bob")),
@@ -307,7 +308,7 @@ def test_answers_to_questions(tmp_path, say):
     assert scores == pytest.approx({name: metrics[f"test_{name}"] for name in ("exact_match", "f1")})
     lines = "\n".join(f"{own['qas'][0]['question']}\t{own['context']}" for own in paragraphs)
     (tmp_path / "a.txt").write_text(lines + "\n")
-    say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", f"output={tmp_path / 'lines.csv'}")
+    say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'lines.csv'}")
     assert [row["answer"] for row in table(tmp_path / "lines.csv")] == [row["answer"] for row in said]
 
 
@@ -333,12 +334,15 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
             [f"checkpoint={job}", "input=-", f"output={tmp_path / 'there.csv'}"],
             "is there already; allowed: a new file",
         ),
-        ([*known, "input=a.xml"], r"input=a.xml ends in '.xml'; allowed: .csv, .*, or format="),
+        (
+            [*known, f"input={texts}"],
+            r"ends in '.txt'; allowed: .csv, .tsv, .*, or beside it format=csv",
+        ),
         ([*known, "input=nowhere.csv"], "input=nowhere.csv: there is no such file"),
         ([*known, f"input={tmp_path / 'other.csv'}"], r"no column 'text' \(did you mean 'txet'\?\); it has txet, n"),
-        ([*known, f"input={texts}"], "has 1 empty texts, the first in line 2; allowed: a word in each"),
-        ([*known, f"input={tmp_path / 'empty.txt'}"], "has no texts; allowed: at least one"),
-        ([*known, f"input={tmp_path / 'latin.txt'}"], r"byte 3 of .*latin.txt \(0xe9\) is not UTF-8"),
+        ([*known, f"input={texts}", "format=lines"], "has 1 empty texts, the first in line 2; allowed: a word in each"),
+        ([*known, f"input={tmp_path / 'empty.txt'}", "format=lines"], "has no texts; allowed: at least one"),
+        ([*known, f"input={tmp_path / 'latin.txt'}", "format=lines"], r"byte 3 of .*latin.txt \(0xe9\) is not UTF-8"),
         ([*known, "input=a.json"], "is taken as format=squad, and the job has data=text; allowed: "),
         (
             [*known, f"input={files / 'test.tsv'}", "second_text=lead"],
