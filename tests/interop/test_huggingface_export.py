@@ -40,7 +40,7 @@ def test_what_was_read_is_written_as_it_was(tmp_path, name):
 
 
 @EVERY
-@pytest.mark.parametrize("lora", [True, False], ids=["lora", "full"])
+@pytest.mark.parametrize("lora", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["lora", "full"])
 def test_an_exported_job_read_again_gives_the_same_logits(tmp_path, name, lora):
     node, outputs = CASES[name]
     model, params = make_job(tmp_path / "job", node, outputs, lora)

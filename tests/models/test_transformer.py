@@ -68,8 +68,10 @@ def test_only_gpt2_does_not_see_the_future(name, packed):
 
 
 @EVERY
-@pytest.mark.parametrize("count", [1, 3])
-@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    ("count", "training"),
+    [(3, True), *(pytest.param(*both, marks=pytest.mark.slow) for both in ((1, False), (1, True), (3, False)))],
+)
 def test_two_parts_make_the_whole_pass(name, count, training):
     """Cut at every group; what lies between is one array, and a tied head needs the words wherever the cut is."""
     model = packing(MODELS[name], count)

@@ -85,7 +85,13 @@ def test_what_rests_keeps_its_bits_and_what_moves_moves(diabetes, name):
 
 @pytest.mark.parametrize(
     "strategy",
-    [FreezeBottom(blocks=1), Lora(rank=2), LinearProbe(), Full(), Adapter(kind=Kind.houlsby, size=4)],
+    [
+        FreezeBottom(blocks=1),
+        LinearProbe(),
+        pytest.param(Lora(rank=2), marks=pytest.mark.slow),
+        pytest.param(Full(), marks=pytest.mark.slow),
+        pytest.param(Adapter(kind=Kind.houlsby, size=4), marks=pytest.mark.slow),
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_batch_statistics_rest_with_their_block(strategy):
