@@ -65,20 +65,15 @@ def wise(arguments: argparse.Namespace) -> None:
 
 def soup(arguments: argparse.Namespace) -> None:
     """Average jobs; measure members and soups; keep the soup that was asked for."""
-    from src.interop.weights import evaluate_path, greedy_soup, read_tuned, stack, uniform_soup
+    from src.interop.weights import evaluate_path, greedy_soup, read_tuned, stack, uniform_soup, validation_loss
 
     tuned = read_tuned(members(arguments.jobs))
     tasks, folders = tuned[0].tasks(), [one.job.folder for one in tuned]
-    validation = [tasks[0]._replace(splits={"val": tasks[0].splits["val"]})]
-
-    def loss(params: Mapping[str, Any]) -> float:
-        return float(evaluate_path(stack([params]), validation)["val_loss"].to_numpy()[0])
-
     weights = [one.params for one in tuned]
     name, params, kept, soups = UNIFORM, uniform_soup(weights), tuple(range(len(weights))), {}
     soups[UNIFORM] = params
     if arguments.greedy:
-        name, (params, kept, *_) = GREEDY, greedy_soup(weights, loss)
+        name, (params, kept, *_) = GREEDY, greedy_soup(weights, validation_loss(tasks[0]))
         soups[GREEDY] = params
     table = evaluate_path(stack([*weights, *soups.values()]), tasks)
     table.insert(0, "weights", [*names(folders), *soups])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.config import knob, option_name, typed
-from src.data.conll import DOCUMENT
+from src.data.conll import lines_of_columns
 from src.data.squad import questions_in
 from src.data.text import sheet_of
 from src.data.tokenization import as_text, read_text
@@ -189,14 +189,11 @@ def of_lines(content: str, pairs: bool, origin: str) -> Asked:
 def of_columns(content: str, column: int, origin: str) -> Asked:
     """Return sentences from columns: a word a line, an empty line between two sentences; tags are left aside."""
     sentences: list[list[str]] = [[]]
-    for number, line in enumerate(content.split("\n"), 1):
-        cells = line.split()
-        if not cells or cells[0] == DOCUMENT:
-            sentences.append([])
-        elif len(cells) <= column:
-            raise UserError(f"{origin} has {len(cells)} columns in line {number}; allowed: at least {column + 1}")
-        else:
+    for _, cells in lines_of_columns(content, column + 1, origin):
+        if cells:
             sentences[-1].append(cells[column])
+        else:
+            sentences.append([])
     return with_words(Asked([" ".join(words) for words in sentences if words], None), [], origin)
 
 

@@ -33,7 +33,7 @@ from src.engine.trainer import Plain, Precision
 from src.errors import UserError, listed
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
-from src.objectives.supervised import Supervised
+from src.objectives.supervised import Objective, Supervised
 from src.retention.base import Keeping, Kept, Remember, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy
@@ -118,10 +118,16 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     Lanes keep the frozen half outside their state, so that it need not be repeated for each: the same bits, less work.
     So does what is to be stored in another precision.
     """
+    alone = lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32
+    return replace(task_stage(recipe, data.outputs, data.objective(data.kind)), form=None if alone else Form.split)
+
+
+def task_stage(recipe: Recipe, outputs: int, objective: Objective) -> Stage:
+    """Return the stage that learns a task as the recipe says that a new task is learned."""
     return Stage(
         model=recipe.model,
-        outputs=data.outputs,
-        objective=data.objective(data.kind),
+        outputs=outputs,
+        objective=objective,
         strategy=recipe.strategy,
         optimizer=recipe.optimizer,
         schedule=recipe.schedule,
@@ -132,7 +138,6 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
         log_every=recipe.log_every,
         trainer=recipe.trainer,
         retention=recipe.retention,
-        form=None if lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32 else Form.split,
     )
 
 
@@ -184,18 +189,15 @@ def starting_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes) -> li
     return [own | files for own in first]
 
 
-def from_checkpoint(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[Pretrained]:
-    """Return what a run starts from where a checkpoint is all there is of the source task."""
-    stages = [pretraining_stage(recipe, data) for recipe in recipes]
-    none = Cost(0.0, 0)
-    return [Pretrained(params, [], {}, False, 0, none, 0.0) for params in starting_params(stages, data, lanes)]
-
-
 def untrained(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[Pretrained]:
-    """Return what a run without pre-training starts from: the same initial parameters that pre-training would."""
+    """Return what a run that learns no source task starts from: what pre-training would start from.
+
+    Where the strategy starts from scratch, a checkpoint's parameters are left out, too.
+    """
     stages = [pretraining_stage(recipe, data) for recipe in recipes]
+    begin = starting_params if recipes[0].strategy.pretrained else initial_params
     none = Cost(0.0, 0)
-    return [Pretrained(params, [], {}, False, 0, none, 0.0) for params in initial_params(stages, data, lanes)]
+    return [Pretrained(params, [], {}, False, 0, none, 0.0) for params in begin(stages, data, lanes)]
 
 
 def phases(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) -> list[list[Stage]]:
@@ -391,7 +393,7 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
     check_inputs(recipe.model, data.target["train"].x)
-    if not data.source and recipe.strategy.pretrained and recipe.model.checkpoint_fingerprint() is None:
+    if not data.source and recipe.strategy.pretrained and not recipe.model.has_checkpoint:
         raise UserError(
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
             "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
@@ -446,10 +448,8 @@ def pretrain_once(
         lanes: how to compute what is missing.
         watch: called with each row of a single recipe's pre-training, kept rows included.
     """
-    if not recipes[0].strategy.pretrained:
+    if not recipes[0].strategy.pretrained or not data.source:
         return untrained(recipes, data, lanes)
-    if not data.source:
-        return from_checkpoint(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
     extra = {**platform(), "recipe": PRETRAINING_VERSION}

@@ -24,7 +24,7 @@ from src.engine.stage import Split, Stage
 from src.errors import UserError
 from src.models.base import Params, head_paths
 from src.objectives.kinds import OBJECTIVES
-from src.recipe import Movement, Recipe, initial_params, measure, movement_of
+from src.recipe import Movement, Recipe, initial_params, measure, movement_of, task_stage
 from src.results import continual
 from src.retention.base import Keeping, Kept
 from src.retention.none import NoRetention
@@ -62,23 +62,9 @@ class SequenceOutcome:
 
 def stage_of(recipe: Recipe, data: TaskSequence, task: int) -> Stage:
     """Return the stage that learns a task: the first one freely, later ones under the strategy and the retention."""
-    first = task == 0
-    return Stage(
-        model=recipe.model,
-        outputs=data.outputs[task],
-        objective=OBJECTIVES[data.kind],
-        strategy=Full() if first else recipe.strategy,
-        optimizer=recipe.optimizer,
-        schedule=recipe.schedule,
-        lr=recipe.lr_fine,
-        steps=recipe.finetune_steps,
-        seed=recipe.seed,
-        first=task * recipe.finetune_steps,
-        batch_size=recipe.batch_size,
-        log_every=recipe.log_every,
-        trainer=recipe.trainer,
-        retention=NoRetention() if first else recipe.retention,
-    )
+    stage = task_stage(recipe, data.outputs[task], OBJECTIVES[data.kind])
+    freely = {} if task else {"strategy": Full(), "retention": NoRetention()}
+    return replace(stage, first=task * recipe.finetune_steps, **freely)
 
 
 def check_sequence(recipe: Recipe, data: TaskSequence) -> Movement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -159,16 +159,13 @@ def read_sentences(content: str, token_column: int, tag_column: int | None, orig
     found: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
-    for line, text in enumerate([*content.split("\n"), ""], 1):
-        cells = text.split()
-        if not cells or cells[0] == DOCUMENT:
+    needed = max(token_column, tag_column if tag_column is not None else 1) + 1
+    for line, cells in lines_of_columns(content, needed, origin):
+        if not cells:
             if words:
                 found.append(Sentence(words, to_iob2(tags)))
             words, tags = [], []
             continue
-        last = max(token_column, tag_column if tag_column is not None else 1)
-        if len(cells) <= last:
-            raise UserError(f"{origin} has {len(cells)} columns in line {line}; allowed: at least {last + 1}")
         tag = cells[-1 if tag_column is None else tag_column]
         if tag != OUTSIDE and (tag[:2] not in ("B-", "I-") or not tag[2:]):
             raise UserError(f"{origin} has the tag '{tag}' in line {line}; allowed: O, B-... and I-...")
@@ -177,6 +174,22 @@ def read_sentences(content: str, token_column: int, tag_column: int | None, orig
     if not found:
         raise UserError(f"{origin} has no sentences")
     return found
+
+
+def lines_of_columns(content: str, needed: int, origin: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each line; none of a line between sentences, one of which comes last.
+
+    Raises:
+        UserError: a line with fewer than ``needed`` columns.
+    """
+    for line, text in enumerate([*content.split("\n"), ""], 1):
+        cells = text.split()
+        if not cells or cells[0] == DOCUMENT:
+            yield line, []
+        elif len(cells) < needed:
+            raise UserError(f"{origin} has {len(cells)} columns in line {line}; allowed: at least {needed}")
+        else:
+            yield line, cells
 
 
 def to_iob2(tags: Sequence[str]) -> list[str]:

@@ -78,13 +78,8 @@ class Losses(NamedTuple):
 
 
 # Streams of a seed: what keeps its uses apart. Initial parameters come from the seed itself.
-ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM, CORRUPTION_STREAM = (
-    0x0DA7A,
-    0xD40,
-    0xADDED,
-    0x4EA7,
-    0xC0440,
-)
+ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM = 0x0DA7A, 0xD40, 0xADDED, 0x4EA7
+CORRUPTION_STREAM = 0xC0440
 EVALUATION_KEY = 0xE7A1  # of what an objective draws in an evaluation: the same each time, whatever the seed
 
 

@@ -22,7 +22,7 @@ from src.data.conll import tagged
 from src.data.packing import NOTHING, Example, buckets, frame, lay_out, one_a_row
 from src.data.squad import Question, Squad, answers_of, laid, windows
 from src.data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
-from src.engine.features import CHUNK
+from src.engine.features import chunks
 from src.engine.lanes import programs
 from src.engine.partition import split
 from src.engine.stage import Stage, frozen_paths, traced
@@ -127,14 +127,13 @@ class Predictor:
         lengths = [len(one.ids) for one in examples]
         found: list[Any] = [None] * len(examples)
         for bucket in buckets(lengths, self.length):
-            size = min(len(bucket.rows), self.stage.model.rows_at_once((3, bucket.width)) or CHUNK)
-            for begin in range(0, len(bucket.rows), size):
-                rows = bucket.rows[begin : begin + size].tolist()
-                filled = [examples[row] for row in [*rows, *rows[:1] * (size - len(rows))]]
-                x = lay_out(filled, one_a_row(size), bucket.width, self.vocabulary.pad).x
-                said = np.asarray(run(hyper, moving, frozen, {"new": x})["new"])
-                for row, own in zip(rows, said, strict=False):  # what filled up the last piece is left aside
-                    found[row] = own[: lengths[row]] if own.ndim == 2 else own
+            rows = bucket.rows.tolist()
+            x = lay_out([examples[row] for row in rows], one_a_row(len(rows)), bucket.width, self.vocabulary.pad).x
+            said: list[np.ndarray] = []
+            for piece, count in chunks(self.stage.model, x):
+                said.extend(np.asarray(run(hyper, moving, frozen, {"new": piece})["new"])[:count])
+            for row, own in zip(rows, said, strict=True):
+                found[row] = own[: lengths[row]] if own.ndim == 2 else own
         return found
 
 

@@ -349,6 +349,12 @@ class Tuned(NamedTuple):
         return [target, source]
 
 
+def validation_loss(task: Task) -> Callable[[Params], float]:
+    """Return what measures weights by the validation rows of a task."""
+    validation = [task._replace(splits={"val": task.splits["val"]})]
+    return lambda params: float(evaluate_path(stack([params]), validation)["val_loss"].to_numpy()[0])
+
+
 def find_job(folder: Path) -> Finished:
     """Read what a completed job's folder says of itself, and load its data.
 

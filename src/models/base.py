@@ -89,6 +89,11 @@ class Model:
         """
         return {}
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether :meth:`pretrained` has any."""
+        return False
+
     def checkpoint_fingerprint(self) -> str | None:
         """Return a digest of the checkpoint's files; ``None``: there is no checkpoint."""
         return None

@@ -371,6 +371,11 @@ class Transformer(Model):
         """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
         return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint; nothing is read for the answer."""
+        return self.checkpoint is not None
+
     def checkpoint_fingerprint(self) -> str | None:
         """Return a digest of the checkpoint's files."""
         if self.checkpoint is None:

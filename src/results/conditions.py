@@ -68,6 +68,20 @@ def choose(table: pd.DataFrame, *columns: str) -> Analysis:
     return analyze(kept, make_question(kept, reported_metric(kept), "val_loss", tuned, columns, SEED))
 
 
+def by_both_tasks(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs with the mean validation accuracy of both tasks in the place of the validation loss, negated.
+
+    What is to be learned without forgetting is chosen by both: the target alone would choose no retention, the source
+    alone no learning.
+    """
+    return table.assign(val_loss=-(table["source_val_after_accuracy"] + table["val_accuracy"]) / 2)
+
+
+def ways(table: pd.DataFrame, only: str) -> list[str]:
+    """Return which of strategy and retention the jobs differ in; ``only`` where it is neither."""
+    return [name for name in ("strategy", "retention") if name in table and table[name].nunique() > 1] or [only]
+
+
 def reported_metric(table: pd.DataFrame) -> str:
     """Return ``test_accuracy`` where there is one, else ``test_loss``."""
     return "test_accuracy" if "test_accuracy" in table and table["test_accuracy"].notna().any() else "test_loss"

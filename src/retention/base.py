@@ -38,9 +38,7 @@ class Keeping(NamedTuple):
     params: Params  # as the source task left them
     head: frozenset[str]  # paths of the source's head
     new_head: bool  # whether fine-tuning replaces it: then it is never anchored
-    source: (
-        Split | None
-    )  # the source's training rows, standardised, not augmented; None where there is a checkpoint only
+    source: Split | None  # its training rows, standardised, not augmented; None where there is a checkpoint only
     seed: int
     remember: Remember = compute_anew  # what is dear to compute is found again here, if anything is kept
 

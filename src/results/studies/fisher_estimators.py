@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from src.errors import UserError, listed
-from src.results.conditions import choose, notes_of, results, tuning
+from src.results.conditions import by_both_tasks, choose, notes_of, results, tuning
 from src.results.plots import look_of, picture
 from src.results.report import markdown_table, show_interval
 from src.results.statistics import mean_interval
@@ -92,9 +92,8 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
             f"report=fisher_estimators needs {ESTIMATOR}={REFERENCE} and another one at several strengths; "
             f"this sweep has {listed(names)} at {table[STRENGTH].nunique()}"
         )
-    both = (table["source_val_after_accuracy"] + table["val_accuracy"]) / 2
     tested = (table["source_after_accuracy"] + table["test_accuracy"]) / 2
-    return table.assign(val_loss=-both, **{BOTH: tested})
+    return by_both_tasks(table).assign(**{BOTH: tested})
 
 
 def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from src.errors import UserError
-from src.results.conditions import choose, notes_of, rates, results
+from src.results.conditions import by_both_tasks, choose, notes_of, rates, results, ways
 from src.results.plots import look_of, picture
 from src.results.report import markdown_table, show_interval
 from src.results.statistics import Interval, mean_interval, paired_difference
@@ -29,8 +29,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     """Compare strategies, or methods of retention, by what they learn and what they forget.
 
     What is tuned (rate, strength) is chosen by the target's validation loss; where the source has validation rows, by
-    the mean validation accuracy over both tasks: the target alone would choose no retention, the source alone no
-    learning.
+    both tasks.
 
     Raises:
         UserError: the jobs are no classification whose source was measured after fine-tuning.
@@ -40,9 +39,8 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     table = with_none(table)
     both = "source_val_after_accuracy" in table and table["source_val_after_accuracy"].notna().all()
     if both:
-        table = table.assign(val_loss=-(table["source_val_after_accuracy"] + table["val_accuracy"]) / 2)
-    names = [name for name in ("strategy", "retention") if name in table and table[name].nunique() > 1]
-    analysis = choose(table, *(names or ["strategy"]))
+        table = by_both_tasks(table)
+    analysis = choose(table, *ways(table, "strategy"))
     arms = results(analysis)
     rows: Rows = {}
     for key, arm in arms.items():

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from src.errors import UserError
-from src.results.conditions import choose, notes_of, rates, results, tuning
+from src.results.conditions import choose, notes_of, rates, results, tuning, ways
 from src.results.plots import draw_means, look_of, picture
 from src.results.report import markdown_table, show_interval
 from src.results.statistics import Interval, mean_interval
@@ -42,8 +42,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     if missing:
         raise UserError("report=sequence needs jobs of recipe=sequence")
     table = table.dropna(subset=list(COLUMNS))
-    names = [name for name in ("strategy", "retention") if name in table and table[name].nunique() > 1]
-    analysis = choose(table, *(names or ["retention"]))
+    analysis = choose(table, *ways(table, "retention"))
     arms = {" ".join(map(str, key)): arm for key, arm in results(analysis).items()}
     order = sorted(arms, key=lambda name: -arms[name].jobs["average_accuracy"].mean())
     numbers = {name: {key: mean_interval(arms[name].jobs[key]) for key in COLUMNS} for name in order}

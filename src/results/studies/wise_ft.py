@@ -82,7 +82,15 @@ MADE = (HALF, BY_VALIDATION, UNIFORM, GREEDY)
 
 def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.DataFrame, float]:
     """Return what can be made of one seed's jobs: accuracies by name, the path, and the alpha that validation chose."""
-    from src.interop.weights import evaluate_path, find_job, greedy_soup, read_tuned, stack, uniform_soup
+    from src.interop.weights import (
+        evaluate_path,
+        find_job,
+        greedy_soup,
+        read_tuned,
+        stack,
+        uniform_soup,
+        validation_loss,
+    )  # fmt: skip
 
     tuned = read_tuned([find_job(folder) for folder in members])
     chosen = tuned[list(members).index(best)]
@@ -92,13 +100,9 @@ def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.D
     path = evaluate_path(chosen.line(ALPHAS), tasks)
     both = (path["val_accuracy"] + path["source_val_accuracy"]).to_numpy()
     place = int(np.flatnonzero(both == both.max())[-1])  # of equal ones the closest to fine-tuned
-    validation = [target._replace(splits={"val": target.splits["val"]})]
-
-    def loss(params: Mapping[str, Any]) -> float:
-        return float(evaluate_path(stack([params]), validation)["val_loss"].to_numpy()[0])
-
     weights = [one.params for one in tuned]
-    soups = evaluate_path(stack([uniform_soup(weights), greedy_soup(weights, loss).params]), tasks)
+    greedy = greedy_soup(weights, validation_loss(target)).params
+    soups = evaluate_path(stack([uniform_soup(weights), greedy]), tasks)
     last = len(path) - 1
     points = {START: path.iloc[0], END: path.iloc[last], HALF: path.iloc[last // 2], BY_VALIDATION: path.iloc[place]}
     points |= {UNIFORM: soups.iloc[0], GREEDY: soups.iloc[1]}
