@@ -142,7 +142,7 @@ def confusion(outputs: Float[Array, "*n K"], targets: Int[Array, "*n"]) -> Float
 def of_confusion(counts: Float[Array, "K K"]) -> dict[str, Float[Array, ""]]:
     """Return ``macro_f1`` and ``matthews``, in which rare classes count as much as frequent ones.
 
-    The F1 of a class that neither occurs nor is ever said counts as 0, as scikit-learn has it. Matthews' correlation
+    A class that neither occurs nor is ever said has no F1 and is left out, as scikit-learn does. Matthews' correlation
     for several classes is Gorodkin's (2004, doi 10.1016/j.compbiolchem.2004.09.006, eq. 8), 0 where it is not defined.
     """
     right, true, said = jnp.diagonal(counts), counts.sum(axis=1), counts.sum(axis=0)
@@ -150,7 +150,7 @@ def of_confusion(counts: Float[Array, "K K"]) -> dict[str, Float[Array, ""]]:
     agreement = right.sum() / jnp.maximum(counts.sum(), 1.0) - jnp.sum(shares[0] * shares[1])
     spread = (1.0 - jnp.sum(jnp.square(shares), axis=1)).prod()
     return {
-        "macro_f1": jnp.mean(2.0 * right / jnp.maximum(true + said, 1.0)),
+        "macro_f1": jnp.sum(2.0 * right / jnp.maximum(true + said, 1.0)) / jnp.maximum(jnp.sum(true + said > 0), 1),
         "matthews": jnp.where(spread > 0, agreement / jnp.sqrt(jnp.where(spread > 0, spread, 1.0)), 0.0),
     }
 

@@ -111,6 +111,13 @@ def test_the_report_is_the_host_s_calibration(batch):
     assert 0 < report["confident_wrong"] < 1
 
 
+def test_a_class_that_is_nowhere_has_no_f1():
+    """scikit-learn leaves a class out that neither occurs nor is said; one that is only said counts as 0."""
+    outputs, labels = np.eye(5, dtype=np.float32)[[0, 1, 1, 3, 0]], np.array([0, 1, 0, 1, 0])
+    report = Classification().report(jnp.asarray(outputs), jnp.asarray(labels))
+    assert float(report["macro_f1"]) == pytest.approx(f1_score(labels, [0, 1, 1, 3, 0], average="macro"), abs=1e-6)
+
+
 def test_confident_wrong_by_hand():
     """Of four rows: wrong at .95, right at .95, wrong at .85, wrong at .99."""
     p = np.array([[0.95, 0.05], [0.95, 0.05], [0.85, 0.15], [0.01, 0.99]], np.float32)
