@@ -12,7 +12,7 @@ from src.engine.lanes import Lanes
 from src.engine.stage import Split
 from src.models import bert
 from src.models.bert import Bert
-from src.recipe import Recipe, from_checkpoint, run_finetuning
+from src.recipe import Recipe, run_finetuning, untrained
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
 
@@ -112,7 +112,7 @@ def by_hand(recipe, data, outcome, part):
 def test_every_run_has_them(tmp_path, load, head, names):
     data = load(tmp_path)
     recipe = Recipe(model=Bert(**SMALL, head=head), strategy=Full(), finetune_steps=25, lr_fine=0.5, log_every=25)
-    (pre,) = from_checkpoint([recipe], data)
+    (pre,) = untrained([recipe], data)
     (outcome,) = run_finetuning([recipe], data, [pre], [lambda _: None])
     expected = {**by_hand(recipe, data, outcome, "val"), **by_hand(recipe, data, outcome, "test")}
     assert [name for name in outcome.metrics if name in expected] == list(expected)
@@ -127,7 +127,7 @@ def test_lanes_and_kept_features_have_them(tmp_path):
     recipes = [
         Recipe(model=model, strategy=Frozen(), finetune_steps=30, lr_fine=lr, log_every=30) for lr in (1e-6, 20.0)
     ]
-    starts = from_checkpoint(recipes, data)
+    starts = untrained(recipes, data)
     together = run_finetuning(recipes, data, [starts[0]] * 2, [lambda _: None] * 2, Lanes.map)
     assert together[0].metrics["test_entity_f1"] != together[1].metrics["test_entity_f1"]
     for recipe, outcome in zip(recipes, together, strict=True):
