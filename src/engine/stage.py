@@ -249,7 +249,10 @@ def gradients(
     def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Params]:
         rest = {**frozen, **statistics}
         x, y = stage.objective.corrupt(keys.corruption, *part) if stage.objective.corrupts else part
-        outputs, seen = forward(stage, params, rest, x, Forward(moving=moving, key=keys.dropout))
+        places = stage.objective.asked(y)
+        if places is not None:
+            y = y.reshape(-1).at[places].get(mode="fill", fill_value=-1)
+        outputs, seen = forward(stage, params, rest, x, Forward(moving=moving, key=keys.dropout, places=places))
         loss = stage.objective.loss(outputs, y, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])

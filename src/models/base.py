@@ -33,6 +33,7 @@ class Forward(NamedTuple):
     key: Any = None  # of dropout; None: there is none
     injected: frozenset[str] = frozenset()  # names of leaves that a strategy added beside a module's own parameters
     around: Around | None = None  # what these leaves do
+    places: Any = None  # of all places of a batch that have outputs, those that are asked for, int (P,); None: all
 
 
 PLAIN = Forward()
@@ -135,7 +136,13 @@ class Model:
         rngs = {} if how.key is None else {"dropout": how.key}
         with nn.intercept_methods(partial(_intercept, how, beside)):
             outputs_, changed = self.module(outputs).apply(
-                variables, x, how.start, how.stop, rngs=rngs, mutable=["batch_stats"] if how.moving else []
+                variables,
+                x,
+                how.start,
+                how.stop,
+                *(() if how.places is None else (how.places,)),
+                rngs=rngs,
+                mutable=["batch_stats"] if how.moving else [],
             )
         seen = flatten_dict(changed.get("batch_stats", {}), sep="/")
         return outputs_, {path: seen[path] for path in how.moving if path in seen}  # type: ignore[return-value]

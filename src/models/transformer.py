@@ -201,8 +201,12 @@ class Network(nn.Module):
     normalised: ClassVar[bool] = True  # the embeddings
 
     @nn.compact
-    def __call__(self, x: Array, start: int = 0, stop: int | None = None) -> Array:
-        """Return the outputs of a batch; of part of the groups, what the last of them returns."""
+    def __call__(self, x: Array, start: int = 0, stop: int | None = None, places: Array | None = None) -> Array:
+        """Return the outputs of a batch; of part of the groups, what the last of them returns.
+
+        With ``places``, int ``(P,)`` among the batch's ``N * L`` tokens, their outputs alone, ``(P, K)``: those of all
+        tokens over a vocabulary would cost more than all blocks of a small network.
+        """
         depth = self.sizes.layers
         embeddings = Embeddings(self.sizes, self.dropout, self.examples > 1, self.normalised, name="embeddings")
         end = depth + 2 + (self.pooling == "pooler" and self.head == "classify")
@@ -234,6 +238,8 @@ class Network(nn.Module):
             h = self.pool(h)
         if stop < end:
             return h if whole and stop > depth else Hidden(h, examples).packed()
+        if places is not None:
+            h = jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip")
         return self.answer(h, examples, embeddings)
 
     @nn.nowrap

@@ -58,6 +58,13 @@ class Objective:
         """Return what the network sees of a batch and what it has to say, where that is drawn anew in each update."""
         return x, targets
 
+    def asked(self, targets: Array) -> Int[Array, " P"] | None:
+        """Return the places of a batch with something to say, where that is few of them; ``None``: everywhere.
+
+        Their number is fixed. A place behind the last one, ``targets.size``, stands for none.
+        """
+        return None
+
     def digest(self, outputs: Array, targets: Array) -> Array:
         """Return what :meth:`metrics` and :meth:`report` need of some rows' outputs; by default the outputs."""
         return outputs

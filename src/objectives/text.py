@@ -6,6 +6,7 @@ are there: -1 stands for none.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -133,3 +134,14 @@ class Masked(Causal):
             key, x[:, 0], ~there(targets), mask_id=self.mask_id, vocab_size=self.words, rate=self.rate, shares=SHARES
         )
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
+
+    def asked(self, targets: Int[Array, "N L"]) -> Int[Array, " P"]:
+        """Return the places of the missing words of a batch: a vocabulary's outputs elsewhere would be for nothing.
+
+        There is room for five standard deviations more than are expected of a batch without padding; a word beyond
+        that, once in millions of batches, is missing and not asked for.
+        """
+        expected = targets.size * self.rate
+        room = math.ceil(expected + 5 * math.sqrt(expected * (1 - self.rate)))
+        (places,) = jnp.nonzero(targets.reshape(-1) >= 0, size=min(room, targets.size), fill_value=targets.size)
+        return places

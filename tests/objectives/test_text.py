@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
+from src.models.base import Forward
+from src.models.bert import Bert, Head
 from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, Labels, Masked, Spans
 from src.results.calibration import expected_calibration_error
@@ -128,3 +130,34 @@ def test_another_key_masks_other_words():
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
     first, second = (np.asarray(Masked(mask_id=1, words=9).corrupt(jax.random.PRNGKey(k), x, ids)[1]) for k in (0, 1))
     assert (first != second).any()
+
+
+def test_the_missing_words_are_asked_for_and_no_others():
+    """A network asked at some places says there what it says everywhere, so the loss is the same."""
+    words, rows, length = 50, 6, 40
+    ids = RNG.integers(5, words, (rows, length)).astype(np.int32)
+    targets = np.where(RNG.random(ids.shape) < 0.2, -1, ids)
+    x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
+    objective = Masked(mask_id=3, words=words)
+    seen, wanted = objective.corrupt(jax.random.PRNGKey(1), x, targets)
+    places = np.asarray(objective.asked(wanted))
+    missing = np.flatnonzero(np.asarray(wanted) >= 0)
+    assert (places[: len(missing)] == missing).all()
+    assert (places[len(missing) :] == wanted.size).all()
+    assert len(missing) < len(places) < wanted.size / 2
+    model = Bert(vocab_size=words, width=16, layers=1, heads=2, intermediate=32, positions=length, head=Head.masked)
+    params = model.init(jax.random.PRNGKey(0), x.shape[1:], words)
+    few = model.apply(params, seen, words, Forward(places=places))
+    every = model.apply(params, seen, words).reshape(-1, words)
+    assert few.shape == (len(places), words)
+    np.testing.assert_allclose(few[: len(missing)], every[missing], atol=1e-6)
+    asked = np.where(places < wanted.size, np.append(wanted, -1)[np.minimum(places, wanted.size)], -1)
+    assert float(objective.loss(few, asked)) == pytest.approx(
+        float(objective.loss(every, wanted.reshape(-1))), rel=1e-6
+    )
+
+
+def test_a_batch_of_which_every_word_is_missing_asks_for_as_many_as_there_is_room_for():
+    every = jnp.full((4, 10), 7)
+    assert np.asarray(Masked(rate=0.15).asked(every)).tolist() == list(range(18))  # 6 expected, 5 deviations of 2.26
+    assert np.asarray(Masked(rate=0.9).asked(every)).tolist() == list(range(40))
