@@ -1,4 +1,7 @@
-"""PyTorch's side of ``benchmarks/text.py``: reads a case's name a line, answers with an update's seconds as JSON."""
+"""PyTorch's side of ``benchmarks/text.py``: reads a case's name a line, answers with an update's seconds as JSON.
+
+With a case as argument it prints the bytes that the process grew by at most, and ends.
+"""
 
 # pyright: reportMissingImports=false
 
@@ -47,7 +50,18 @@ def updates(model: Any, optimizer: Any) -> float:
     return (time.perf_counter() - start) / UPDATES
 
 
+def peak() -> int:
+    """Return the most memory that the process had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def main() -> None:
+    if sys.argv[1:]:
+        before = peak()
+        case = made(sys.argv[1])
+        updates(*case)
+        print(peak() - before)
+        return
     cases: dict[str, tuple[Any, Any]] = {}
     for line in sys.stdin:
         case = line.strip()
@@ -58,8 +72,7 @@ def main() -> None:
         if case not in cases:
             cases[case] = made(case)
             updates(*cases[case])
-        answer = {"seconds": updates(*cases[case]), "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
-        print(json.dumps(answer), flush=True)
+        print(json.dumps({"seconds": updates(*cases[case])}), flush=True)
 
 
 if __name__ == "__main__":

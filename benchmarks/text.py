@@ -10,11 +10,12 @@ AdamW, gradients clipped to norm 1. Both sides start from random values and rand
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -37,22 +38,27 @@ from src.strategies.lora import Lora
 
 ROWS, LENGTH, WORDS, TURNS, UPDATES = 32, 64, 30522, 5, 2
 EPOCHS, SET = 5, 512  # of the frozen trunk whose features are kept, and the rows of its training set
-PACKAGES = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2")
+PACKAGES = ("torch==2.13.0", "transformers==5.23.0", "peft==0.21.2", "accelerate==1.15.0")
+OTHER = Path(__file__).with_name("_text_torch.py")
 TARGETS = (r"block_\d+/attention/(query|value)",)
 CASES = {"full": Full(), "frozen, not kept": LinearProbe(), "LoRA, rank 8": Lora(targets=TARGETS)}
 AIMS = {"full": 1.0, "frozen, not kept": 1.5, "LoRA, rank 8": 1.3}
 
 
-def reference(python: str | None) -> subprocess.Popen[str]:
-    """Start the other side: it answers each case's name with the seconds of an update."""
+def reference_python(python: str | None) -> str:
+    """Return the Python of the other side; ``None``: of an environment that is made first where it is not there."""
     if python is None:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "thaw" / "torch"
         python = str(folder / "bin" / "python")
         if not Path(python).exists():
             subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
             subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
-    script = str(Path(__file__).with_name("_text_torch.py"))
-    return subprocess.Popen([python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return python
+
+
+def reference(python: str) -> subprocess.Popen[str]:
+    """Start the other side: it answers each case's name with the seconds of an update."""
+    return subprocess.Popen([python, str(OTHER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def ask(other: subprocess.Popen[str], case: str) -> dict[str, float]:
@@ -82,12 +88,12 @@ def recipe(strategy: Strategy, dropout: float | None, steps: int) -> Recipe:
     )  # fmt: skip
 
 
-def own_updates() -> tuple[dict[str, Callable[[], float]], dict[str, int]]:
+def own_updates(cases: Iterable[str]) -> tuple[dict[str, Callable[[], float]], dict[str, int]]:
     """Return what makes some updates of each case with the engine's program, and the bytes that it needs."""
     data = Transfer("classification", {}, {"train": tokens(4 * ROWS, 0)}, 2, 2, new_head=False)
     runs, memory = {}, {}
-    for name, strategy in CASES.items():
-        own = recipe(strategy, 0.1, UPDATES)
+    for name in cases:
+        own = recipe(CASES[name], 0.1, UPDATES)
         (params,) = initial_params([pretraining_stage(own, data)], data, Lanes.one)
         ((stage,),) = phases([own], data)
         run = Driver([stage], [params], data.target["train"], {}, Lanes.one, False, None)
@@ -100,6 +106,25 @@ def own_updates() -> tuple[dict[str, Callable[[], float]], dict[str, int]]:
 
         runs[name] = updates
     return runs, memory
+
+
+def alone(case: str) -> None:
+    """Print the bytes that this process grows by at most when it makes some updates, compiling included."""
+    before = peak()
+    runs, _ = own_updates([case])
+    runs[case]()
+    print(peak() - before)
+
+
+def peak() -> int:
+    """Return the most memory that the process had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def growth(python: str, script: Path, *arguments: str) -> float:
+    """Return the megabytes that a process of its own grows by at most, for one case."""
+    run = subprocess.run([python, str(script), *arguments], check=True, capture_output=True, text=True)
+    return int(run.stdout.split()[-1]) / 1e6
 
 
 def own_epochs() -> float:
@@ -117,37 +142,45 @@ def own_epochs() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", metavar="PYTHON", help="a Python with torch, transformers and peft")
+    parser.add_argument("--alone", choices=CASES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     prepare_jax()
+    if arguments.alone:
+        alone(arguments.alone)
+    else:
+        compare(reference_python(arguments.reference))
+
+
+def compare(python: str) -> None:
+    """Print what both sides need, by turns."""
     print(machine())
-    other = reference(arguments.reference)
+    other = reference(python)
     print(f"against {ask(other, 'versions')['versions']}")
-    runs, memory = own_updates()
+    runs, memory = own_updates(CASES)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
-    peaks: dict[str, float] = {}
     for turn in range(TURNS + 1):
         for name, run in runs.items():
-            theirs = ask(other, name)
-            mine = run()
-            peaks[name] = theirs["bytes"]
+            pair = ask(other, name)["seconds"], run()
             if turn:  # the first one warms up
-                times[name].append((theirs["seconds"], mine))
+                times[name].append(pair)
+    other.terminate()
     rows = []
     for name, own in times.items():
         ratio = statistics.median(theirs / mine for theirs, mine in own)
         theirs, mine = (statistics.median(side) * 1e3 for side in zip(*own, strict=True))
-        rows.append(
-            (name, f"{theirs:.0f}", f"{mine:.0f}", f"{ratio:.2f}", f"{AIMS[name]:.1f}", f"{memory[name] / 1e6:.0f}")
-        )
-    header = ("an update, 32 x 64 tokens", "PyTorch, ms", "Thaw, ms", "PyTorch / Thaw", "wanted", "Thaw's peak, MB")
-    table(header, rows)
-    one = statistics.median(theirs for theirs, _ in times["frozen, not kept"])
-    kept = own_epochs()
-    theirs = one * EPOCHS * SET / ROWS
+        rows.append((name, f"{theirs:.0f}", f"{mine:.0f}", f"{ratio:.2f}", f"{AIMS[name]:.1f}"))
+    table(("an update, 32 x 64 tokens", "PyTorch, ms", "Thaw, ms", "PyTorch / Thaw", "wanted"), rows)
     print()
+    kept = own_epochs()
+    theirs = statistics.median(theirs for theirs, _ in times["frozen, not kept"]) * EPOCHS * SET / ROWS
     header = (f"frozen trunk, {EPOCHS} epochs of {SET} rows", "PyTorch, s", "Thaw, features kept, s", "ratio", "wanted")
     table(header, [("all updates", f"{theirs:.1f}", f"{kept:.1f}", f"{theirs / kept:.1f}", "4.0")])
-    other.terminate()
+    print()
+    sizes = []
+    for name in CASES:
+        grown = growth(python, OTHER, name), growth(sys.executable, Path(__file__), "--alone", name), memory[name] / 1e6
+        sizes.append((name, *(f"{mb:.0f}" for mb in grown)))
+    table(("memory, a process each", "PyTorch, MB", "Thaw, compiling included, MB", "Thaw's program alone, MB"), sizes)
 
 
 if __name__ == "__main__":
