@@ -3,8 +3,8 @@
 python benchmarks/text_epoch.py --model FOLDER --train train.tsv [--reference PYTHON]
 
 ``--model``: a BERT in Hugging Face's files; ``--train``: ``sentence<TAB>label`` a line, such as SST-2's. The Trainer
-pads each batch of 32 to its longest sentence; here, sentences are packed into rows of 64 tokens, 12 rows an update, which
-hold about as many. float32, dropout 0.1, AdamW, gradients clipped to norm 1, on both sides. What is compiled and
+pads each batch of 32 to its longest sentence; here, sentences are packed into rows of 64 tokens, 12 rows an update,
+which hold about as many. float32, dropout 0.1, AdamW, gradients clipped to norm 1, on both sides. What is compiled and
 tokenized before the first update is not counted; the seconds of compiling are printed.
 """
 

@@ -157,6 +157,9 @@ def build(group: str, node: DictConfig, key: str | None = None) -> Any:
     cls = option_class(group, str(node.get("name")))
     values = {name: value for name, value in settings(node).items() if name != "name"}
     nested = {name: build(name, values.pop(name), f"{key}.{name}") for name in list(values) if is_option(values[name])}
+    hints = typing.get_type_hints(cls)
+    for name in [n for n in values if dataclasses.is_dataclass(hints.get(n)) and isinstance(values[n], DictConfig)]:
+        nested[name] = typed(hints[name], settings(values.pop(name)), f"{key}.{name}")  # settings that belong together
     return typed(cls, values, key, **nested)
 
 

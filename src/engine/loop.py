@@ -201,7 +201,7 @@ class Training:
     def _report(self, stages: Sequence[Stage], interval: Interval) -> None:
         """Pass an interval's row to each lane's watch; note where one diverged, or has waited long enough."""
         axis = (lambda values: np.asarray(values)[None]) if self.lanes is Lanes.one else np.asarray
-        losses = {} if interval.losses is None else {k: axis(v) for k, v in interval.losses._asdict().items()}
+        losses = {} if interval.losses is None else {name: axis(values) for name, values in interval.losses.series()}
         metrics = {name: axis(value) for name, value in interval.metrics.items()}
         waited = None if interval.best is None else axis(interval.best.waited)
         for lane, (stage, course) in enumerate(zip(stages, self.courses, strict=True)):

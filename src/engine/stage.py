@@ -7,7 +7,7 @@ that differ only in those share one compiled program.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from src.engine.partition import FROZEN, Placement, join, place, split
 from src.engine.schedules import Schedule
 from src.engine.trainer import Plain, Precision
 from src.models.base import Forward, Model, Params, is_statistic
-from src.objectives.supervised import Objective
+from src.objectives.supervised import Draw, Learned, Network, Objective
 from src.retention.base import Kept, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy
@@ -66,6 +66,7 @@ class State(NamedTuple):
     optimizer: optax.OptState
     statistics: Params  # of the batches, in the groups that move
     average: Params  # exponential moving average of the trainable half; empty where none is wanted
+    memory: Any  # the objective's own
 
 
 class Losses(NamedTuple):
@@ -75,11 +76,19 @@ class Losses(NamedTuple):
     grad_norm: Float[Array, "*interval"]  # of the trainable gradients together
     lr: Float[Array, "*interval"]
     rounded: Float[Array, "*interval"]  # share of the trainable weights whose update was not 0 and changed no bit
+    signals: Mapping[str, Float[Array, "*interval"]] = {}  # what the objective tells of each
+
+    def series(self) -> Iterator[tuple[str, Array]]:
+        """Yield everything by name."""
+        own = self._asdict()
+        signals = own.pop("signals")
+        yield from own.items()
+        yield from signals.items()
 
 
 # Streams of a seed: what keeps its uses apart. Initial parameters come from the seed itself.
 ORDER_STREAM, DROPOUT_STREAM, ADDED_STREAM, REHEARSAL_STREAM = 0x0DA7A, 0xD40, 0xADDED, 0x4EA7
-CORRUPTION_STREAM = 0xC0440
+CORRUPTION_STREAM, MEMORY_STREAM = 0xC0440, 0x3E3
 EVALUATION_KEY = 0xE7A1  # of what an objective draws in an evaluation: the same each time, whatever the seed
 
 
@@ -166,7 +175,9 @@ def start(stage: Stage, params: Params) -> State:
     moving, rest = split(whole, carried(stage, placed))
     statistics, _ = split(rest, moving_statistics(placed))
     average = moving if stage.trainer.ema is not None else {}
-    return State(moving, _transformation(stage, placed).init(moving), statistics, average)
+    key = jax.random.fold_in(jax.random.PRNGKey(stage.seed), MEMORY_STREAM)
+    memory = stage.objective.begin(key, whole, stage.outputs)
+    return State(moving, _transformation(stage, placed).init(moving), statistics, average, memory)
 
 
 def carry_over(state: State, before: State) -> State:
@@ -239,51 +250,61 @@ class Keys(NamedTuple):
 
 
 def gradients(
-    stage: Stage, state: State, frozen: Params, batch: Split, moving: frozenset[str], keys: Keys, kept: Kept
-) -> tuple[Float[Array, ""], Params, Params]:
-    """Return the batch's loss, its gradients, and the new statistics, computed in ``trainer.accumulate`` parts.
+    stage: Stage,
+    state: State,
+    frozen: Params,
+    batch: Split,
+    moving: frozenset[str],
+    keys: Keys,
+    kept: Kept,
+    number: Any = 0,
+) -> tuple[Float[Array, ""], Params, Learned]:
+    """Return the batch's loss, its gradients, and what else it leaves behind, computed in ``trainer.accumulate`` parts.
 
     What a retention method adds is part of the loss.
     """
 
-    def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Params]:
+    def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Learned]:
         rest = {**frozen, **statistics}
-        x, y = stage.objective.corrupt(keys.corruption, *part) if stage.objective.corrupts else part
-        places = stage.objective.asked(y)
-        if places is not None:
-            y = y.reshape(-1).at[places].get(mode="fill", fill_value=-1)
-        outputs, seen = forward(stage, params, rest, x, Forward(moving=moving, key=keys.dropout, places=places))
-        loss = stage.objective.loss(outputs, y, stage.trainer.label_smoothing)
+
+        def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
+            how = Forward(moving=moving, key=keys.dropout, places=places)
+            return forward(stage, params, rest, x, how) if other is None else forward(stage, other, {}, x, how)
+
+        draw = Draw(keys.corruption, stage.first + number, stage.steps)
+        network = Network(run, {**rest, **params})
+        loss, learned = stage.objective.learn(network, part, draw, state.memory, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
         if stage.retention.rehearses:
             loss += stage.retention.loss(
                 lambda x: source_outputs(stage, params, rest, x, kept), part.x, kept["own"], keys.rehearsal
             )
-        return loss, seen
+        return loss, learned
 
     slope = jax.value_and_grad(loss_of, has_aux=True)
     parts = stage.trainer.accumulate
     if parts == 1:
-        (loss, seen), grads = slope(state.params, state.statistics, batch, keys)
-        return loss, grads, seen
+        (loss, learned), grads = slope(state.params, state.statistics, batch, keys)
+        return loss, grads, learned
 
     def one(carry: Any, part: tuple[Any, Split]) -> tuple[Any, None]:
         sums, statistics, terms = carry
         number, rows = part
         own = jax.tree.map(lambda key: jax.random.fold_in(key, number), keys)
-        (loss, seen), grads = slope(state.params, statistics, rows, own)
+        (loss, learned), grads = slope(state.params, statistics, rows, own)
         # A part's loss is a mean over its own terms (labels, tokens): weighted by their number, the parts' sum is the
         # whole batch's, however unevenly the terms lie.
         count = stage.objective.count(rows.y)
         sums = jax.tree.map(lambda total, value: total + count * value, sums, (loss, grads))
-        return (sums, seen, terms + count), None
+        return (sums, learned.statistics, terms + count), None
 
     cut = jax.tree.map(lambda rows: rows.reshape(parts, -1, *rows.shape[1:]), batch)
     zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
     begin = (zero, state.statistics, jnp.zeros(()))
     ((loss, grads), seen, terms), _ = jax.lax.scan(one, begin, (jnp.arange(parts), cut))
-    return loss / terms, jax.tree.map(lambda grad: grad / terms, grads), seen
+    # Objectives with a memory or signals are those of pre-training, which does not accumulate.
+    return loss / terms, jax.tree.map(lambda grad: grad / terms, grads), Learned(seen, state.memory, {})
 
 
 def keys_of(stage: Stage, number: Any) -> Keys:
@@ -321,7 +342,8 @@ def update(
     """
     kept = kept or {}
     placed = placement(stage, join(state.params, {**frozen, **state.statistics}))
-    loss, grads, seen = gradients(stage, state, frozen, batch, moving_statistics(placed), keys_of(stage, number), kept)
+    moving, keys = moving_statistics(placed), keys_of(stage, number)
+    loss, grads, learned = gradients(stage, state, frozen, batch, moving, keys, kept, number)
     updates: Any
     updates, optimizer = _transformation(stage, placed).update(grads, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
@@ -339,8 +361,9 @@ def update(
         optax.tree.norm({path: grads[path] for path in trainable}),
         jnp.asarray(_rate(stage, number), jnp.float32),
         _rounded({path: (state.params[path], updates[path]) for path in trainable}),
+        learned.signals,
     )
-    return State(params, optimizer, {**state.statistics, **seen}, average), losses
+    return State(params, optimizer, {**state.statistics, **learned.statistics}, average, learned.memory), losses
 
 
 def _rounded(leaves: Mapping[str, tuple[Array, Array]]) -> Float[Array, ""]:
@@ -373,7 +396,8 @@ def advance(
 
     empty = jnp.full(stage.log_every, jnp.nan)
     # A loop of traced length: one program serves the last, shorter interval and every number of steps.
-    return jax.lax.fori_loop(0, count, body, (state, Losses(empty, empty, empty, empty)))
+    losses = Losses(empty, empty, empty, empty, dict.fromkeys(stage.objective.signals, empty))
+    return jax.lax.fori_loop(0, count, body, (state, losses))
 
 
 def row_order(stage: Stage, rows: int, step: Any) -> Int[Array, "log_every B"]:
@@ -416,8 +440,11 @@ def evaluate(
 def in_chunks(stage: Stage, moving: Params, frozen: Params, data: Split) -> Array:
     """Return what the objective needs of all rows' outputs, computed for as many at once as the model allows."""
 
+    def run(x: Array) -> Array:
+        return forward(stage, moving, frozen, x, Forward())[0]
+
     def digested(part: Split) -> Array:
-        return stage.objective.digest(forward(stage, moving, frozen, part.x, Forward())[0], part.y)
+        return stage.objective.digest(stage.objective.through(run, part.x), part.y)
 
     return by_chunks(digested, stage.model.rows_at_once(data.x.shape[1:]), data)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,30 @@ from jaxtyping import Array, Bool, Float, Int
 from src.config import knob
 from src.engine.optimizers import Optimizer
 from src.engine.schedules import Schedule
+from src.models.base import Params
+
+
+class Network(NamedTuple):
+    """The network under training, as an objective sees it: a batch's outputs, and what they are computed with."""
+
+    run: Callable[..., tuple[Array, Params]]  # of (x, places=None, params=None): outputs, new statistics of its batches
+    params: Params  # all of them
+
+
+class Draw(NamedTuple):
+    """What an objective may use of an update: chance, and how far training has come."""
+
+    key: Any  # None where the objective draws nothing
+    step: Any  # updates made before this one
+    steps: Any  # of the whole stage
+
+
+class Learned(NamedTuple):
+    """What an update leaves behind beside its gradients."""
+
+    statistics: Params  # of the batches
+    memory: Any  # the objective's own, see :meth:`Objective.begin`
+    signals: dict[str, Array]  # what is logged of it, by name
 
 
 @dataclass(frozen=True)
@@ -23,6 +48,30 @@ class Objective:
     All methods are pure functions of arrays, to be compiled and mapped over lanes. They compute in float32 where the
     outputs have less precision.
     """
+
+    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update
+
+    def learn(
+        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], Learned]:
+        """Return the loss of an update, of which gradients are taken, and what it leaves behind.
+
+        By default: the mean :meth:`loss` of the network's outputs.
+        """
+        x, y = self.corrupt(draw.key, *batch) if self.corrupts else batch
+        places = self.asked(y)
+        if places is not None:
+            y = y.reshape(-1).at[places].get(mode="fill", fill_value=-1)
+        outputs, seen = network.run(x, places)
+        return self.loss(outputs, y, smoothing), Learned(seen, memory, {})
+
+    def begin(self, key: Array, params: Params, outputs: int) -> Any:
+        """Return what the objective itself remembers from update to update, before the first; by default nothing."""
+        return {}
+
+    def through(self, run: Callable[[Array], Array], x: Array) -> Array:
+        """Return the outputs of rows that :meth:`corrupt` returned, in an evaluation."""
+        return run(x)
 
     def loss(self, outputs: Float[Array, "N K"], targets: Array, smoothing: Any = None) -> Float[Array, ""]:
         """Return the mean loss of a batch: a mean over :meth:`count` terms.
