@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,12 +22,17 @@ from src.objectives.supervised import Objective
 
 @dataclass(frozen=True)
 class Table:
-    """One task as it was found: features row by row, and what is to be predicted."""
+    """One task as it was found: features row by row, or images as bytes, and what is to be predicted."""
 
-    x: Float[np.ndarray, "N D"]
+    x: Shaped[np.ndarray, "N ..."]  # numbers (N, D); images uint8 (N, H, W, C)
     y: Shaped[np.ndarray, " N"]  # numbers for regression; labels of any kind for classification
     origin: str  # the configuration key, or the file, that errors name
     image: bool = False  # whether the features are pixels, which have one unit
+
+    @property
+    def as_bytes(self) -> bool:
+        """Whether the rows are images that stay as they are."""
+        return self.x.dtype == np.uint8
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class Source:
         Features, and the targets of a regression, are standardised with the mean and standard deviation of the
         pre-training rows alone: what fine-tuning will meet is not known at that time. A feature that is constant there
         is only centred. Pixels share one mean and one deviation: a pixel that is almost never inked in the source
-        would otherwise make the target's ink a thousand deviations.
+        would otherwise make the target's ink a thousand deviations. Images as bytes stay as they are.
 
         Raises:
             UserError: the tables cannot be used; the message names the file or key and the reason.
@@ -235,7 +240,7 @@ class Source:
         source, target, kind = self.tables()
         for table in (source, target):
             check_table(table, kind)
-        if source.x.shape[1] != target.x.shape[1]:
+        if source.x.shape[1:] != target.x.shape[1:]:
             raise UserError(
                 f"{source.origin} has {source.x.shape[1]} features and {target.origin} has {target.x.shape[1]}; "
                 "both parts need the same ones"
@@ -245,7 +250,7 @@ class Source:
         pre = cut(source, rng, {"test": self.source_test_fraction, **kept})
         fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = fewer(fine["train"], self.train_rows, kind, target.origin)
-        scale_x = standardiser(pre["train"][0], together=source.image)
+        scale_x = as_it_is if source.as_bytes else standardiser(pre["train"][0], together=source.image)
         if kind == "classification":
             return classes(pre, fine, source, target, scale_x)
         scale_y = standardiser(pre["train"][1])
@@ -272,7 +277,7 @@ def check_table(table: Table, kind: str) -> None:
     """Refuse a table that training could only stumble over."""
     if len(table.x) != len(table.y):
         raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; they must be as many")
-    if table.x.ndim != 2 or table.x.shape[1] == 0:
+    if table.x.ndim != (4 if table.as_bytes else 2) or table.x.shape[1] == 0:
         raise UserError(f"{table.origin} has features of shape {table.x.shape}; allowed: (rows, at least one feature)")
     for name, values in (("x", table.x), *((("y", table.y),) if kind == "regression" else ())):
         if not np.issubdtype(values.dtype, np.number):
@@ -328,6 +333,11 @@ def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     return ranks
 
 
+def as_it_is(rows: np.ndarray) -> np.ndarray:
+    """Return the rows: what stands for a standardiser of images, which their models standardise themselves."""
+    return rows
+
+
 class standardiser:  # noqa: N801  (reads as a verb where it is used)
     """Centre and scale with the statistics of the given rows, column by column or of all values together.
 
@@ -345,7 +355,9 @@ class standardiser:  # noqa: N801  (reads as a verb where it is used)
         return ((rows - self.mean) / self.scale).astype(np.float32)
 
 
-def classes(pre: Parts, fine: Parts, source: Table, target: Table, scale_x: standardiser) -> Transfer:
+def classes(
+    pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
+) -> Transfer:
     """Number each task's labels from 0 in sorted order; tasks with different labels get different heads."""
     names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
     for table, labels in zip((source, target), names, strict=True):

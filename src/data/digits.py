@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from src.config import knob
 from src.data.base import Source, Table, rank_in_class
@@ -28,12 +28,22 @@ class Digits(Source):
     They are made to ask whether what was learned for two changes adds up. A row is the same digit in all of them, and
     with the same ``split_seed`` in the same part: adapters of ``rotated`` and of ``inverted`` have seen no digit that
     ``both`` or ``union`` tests on, and their blend compares with one adapter of ``union``, on the same digits.
+
+    ``images``: uint8 of shape ``(N, 8, 8, 1)`` for models of images, 255 for full ink, instead of rows of standardised
+    numbers.
     """
 
     task: Task = knob(Task.new_digits)
+    images: bool = knob(False)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the two tasks' digits."""
+        source, target = self._halves()
+        if self.images:
+            source, target = (replace(half, x=as_images(half.x)) for half in (source, target))
+        return source, target, "classification"
+
+    def _halves(self) -> tuple[Table, Table]:
         rows = read_embedded("digits.csv.gz")
         x, y = rows[:, :-1] / 16.0, rows[:, -1].astype(int)
         if self.task is Task.new_digits:
@@ -41,7 +51,6 @@ class Digits(Source):
             return (
                 Table(x[low], y[low], "the digits 0 to 4"),
                 Table(x[~low], y[~low], "the digits 5 to 9"),
-                "classification",
             )
         # By turns within each digit: halves of equal classes and of the same writers, whatever the seed.
         rank = rank_in_class(y)
@@ -49,8 +58,12 @@ class Digits(Source):
         return (
             Table(x[first], y[first], "the digits as they are", image=True),
             Table(changed(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
-            "classification",
         )
+
+
+def as_images(x: Float[np.ndarray, "N 64"]) -> UInt8[np.ndarray, "N 8 8 1"]:
+    """Return images from 0 (paper) to 1 (ink) as bytes from 0 to 255."""
+    return np.rint(255 * x).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
 
 
 def changed(x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: Task) -> Float[np.ndarray, "N 64"]:

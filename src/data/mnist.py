@@ -26,13 +26,15 @@ class Mnist(Source):
 
     ``path``: the folder of the idx files, as they are published, compressed (``.gz``) or not. ``files``: which pair is
     read, ``train`` (60,000 digits) or ``t10k`` (10,000). ``source_rows`` and ``target_rows``: how many digits make each
-    task, taken at random with ``split_seed``; ``null`` takes all.
+    task, taken at random with ``split_seed``; ``null`` takes all. ``images``: uint8 of shape ``(N, 28, 28, 1)`` for
+    models of images, instead of rows of standardised numbers.
     """
 
     path: str = knob()
     files: Files = knob(Files.train)
     source_rows: int | None = knob(5000, COUNT)
     target_rows: int | None = knob(2000, COUNT)
+    images: bool = knob(False)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Read both files; return the low and the high digits."""
@@ -47,7 +49,9 @@ class Mnist(Source):
             if count is not None and count > len(rows):
                 raise UserError(f"data.{key} is {count}; allowed: at most {len(rows)}, the digits {digits} in the file")
             rows = rows[:count]
-            x = images[rows].reshape(len(rows), math.prod(images.shape[1:])) / np.float32(255)
+            x = images[rows][..., None]
+            if not self.images:
+                x = x.reshape(len(rows), math.prod(images.shape[1:])) / np.float32(255)
             tables.append(Table(x, labels[rows], f"the digits {digits} of data.path={self.path}", image=True))
         return tables[0], tables[1], "classification"
 

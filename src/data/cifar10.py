@@ -1,0 +1,105 @@
+"""``data=cifar10``: small photographs of ten classes, from the user's files."""
+
+from __future__ import annotations
+
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from src.config import COUNT, FRACTION, knob
+from src.data.image_files import Looks, OnBad, Pictures, limited, read_images, split_archive
+from src.data.images import ImageSource
+from src.errors import UserError
+
+NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+SIDE = 32  # pixels
+RECORD = 1 + 3 * SIDE * SIDE  # bytes: a label, then the red, the green and the blue plane, row by row
+TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST = ("test_batch.bin",)
+FOLDER = "cifar-10-batches-bin"  # that the published archive has its files in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cifar10(ImageSource):
+    """60,000 photographs of 32 x 32 pixels (Krizhevsky 2009), a classification of 10 classes; 10,000 are to test on.
+
+    ``path``: the folder of the published binary files, their archive (``cifar-10-binary.tar.gz``), or a folder or .zip
+    with ``train`` and ``test`` in it, each with a folder of PNG or JPEG files for each class.
+    """
+
+    path: str = knob()
+    source_rows: int | None = knob(10_000, COUNT)
+    val_fraction: float = knob(0.1, FRACTION)
+
+    def pictures(self) -> tuple[Pictures, Pictures | None]:
+        """Read both parts."""
+        read = self._binary() or self._images()
+        return read("train"), read("test")
+
+    def _binary(self) -> Callable[[str], Pictures] | None:
+        """Return what reads a part of the binary files; ``None``: there are none."""
+        path, origin = Path(self.path), f"data.path={self.path}"
+        if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
+            contents = of_archive(path, origin)
+        elif folder := next((f for f in (path, path / FOLDER) if any((f / name).is_file() for name in TRAIN)), None):
+            contents = {name: (folder / name).read_bytes() for name in (*TRAIN, *TEST) if (folder / name).is_file()}
+        else:
+            return None
+
+        def read(part: str) -> Pictures:
+            names = TRAIN if part == "train" else TEST
+            if missing := next((name for name in names if name not in contents), None):
+                raise UserError(f"{origin} has no file {missing}; allowed: the six files of the binary version")
+            return of_records([(name, contents[name]) for name in names], self.limit, origin)
+
+        return read
+
+    def _images(self) -> Callable[[str], Pictures]:
+        """Return what reads a part of the files of images."""
+        path, (archive, _) = Path(self.path), split_archive(Path(self.path))
+        if archive is None and not (path / "train").is_dir():
+            raise UserError(
+                f"data.path={self.path} holds no CIFAR-10; allowed: the folder of data_batch_1.bin and its like, "
+                "cifar-10-binary.tar.gz, or a folder or .zip with train/<class>/*.jpg and test/<class>/*.jpg"
+            )
+
+        def read(part: str) -> Pictures:
+            inner = f"{self.path}/{part}"
+            return read_images(inner, f"data.path={inner}", Looks(), OnBad.refuse, self.limit, self.image_cache)
+
+        return read
+
+
+def of_archive(path: Path, origin: str) -> dict[str, bytes]:
+    """Return the contents of the binary files in a tar archive, by their names; nothing is unpacked to the disk."""
+    found = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if member.isreg() and name in (*TRAIN, *TEST) and (file := archive.extractfile(member)):
+                    found[name] = file.read()
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise UserError(f"{origin} cannot be read: {error}") from error
+    return found
+
+
+def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> Pictures:
+    """Return the images in binary files, in their order.
+
+    Raises:
+        UserError: a file is not made of whole records, or has a label that there is no class for.
+    """
+    for name, content in files:
+        if not content or len(content) % RECORD:
+            raise UserError(f"{origin}: {name} has {len(content)} bytes; allowed: a multiple of {RECORD}")
+        if (most := max(content[::RECORD])) >= len(NAMES):
+            raise UserError(f"{origin}: {name} holds the label {most}; allowed: 0 to {len(NAMES) - 1}")
+    records = np.frombuffer(b"".join(content for _, content in files), np.uint8).reshape(-1, RECORD)
+    records = records[limited(records[:, 0], limit)]
+    planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
+    return Pictures(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin)

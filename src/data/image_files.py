@@ -1,0 +1,326 @@
+"""Files of images in folders, or in a .zip, to arrays of bytes: decoded once, and kept.
+
+Nothing is ever unpacked to the disk: a file inside a .zip is read where it lies, whatever its name says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Shaped, UInt8
+
+from src.data.base import rank_in_class
+from src.data.text_source import tell
+from src.errors import UserError, listed
+from src.tracking.record import replacing
+
+OnBad = Enum("OnBad", ["refuse", "skip"])
+ENDINGS = (".png", ".jpg", ".jpeg")
+PARTS = frozenset({"train", "test", "val", "valid", "validation"})  # folders of classes, where they are no classes
+FORMAT = 1  # of what decoding does: part of the name that its result is kept under
+AT_ONCE = 4096  # images that wait in memory to be put in their place
+EXIF_ORIENTATION = 0x0112
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, RuntimeError, struct.error, zlib.error)
+
+
+class Pictures(NamedTuple):
+    """Images of one size with their labels, as they were found."""
+
+    x: UInt8[np.ndarray, "N H W C"]
+    y: Int[np.ndarray, " N"]  # numbers of the names
+    names: tuple[str, ...]  # of the classes, sorted
+    origin: str  # the configuration key that errors name
+
+
+class Entry(NamedTuple):
+    """A file of an image."""
+
+    name: str  # its path below the folder, with "/" between
+    size: int  # bytes
+    stamp: int  # when it was changed, in nanoseconds; of a file in a .zip, its CRC-32
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What images are made to be."""
+
+    size: int | None = None  # pixels of each side; None: as they are, all alike
+    grey: bool = False  # one channel instead of three
+
+
+class Decoded(NamedTuple):
+    """Images, which of the files they are, and what is wrong with the others."""
+
+    images: UInt8[np.ndarray, "M H W C"]
+    kept: Int[np.ndarray, " M"]
+    bad: list[str]
+
+
+def read_images(
+    path: str, origin: str, looks: Looks, on_bad: OnBad, limit: int | None = None, cache: str | None = None
+) -> Pictures:
+    """Return the images below a folder, or in a .zip, labelled by the folders that they lie in.
+
+    Args:
+        path: of the folder or .zip; a folder inside of it is named behind it, ``images.zip/train``.
+        origin: what errors call it.
+        looks: what the images are made to be.
+        on_bad: what becomes of files that cannot be decoded.
+        limit: the most files that are read, as many of each class as possible, the first by name; ``None``: all.
+        cache: a folder to keep decoded images in; ``None``: they are not kept.
+
+    Raises:
+        UserError: there are no images, in no classes, of several sizes, or (where refused) some that cannot be decoded.
+    """
+    with files_of(path, origin) as (files, read):
+        labels = class_of_each([file.name for file in files], origin)
+        names = tuple(sorted(set(labels)))
+        numbers = {name: number for number, name in enumerate(names)}
+        y = np.array([numbers[label] for label in labels], np.int32)
+        rows = limited(y, limit)
+        entries = [files[row] for row in rows]
+        found = kept_or_decoded(entries, read, looks, origin, cache)
+    if found.bad and on_bad is OnBad.refuse:
+        raise UserError(
+            f"{origin} has {len(found.bad)} images that cannot be decoded: {listed(found.bad, 3)}; "
+            "allowed: none, or data.on_bad=skip to leave them out"
+        )
+    if found.bad:
+        tell(f"{origin}: {len(found.bad)} of {len(entries)} images cannot be decoded and are left out")
+    if not len(found.images):
+        raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
+    return Pictures(found.images, y[rows][found.kept], names, origin)
+
+
+def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+    """Return the numbers of the first ``limit`` rows, in their order, as many of each label as possible."""
+    if limit is None:
+        return np.arange(len(labels))
+    return np.sort(np.argsort(rank_in_class(labels), kind="stable")[:limit])
+
+
+# --- which files there are -------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def files_of(path: str, origin: str) -> Iterator[tuple[list[Entry], Callable[[Entry], bytes]]]:
+    """Find the files of images below a folder, or in a .zip, by their names in order, and what reads them.
+
+    Raises:
+        UserError: there is no such place, it cannot be read, or it has none.
+    """
+    archive, inner = split_archive(Path(path))
+    if archive is None and not Path(path).is_dir():
+        raise UserError(f"{origin}: there is no such folder and no such .zip")
+    with contextlib.ExitStack() as stack:
+        if archive is None:
+            entries, read = in_folder(Path(path))
+        else:
+            entries, read = in_archive(stack.enter_context(opened(archive, origin)), inner)
+        if not entries:
+            raise UserError(f"{origin} has no image in it; allowed: files that end in {listed(ENDINGS)}")
+        yield sorted(entries), read
+
+
+def split_archive(path: Path) -> tuple[Path | None, str]:
+    """Return the .zip on a path, and what of the path is inside of it; ``None`` where there is no such file."""
+    for part in (path, *path.parents):
+        if part.suffix.lower() == ".zip" and part.is_file():
+            return part, "/".join(path.relative_to(part).parts)
+    return None, ""
+
+
+def in_folder(folder: Path) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+    """Return the files of images below a folder, and what reads them."""
+    entries = []
+    for root, _, files in os.walk(folder, followlinks=True):  # classes may be links to folders elsewhere
+        for file in files:
+            path = Path(root, file)
+            name = path.relative_to(folder).as_posix()
+            if is_image(name) and path.is_file():
+                status = path.stat()
+                entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+    return entries, lambda entry: (folder / entry.name).read_bytes()
+
+
+def opened(archive: Path, origin: str) -> zipfile.ZipFile:
+    """Open a .zip."""
+    try:
+        return zipfile.ZipFile(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{origin}: {archive} cannot be read as a .zip: {error}") from error
+
+
+def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+    """Return the files of images in a .zip, below a folder ``inner`` of it (empty: all), and what reads them."""
+    top = f"{inner}/" if inner else ""
+    files = ((info.filename.removeprefix(top), info) for info in archive.infolist() if info.filename.startswith(top))
+    entries = [Entry(name, info.file_size, info.CRC) for name, info in files if is_image(name)]
+    return entries, lambda entry: archive.read(top + entry.name)
+
+
+def is_image(name: str) -> bool:
+    """Tell whether a file is to be read: by its ending, unless it, or a folder of it, is hidden or made by a system."""
+    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+    return name.lower().endswith(ENDINGS) and not hidden
+
+
+def class_of_each(names: Sequence[str], origin: str) -> list[str]:
+    """Return the name of each file's class: the first folder that not all of them lie in.
+
+    Raises:
+        UserError: there is no such folder, or it is a part (``train``, ``test``) and the classes are inside.
+    """
+    folders = [tuple(name.split("/")[:-1]) for name in names]
+    least, most = min(folders), max(folders)  # all others begin with what these two begin with
+    depth = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+    for name, folder in zip(names, folders, strict=True):
+        if len(folder) <= depth:
+            where = "all of its images in one folder" if len(set(folders)) == 1 else f"{name} outside of its classes"
+            raise UserError(f"{origin} has {where}; allowed: a folder for each of at least two classes")
+    labels = [folder[depth] for folder in folders]
+    if {label.lower() for label in labels} <= PARTS and any(len(folder) > depth + 1 for folder in folders):
+        top = "/".join((*folders[0][:depth], labels[0]))
+        raise UserError(
+            f"{origin} is divided into {listed(sorted(set(labels)))}, which are no classes; "
+            f"allowed: one of them by its path, as in {origin}/{top}"
+        )
+    return labels
+
+
+# --- what is in them -------------------------------------------------------------------------------------------------
+
+
+def kept_or_decoded(
+    entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str, cache: str | None
+) -> Decoded:
+    """Return what was decoded before of the same files to the same looks, or decode it now and keep it."""
+    file = None if cache is None else Path(cache) / f"{decoded_key(entries, looks)}.npz"
+    if file is not None and file.is_file():
+        try:
+            return read_decoded(file, len(entries))
+        except (*BROKEN, zipfile.BadZipFile):
+            tell(f"{file} cannot be read: it is made again")
+    tell(f"{origin}: {len(entries)} images are decoded" + ("" if cache is None else f", once, and kept in {cache}"))
+    found = decoded(entries, read, looks, origin)
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as beside:
+                np.savez(beside, images=found.images, kept=found.kept, bad=np.array(found.bad, str))
+        except OSError as error:  # a run is worth more than what it keeps for the next one
+            tell(f"{origin}: decoded images cannot be kept in {cache}: {error.strerror}")
+    return found
+
+
+def decoded_key(entries: Sequence[Entry], looks: Looks) -> str:
+    """Return 24 hexadecimal digits of a SHA-256 over what decides the pixels."""
+    import PIL
+
+    decides: list[Any] = [FORMAT, PIL.__version__, looks.size, looks.grey, *entries]
+    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
+
+
+def read_decoded(file: Path, files: int) -> Decoded:
+    """Return what was kept; its bytes are checked against the file's own CRC-32.
+
+    Raises:
+        ValueError: or another of ``BROKEN``: it is not what was written.
+    """
+    with np.load(file, allow_pickle=False) as stored:
+        images, kept, bad = stored["images"], stored["kept"], stored["bad"].tolist()
+    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(kept) or len(kept) + len(bad) != files:
+        raise ValueError(f"{file} holds something else")
+    return Decoded(images, kept, bad)
+
+
+def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str) -> Decoded:
+    """Decode files, several at a time.
+
+    Raises:
+        UserError: they are of several sizes, and no size was asked for.
+    """
+    from PIL import Image
+
+    def look(entry: Entry) -> UInt8[np.ndarray, "H W C"] | str:
+        try:
+            return pixels(read(entry), looks)
+        except (*BROKEN, zipfile.BadZipFile, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            return " ".join(str(error).split()) or type(error).__name__
+
+    images, kept, bad = np.empty((0, 0, 0, 0), np.uint8), [], []
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of odd but readable files
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for start in range(0, len(entries), AT_ONCE):
+            some = entries[start : start + AT_ONCE]
+            for row, image in enumerate(pool.map(look, some), start):
+                if isinstance(image, str):
+                    bad.append(f"{entries[row].name} ({image})")
+                    continue
+                if not kept:
+                    images = np.empty((len(entries), *image.shape), np.uint8)
+                elif image.shape != images.shape[1:]:
+                    raise UserError(other_size(entries[kept[0]], images.shape[1:], entries[row], image.shape, origin))
+                images[len(kept)] = image
+                kept.append(row)
+    return Decoded(images[: len(kept)], np.array(kept, np.int64), bad)
+
+
+def other_size(one: Entry, shape: Sequence[int], other: Entry, other_shape: Sequence[int], origin: str) -> str:
+    """Say which two files have different sizes."""
+    sizes = [f"{file.name} of {s[1]} x {s[0]}" for file, s in ((one, shape), (other, other_shape))]
+    return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
+
+
+def pixels(content: bytes, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+    """Return the pixels of a PNG or JPEG.
+
+    Raises:
+        Exception: one of those that :func:`decoded` catches.
+    """
+    from PIL import Image
+
+    with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
+        return as_looks(image, looks)
+
+
+def as_looks(image: Any, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+    """Return a Pillow image's pixels, upright as its camera says, in three channels or in grey (ITU-R BT.601).
+
+    To a size, it is scaled until its shorter side has that many pixels, with a triangle filter as wide as a new pixel
+    (bilinear, antialiased), and cut to the square in its middle. Transparency is left aside.
+
+    Raises:
+        ValueError: pixels of more than 8 bits, which would be cut off.
+    """
+    from PIL import Image, ImageOps
+
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its pixels are of mode {image.mode}, of more than 8 bits")
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    image = image.convert("L" if looks.grey else "RGB")
+    if looks.size is not None:
+        short = min(image.size)
+        wide, high = (max(looks.size, round(looks.size * side / short)) for side in image.size)
+        image = image.resize((wide, high), Image.Resampling.BILINEAR)
+        left, top = (wide - looks.size) // 2, (high - looks.size) // 2
+        image = image.crop((left, top, left + looks.size, top + looks.size))
+    found = np.asarray(image, np.uint8)
+    return found[..., None] if found.ndim == 2 else found

@@ -1,0 +1,36 @@
+"""``data=image_folder``: the user's own images, a folder for each class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.config import COUNT, knob
+from src.data.image_files import Looks, OnBad, Pictures, read_images
+from src.data.images import ImageSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageFolder(ImageSource):
+    """PNG and JPEG files in a folder for each class, or a .zip of that; a classification.
+
+    ``path`` and ``test_path``: the images, and those to test on (``null`` cuts a fraction off the first); a folder
+    inside of a .zip is named behind it, ``images.zip/train``. ``size``: pixels of each side, to which the shorter side
+    is scaled before the middle is cut out; ``null``: all images have one size already. ``grey``: one channel instead of
+    three. ``on_bad``: whether images that cannot be decoded are refused, or left out and counted. Paths are relative to
+    the folder that the command is run in.
+    """
+
+    path: str = knob()
+    test_path: str | None = knob(None)
+    size: int | None = knob(None, COUNT)
+    grey: bool = knob(False)
+    on_bad: OnBad = knob(OnBad.refuse)
+
+    def pictures(self) -> tuple[Pictures, Pictures | None]:
+        """Read the files."""
+        held_out = None if self.test_path is None else self._read("test_path", self.test_path)
+        return self._read("path", self.path), held_out
+
+    def _read(self, key: str, path: str) -> Pictures:
+        looks = Looks(self.size, self.grey)
+        return read_images(path, f"data.{key}={path}", looks, self.on_bad, self.limit, self.image_cache)

@@ -1,0 +1,168 @@
+"""What sources of images have in common: two tasks out of one set of labelled images.
+
+Inputs are uint8 of shape ``(N, H, W, C)``, decoded once and not standardised: models of images do that for themselves,
+behind augmentation, which wants the pixels as they are. Targets are int32 ``(N,)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from src.config import COUNT, knob
+from src.data.base import Source, Table, Transfer, check_shares, cut, fewer, rank_in_class
+from src.data.image_files import Pictures
+from src.data.mnist import ROWS_STREAM
+from src.engine.stage import Split
+from src.errors import UserError, did_you_mean, listed
+
+
+@dataclass(frozen=True)
+class ImageTransfer(Transfer):
+    """Both tasks as images, and the names of the target's classes by their numbers."""
+
+    labels: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the record tells of the data: the names of its classes too."""
+        return super().facts() | {"labels": list(self.labels)}
+
+
+@dataclass(frozen=True)
+class ImageSource(Source):
+    """Base of every source of images.
+
+    The source task is ``source_rows`` images of ``source_classes``, the target task the other ones of
+    ``target_classes``; ``null`` classes are all of them. Images are taken at random with ``split_seed``, as many of
+    each class as possible, and more include the fewer; ``source_rows=null`` takes all of the classes that the target
+    task does not have, and half of each that it has. ``limit``: the most images that are read, for a quick look.
+    ``image_cache``: the folder that decoded images are kept in.
+
+    The fractions are those of :class:`src.data.base.Source`; where the images to test on are a part of their own,
+    ``test_fraction`` is not used. The source task's test images are always a fraction of its own.
+    """
+
+    source_classes: tuple[str, ...] | None = knob(None)
+    target_classes: tuple[str, ...] | None = knob(None)
+    source_rows: int | None = knob(None, COUNT)
+    limit: int | None = knob(None, COUNT)
+    image_cache: str | None = knob("outputs/cache/images")
+
+    def pictures(self) -> tuple[Pictures, Pictures | None]:
+        """Return the images, and those to test on where they are a part of their own."""
+        raise TypeError(f"{type(self).__name__} does not say where its images come from")
+
+    def load(self) -> ImageTransfer:
+        """Read, check and split.
+
+        Raises:
+            UserError: the images cannot be used; the message names the file or key and the reason.
+        """
+        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        found, held_out = self.pictures()
+        shares = {"val": self.val_fraction} if held_out else {"test": self.test_fraction, "val": self.val_fraction}
+        check_shares(**{f"{name}_fraction": share for name, share in shares.items()})
+        first = chosen(found, self.source_classes, "source_classes")
+        second = chosen(found, self.target_classes, "target_classes")
+        rng = np.random.default_rng(self.split_seed)
+        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
+        rows, others = self.divided(found, first, second)
+        pre = cut(table(found, rows), rng, {"test": self.source_test_fraction, **kept})
+        fine = cut(table(found, others), rng, shares)
+        fine["train"] = fewer(fine["train"], self.train_rows, "classification", found.origin)
+        source = {name: as_split(found, part, first) for name, (part, _) in pre.items()}
+        target = {name: as_split(found, part, second) for name, (part, _) in fine.items()}
+        if held_out is not None:
+            target["test"] = to_test(held_out, found, second)
+        return ImageTransfer(
+            "classification",
+            source,
+            target,
+            source_outputs=len(first),
+            outputs=len(second),
+            new_head=first.tolist() != second.tolist(),
+            labels=tuple(found.names[number] for number in second),
+        )
+
+    def divided(
+        self, found: Pictures, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
+    ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
+        """Return the numbers of the rows of the source task and of the target task; none is in both."""
+        order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(found.y))
+        mine = order[np.isin(found.y[order], first)]
+        labels = found.y[mine]
+        if self.source_rows is None:
+            rows = mine[~np.isin(labels, second) | (rank_in_class(labels) % 2 == 0)]
+        elif self.source_rows > len(mine):
+            raise UserError(
+                f"data.source_rows is {self.source_rows}; allowed: at most {len(mine)}, the images of the source "
+                f"task's classes in {found.origin}"
+            )
+        else:
+            rows, _ = fewer((mine, labels), self.source_rows, "classification", found.origin)
+        others = order[np.isin(found.y[order], second) & ~np.isin(order, rows)]
+        if missing := set(second.tolist()) - set(found.y[others].tolist()):
+            names = [found.names[number] for number in sorted(missing)]
+            raise UserError(
+                f"data.source_rows is {self.source_rows}, which leaves no image of {listed(names)} to fine-tune on of "
+                f"{found.origin}; allowed: fewer"
+            )
+        return rows, others
+
+
+def chosen(found: Pictures, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
+    """Return the numbers of the classes that a task has, ascending; at least two.
+
+    Raises:
+        UserError: a class that there are no images of, or fewer than two.
+    """
+    names = found.names if classes is None else classes
+    for name in names:
+        if name not in found.names:
+            raise UserError(
+                f"data.{key} has '{name}'{did_you_mean(name, found.names)}, which is no class of {found.origin}; "
+                f"allowed: {listed(found.names)}"
+            )
+    numbers = np.array(sorted({found.names.index(name) for name in names}), np.int32)
+    if len(numbers) < 2:
+        raise UserError(f"data.{key} has one class only ({listed(names)}); allowed: at least two of {found.origin}")
+    return numbers
+
+
+def table(found: Pictures, rows: Int[np.ndarray, " n"]) -> Table:
+    """Return rows by their numbers, to be cut before any image is copied."""
+    return Table(rows, found.y[rows], found.origin)
+
+
+def as_split(found: Pictures, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
+    """Return images with labels from 0, in the order of a task's classes."""
+    return Split(found.x[rows], np.searchsorted(classes, found.y[rows]).astype(np.int32))
+
+
+def to_test(held_out: Pictures, found: Pictures, classes: Int[np.ndarray, " K"]) -> Split:
+    """Return the images of a part of their own that are of a task's classes, labelled as the task's are.
+
+    Raises:
+        UserError: they have classes or sizes that the images to train on do not have, or none of the task's classes.
+    """
+    if held_out.x.shape[1:] != found.x.shape[1:]:
+        shapes = [" x ".join(map(str, part.x.shape[1:])) for part in (held_out, found)]
+        raise UserError(
+            f"{held_out.origin} has images of {shapes[0]} and {found.origin} of {shapes[1]} (height, width, channels); "
+            "allowed: the same"
+        )
+    for name in held_out.names:
+        if name not in found.names:
+            raise UserError(
+                f"{held_out.origin} has the class '{name}'{did_you_mean(name, found.names)}, which {found.origin} does "
+                f"not have; allowed: {listed(found.names)}"
+            )
+    numbers = np.array([found.names.index(name) for name in held_out.names])[held_out.y]
+    rows = np.flatnonzero(np.isin(numbers, classes))
+    if not len(rows):
+        raise UserError(f"{held_out.origin} has no image of data.target_classes; allowed: at least one")
+    return as_split(held_out._replace(y=numbers), rows, classes)
