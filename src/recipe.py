@@ -33,7 +33,8 @@ from src.engine.trainer import Plain, Precision
 from src.errors import UserError, listed
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
-from src.objectives.supervised import Objective, Supervised
+from src.objectives.base import Objective, Pretraining
+from src.objectives.supervised import Supervised
 from src.retention.base import Keeping, Kept, Remember, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy
@@ -46,7 +47,7 @@ class Recipe(Knobs):
     """Everything that decides a run's numbers, apart from the data."""
 
     model: Model = knob(Mlp())
-    pretrain: Supervised = knob(Supervised(Sgd(), Constant()))
+    pretrain: Pretraining = knob(Supervised(Sgd(), Constant()))
     strategy: Strategy = knob(Frozen())
     optimizer: Optimizer = knob(Sgd())
     schedule: Schedule = knob(Constant())
@@ -97,10 +98,11 @@ class Outcome:
 
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
     """Return the stage that learns the source task: everything moves."""
+    lesson = recipe.pretrain.lesson(recipe.model, data)
     return Stage(
-        model=recipe.model.facing(data.source_kind),
-        outputs=data.source_outputs,
-        objective=data.objective(data.source_kind),
+        model=lesson.model,
+        outputs=lesson.outputs,
+        objective=lesson.objective,
         strategy=Full(),
         optimizer=recipe.pretrain.optimizer,
         schedule=recipe.pretrain.schedule,
@@ -110,6 +112,16 @@ def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
         batch_size=recipe.batch_size,
         log_every=recipe.log_every,
     )
+
+
+def learns_source(recipe: Recipe, data: Transfer) -> bool:
+    """Tell whether there is a source task to learn; otherwise a checkpoint's files are all there is of it."""
+    return recipe.pretrain.trains and bool(data.source)
+
+
+def replaces_head(recipe: Recipe, data: Transfer) -> bool:
+    """Tell whether the head that pre-training leaves behind is of no use for the target task."""
+    return recipe.pretrain.lesson(recipe.model, data).new_head
 
 
 def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -> Stage:
@@ -246,7 +258,9 @@ def finetune(
     """
     plan = phases(recipes, data, lanes)
     kept = keep_source(recipes, data, starts, cache)
-    fresh = data.new_head and bool(data.source)  # without a source task, the checkpoint's reader saw to the head
+    fresh = replaces_head(recipes[0], data) and learns_source(
+        recipes[0], data
+    )  # without a source task, the checkpoint's reader saw to the head
     params = starts = with_new_heads(recipes, data, list(starts), lanes) if fresh else list(starts)
     training = Training(watches, lanes)
     tasks, costs, ends = [], [], params
@@ -315,7 +329,7 @@ def source_task(recipe: Recipe, data: Transfer, params: Params) -> Keeping:
     source = pretraining_stage(recipe, data)
     head = head_paths(source.model, params)
     restarted = not head.isdisjoint(added_shapes(finetuning_stage(recipe, data), params))
-    new, rows = data.new_head or restarted, data.source.get("train")
+    new, rows = replaces_head(recipe, data) or restarted, data.source.get("train")
     return Keeping(source.model, source.outputs, source.objective, params, head, new, rows, recipe.seed)
 
 
@@ -329,13 +343,13 @@ def after_on_source(
     """
     names = {"test": "source_after", "val": "source_val_after"}
     parts = {names[part]: data.source[part] for part in names if part in data.source}
-    isolated = recipes[0].retention.isolates
+    isolated, new_heads = recipes[0].retention.isolates, replaces_head(recipes[0], data)
     stages, whole = [], []
     for recipe, stage, own, end in zip(recipes, fine.stages, before, fine.fits, strict=True):
         source = pretraining_stage(recipe, data)
         tuned = replace(stage, model=source.model, outputs=source.outputs, objective=source.objective)
         stages.append(source if isolated else tuned)
-        head = {path: own[path] for path in head_paths(source.model, own)} if data.new_head or isolated else {}
+        head = {path: own[path] for path in head_paths(source.model, own)} if new_heads or isolated else {}
         beside = () if isolated else stage.strategy.injected
         kept = {p: leaf for p, leaf in end.params.items() if p in own or p.rpartition("/")[2] in beside}
         whole.append(kept | head)
@@ -393,6 +407,9 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
         UserError: a pattern that matches nothing, nothing left to train, or a plan that does not fit the run.
     """
     check_inputs(recipe.model, data.target["train"].x)
+    if recipe.strategy.pretrained:
+        batch = recipe.batch_size or len((data.source or data.target)["train"].x)
+        recipe.pretrain.check(recipe.model, data, batch)
     if not data.source and recipe.strategy.pretrained and not recipe.model.has_checkpoint:
         raise UserError(
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
@@ -448,7 +465,7 @@ def pretrain_once(
         lanes: how to compute what is missing.
         watch: called with each row of a single recipe's pre-training, kept rows included.
     """
-    if not recipes[0].strategy.pretrained or not data.source:
+    if not recipes[0].strategy.pretrained or not learns_source(recipes[0], data):
         return untrained(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int, Shaped
 from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
 from src.engine.stage import Split
 from src.errors import UserError, listed
+from src.objectives.base import Objective
 from src.objectives.kinds import OBJECTIVES
-from src.objectives.supervised import Objective
 
 
 @dataclass(frozen=True)

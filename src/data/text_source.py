@@ -37,7 +37,7 @@ from src.data.packing import (
 from src.data.tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 from src.engine.stage import Split
 from src.errors import UserError, did_you_mean, listed
-from src.objectives.supervised import Objective
+from src.objectives.base import Objective
 from src.objectives.text import Masked
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from src.engine.partition import FROZEN, Placement, join, place, split
 from src.engine.schedules import Schedule
 from src.engine.trainer import Plain, Precision
 from src.models.base import Forward, Model, Params, is_statistic
-from src.objectives.supervised import Draw, Learned, Network, Objective
+from src.objectives.base import Draw, Learned, Network, Objective
 from src.retention.base import Kept, Retention
 from src.retention.none import NoRetention
 from src.strategies.base import Strategy

@@ -18,7 +18,7 @@ from src.engine.stage import Split
 from src.errors import UserError, listed
 from src.interop.adapters import SIDE, Adapter, B, Pair, another_base, apply, times
 from src.models.base import Model, Params, same_bits
-from src.objectives.supervised import Objective
+from src.objectives.base import Objective
 
 
 def compose(parts: Sequence[tuple[Adapter, float]], head: int | None = None) -> Adapter:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from src.objectives.supervised import Classification, Objective, Regression
+from src.objectives.base import Objective
+from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, Labels, Masked, Spans
 
 OBJECTIVES: dict[str, Objective] = {

@@ -125,13 +125,20 @@ class Masked(Causal):
     mask_id: int = 0  # of the token that stands for a missing one
     words: int = 0  # of the vocabulary, from which replacements are drawn
     rate: float = 0.15  # share of the tokens that are predicted
+    shares: tuple[float, float, float] = SHARES  # of these: the mask, a random word, the word itself
 
     corrupts = True
 
     def corrupt(self, key: Array, x: Int[Array, "N 3 L"], targets: Int[Array, "N L"]) -> tuple[Array, Array]:
         """Return the rows with words missing, and those words alone as targets."""
         ids, chosen = mask_tokens(
-            key, x[:, 0], ~there(targets), mask_id=self.mask_id, vocab_size=self.words, rate=self.rate, shares=SHARES
+            key,
+            x[:, 0],
+            ~there(targets),
+            mask_id=self.mask_id,
+            vocab_size=self.words,
+            rate=self.rate,
+            shares=self.shares,
         )
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
 

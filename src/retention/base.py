@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from src.config import option_class, option_name, option_names, static_part
 from src.errors import UserError, listed
 from src.models.base import Model, Params, is_statistic
-from src.objectives.supervised import Objective
+from src.objectives.base import Objective
 
 if TYPE_CHECKING:
     from src.engine.stage import Split  # which imports this file

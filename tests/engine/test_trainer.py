@@ -16,7 +16,8 @@ from src.engine.stage import Keys, Split, Stage, gradients, start, traced, updat
 from src.engine.trainer import Plain, Precision
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.objectives.supervised import Classification, Objective, Regression
+from src.objectives.base import Objective
+from src.objectives.supervised import Classification, Regression
 from src.recipe import Recipe, finetune, phases
 from src.strategies.full import Full
 from src.strategies.masked import Masked

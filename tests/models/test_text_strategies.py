@@ -19,7 +19,8 @@ from src.models import bert, gpt2
 from src.models.base import Forward
 from src.models.bert import Bert
 from src.models.gpt2 import Gpt2
-from src.objectives.supervised import Classification, Objective
+from src.objectives.base import Objective
+from src.objectives.supervised import Classification
 from src.recipe import Recipe, run_finetuning, untrained, where_it_moves
 from src.retention.ewc import Ewc
 from src.strategies.adapter import Adapter, Kind

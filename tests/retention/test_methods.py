@@ -370,7 +370,7 @@ def test_without_pre_training_there_is_nothing_to_keep():
 
 
 def test_an_objective_without_a_likelihood_is_refused():
-    from src.objectives.supervised import Objective
+    from src.objectives.base import Objective
 
     with pytest.raises(UserError, match="Objective has not; allowed: classification, regression"):
         Ewc().keep(keeping(objective=Objective()))

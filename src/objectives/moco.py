@@ -1,0 +1,109 @@
+"""``pretrain=moco``: a view is to be found by its key among a queue of other images' keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from src.config import COUNT, UNIT, knob
+from src.errors import UserError
+from src.models.base import Model, Params
+from src.models.projected import Projected
+from src.objectives.augmentation import Augmentation
+from src.objectives.base import Draw, Learned, Lesson, Network, Pretraining
+from src.objectives.contrastive import (
+    Temperature,
+    check_queue,
+    enqueue,
+    initial_queue,
+    momentum_update,
+    queue_info_nce,
+    queue_similarities,
+)
+from src.objectives.simclr import SIGNALS, Views, check_images, signals_of
+
+if TYPE_CHECKING:
+    from src.data.base import Transfer
+
+
+@dataclass(frozen=True)
+class Queue(Views):
+    """MoCo's loss of a batch. The memory: the key network's parameters, the queue, and where its oldest key lies."""
+
+    size: int = 4096
+    momentum: float = knob(0.99, traced=True)
+    splits: int = 1
+    signals = (*SIGNALS, "queue_age")
+
+    def begin(self, key: Array, params: Params, outputs: int) -> dict[str, Any]:
+        """Return a copy of the network, and a queue of random directions."""
+        queue = initial_queue(key, outputs, self.size)
+        return {"network": dict(params), "queue": queue, "pointer": jnp.zeros((), jnp.int32)}
+
+    def learn(
+        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], Learned]:
+        """Return InfoNCE of the queries; the key network moves before the keys are made, they are enqueued afterwards.
+
+        Keys are normalised (by batch normalisation) among other images than their queries: each of ``splits`` parts of
+        a shuffled batch by itself, so that its statistics give nothing away (He et al., section 3.3).
+        """
+        first, second = self.augmentation.two_views(draw.key, batch[0])
+        q, seen = in_parts(network.run, first, self.splits)
+        slow = jax.lax.stop_gradient(momentum_update(memory["network"], network.params, self.momentum))
+        order = jax.random.permutation(jax.random.fold_in(draw.key, 1), len(second))
+        shuffled, own = in_parts(lambda x: network.run(x, None, slow), second[order], self.splits)
+        k = jax.lax.stop_gradient(shuffled[jnp.argsort(order)])
+        temperature = self.temperature.at(draw.step, draw.steps)
+        loss = queue_info_nce(q, k, memory["queue"], temperature)
+        queue, pointer = enqueue(memory["queue"], k, memory["pointer"])
+        kept = {"network": jax.lax.stop_gradient({**slow, **own}), "queue": queue, "pointer": pointer}
+        # Updates that the oldest key has waited: of a queue that is not full yet, since the first.
+        age = jnp.minimum(draw.step, self.size // len(k)).astype(jnp.float32)
+        of_queue = queue_similarities(jax.lax.stop_gradient(q), k, memory["queue"])
+        signals = {**signals_of(q, k, temperature), **of_queue, "queue_age": age}
+        return loss, Learned(seen, kept, signals)
+
+
+def in_parts(run: Any, x: Float[Array, "N ..."], parts: int) -> tuple[Array, Params]:
+    """Return the outputs of a batch whose parts are normalised each by itself, and the mean of their statistics."""
+    if parts == 1:
+        return run(x)
+    outputs, seen = jax.vmap(run)(x.reshape(parts, -1, *x.shape[1:]))
+    return outputs.reshape(len(x), -1), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), seen)
+
+
+@dataclass(frozen=True)
+class Moco(Pretraining):
+    """MoCo (He et al., arXiv 1911.05722; v2: Chen et al., arXiv 2003.04297).
+
+    ``queue``: keys that are remembered, a multiple of ``batch_size``. ``momentum``: of the key network, an update.
+    ``splits``: parts of a batch that batch normalisation sees apart; it divides ``batch_size``. ``hidden``, ``outputs``
+    of the projection head, dropped for transfer.
+    """
+
+    temperature: Temperature = knob(Temperature())
+    augmentation: Augmentation = knob(Augmentation())
+    queue: int = knob(4096, COUNT)
+    momentum: float = knob(0.99, UNIT, traced=True)
+    splits: int = knob(1, COUNT)
+    hidden: int = knob(128, COUNT)
+    outputs: int = knob(64, COUNT)
+
+    def lesson(self, model: Model, data: Transfer) -> Lesson:
+        """Return the projected network and InfoNCE against a queue."""
+        own = {"size": self.queue, "momentum": self.momentum, "splits": self.splits}
+        objective = Queue(self.temperature, self.augmentation, None, **own)
+        return Lesson(Projected(model, self.hidden), self.outputs, objective, new_head=True)
+
+    def check(self, model: Model, data: Transfer, batch: int) -> None:
+        """Refuse what are no images, and a queue or splits that a batch does not fit."""
+        check_images("moco", data)
+        check_queue(self.queue, batch)
+        if batch % self.splits or batch // self.splits < 2:
+            words = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"
+            raise UserError(f"pretrain.splits is {self.splits}; allowed: {words}")
