@@ -19,7 +19,7 @@ CHUNK = 1024  # rows of a matrix of distances at a time
 def rankme(z: Float[Array, "N D"]) -> Float[Array, ""]:
     """Return the effective rank of embeddings, from 1 to ``min(N, D)``.
 
-    Garrido et al. (arXiv 2210.02885, eq. 1): ``exp`` of the entropy of the singular values' shares of their sum.
+    Garrido et al. (arXiv 2210.02885): ``exp`` of the entropy of the singular values' shares of their sum.
     Neither centred nor normalised: embeddings that are all equal have rank 1, of independent dimensions of one
     variance D.
     """
@@ -29,7 +29,7 @@ def rankme(z: Float[Array, "N D"]) -> Float[Array, ""]:
 def lidar(z: Float[Array, "N Q D"], delta: float = 1e-4) -> Float[Array, ""]:
     """Return the effective rank of what tells samples apart, measured in units of how far their views scatter.
 
-    Thilak et al. (arXiv 2312.04000, eq. 1 to 3): with ``Sigma_b`` the covariance of the samples' means and ``Sigma_w``
+    Thilak et al. (arXiv 2312.04000): with ``Sigma_b`` the covariance of the samples' means and ``Sigma_w``
     the mean covariance of a sample's views plus ``delta`` on the diagonal, the effective rank of the eigenvalues of
     ``Sigma_w^-1/2 Sigma_b Sigma_w^-1/2``; from 1 to ``min(N - 1, D)``. Covariances are means over N and over N * Q.
     The paper takes some 1,000 samples of 50 views.
@@ -64,8 +64,8 @@ def effective_rank(spectrum: Float[Array, " D"]) -> Float[Array, ""]:
 def alignment(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"], alpha: float = 2.0) -> Float[Array, ""]:
     """Return how far apart the two views of a sample are: the mean of their distance to the power ``alpha``.
 
-    Wang and Isola (arXiv 2005.10242, eq. 2), of embeddings of length 1: 0 for equal views, 2 for unrelated ones and 4
-    for opposite ones at ``alpha = 2``.
+    Wang and Isola (arXiv 2005.10242, section 4.1), of embeddings of length 1: 0 for equal views, 2 for unrelated ones
+    and 4 for opposite ones at ``alpha = 2``.
     """
     return jnp.mean(jnp.sum(jnp.square(unit(z_a) - unit(z_b)), axis=-1) ** (alpha / 2))
 
@@ -73,9 +73,9 @@ def alignment(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"], alpha: float =
 def uniformity(z: Float[Array, "N D"], t: float = 2.0) -> Float[Array, ""]:
     """Return how evenly embeddings of length 1 cover the sphere; 0 if all are equal, the lower the more evenly.
 
-    Wang and Isola (arXiv 2005.10242, eq. 3): the logarithm of the mean of ``exp(-t * distance**2)`` over all pairs of
-    different rows. In many dimensions it comes close to ``-2 * t``, in D the best is about ``-2 * t + 2 * t**2 / D``.
-    Needs two rows.
+    Wang and Isola (arXiv 2005.10242, section 4.1): the logarithm of the mean of ``exp(-t * distance**2)`` over all
+    pairs of different rows. In many dimensions it comes close to ``-2 * t``, in D the best is about
+    ``-2 * t + 2 * t**2 / D``. Needs two rows.
     """
     z = unit(z)
     places, lengths = jnp.arange(len(z)), jnp.sum(jnp.square(z), axis=-1)
