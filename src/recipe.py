@@ -258,9 +258,8 @@ def finetune(
     """
     plan = phases(recipes, data, lanes)
     kept = keep_source(recipes, data, starts, cache)
-    fresh = replaces_head(recipes[0], data) and learns_source(
-        recipes[0], data
-    )  # without a source task, the checkpoint's reader saw to the head
+    # Without a source task, the checkpoint's reader has seen to the head.
+    fresh = replaces_head(recipes[0], data) and learns_source(recipes[0], data)
     params = starts = with_new_heads(recipes, data, list(starts), lanes) if fresh else list(starts)
     training = Training(watches, lanes)
     tasks, costs, ends = [], [], params
@@ -415,7 +414,7 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
             "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
         )
-    return movement_of([stage for (stage,) in phases([recipe], data)], data.features, bool(data.source))
+    return movement_of([stage for (stage,) in phases([recipe], data)], data.features, learns_source(recipe, data))
 
 
 def check_inputs(model: Model, x: np.ndarray) -> None:
@@ -541,7 +540,7 @@ def run_finetuning(
     curves = [Curve(watches[i]) for i in alive]
     fine = finetune(own, data, [pretrained[i].params for i in alive], curves, lanes, cache)
     starts = [pretrained[i].params for i in alive]
-    known = own[0].strategy.pretrained and "test" in data.source
+    known = own[0].strategy.pretrained and learns_source(own[0], data) and "test" in data.source
     after = after_on_source(own, data, starts, fine, lanes) if known else [{} for _ in own]
     seconds = (time.perf_counter() - started) / len(alive)
     whole = zip(alive, fine.fits, fine.metrics, after, fine.starts, curves, strict=True)

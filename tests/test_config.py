@@ -39,8 +39,14 @@ def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
         if value == "???":
             assert default is dataclasses.MISSING
         else:
-            shown = getattr(default, "name", list(default) if isinstance(default, tuple) else default)
-            assert value == shown, key
+            assert value == as_written(default), key
+
+
+def as_written(default):
+    """Return a default as YAML has it."""
+    if dataclasses.is_dataclass(default):
+        return {f.name: as_written(getattr(default, f.name)) for f in dataclasses.fields(default)}
+    return getattr(default, "name", list(default) if isinstance(default, tuple) else default)
 
 
 def test_top_level_defaults_are_the_dataclass_s():

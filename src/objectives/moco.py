@@ -16,6 +16,7 @@ from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
 from src.objectives.base import Draw, Learned, Lesson, Network, Pretraining
 from src.objectives.contrastive import (
+    Shape,
     Temperature,
     check_queue,
     enqueue,
@@ -86,7 +87,7 @@ class Moco(Pretraining):
     of the projection head, dropped for transfer.
     """
 
-    temperature: Temperature = knob(Temperature())
+    temperature: Temperature = knob(Temperature(Shape.constant, cold=0.2))
     augmentation: Augmentation = knob(Augmentation())
     queue: int = knob(4096, COUNT)
     momentum: float = knob(0.99, UNIT, traced=True)

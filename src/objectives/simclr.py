@@ -16,7 +16,7 @@ from src.models.base import Model
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
 from src.objectives.base import Draw, Learned, Lesson, Network, Objective, Pretraining
-from src.objectives.contrastive import Temperature, nt_xent, similarities, unit
+from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities, unit
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
@@ -85,7 +85,7 @@ class Simclr(Pretraining):
     similarities computed at once, ``None`` for all. ``temperature``, ``augmentation``: see their classes.
     """
 
-    temperature: Temperature = knob(Temperature())
+    temperature: Temperature = knob(Temperature(Shape.constant, cold=0.5))
     augmentation: Augmentation = knob(Augmentation())
     hidden: int = knob(128, COUNT)
     outputs: int = knob(64, COUNT)

@@ -131,15 +131,8 @@ class Masked(Causal):
 
     def corrupt(self, key: Array, x: Int[Array, "N 3 L"], targets: Int[Array, "N L"]) -> tuple[Array, Array]:
         """Return the rows with words missing, and those words alone as targets."""
-        ids, chosen = mask_tokens(
-            key,
-            x[:, 0],
-            ~there(targets),
-            mask_id=self.mask_id,
-            vocab_size=self.words,
-            rate=self.rate,
-            shares=self.shares,
-        )
+        how: Any = {"vocab_size": self.words, "rate": self.rate, "shares": self.shares}
+        ids, chosen = mask_tokens(key, x[:, 0], ~there(targets), mask_id=self.mask_id, **how)
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
 
     def asked(self, targets: Int[Array, "N L"]) -> Int[Array, " P"]:
