@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -77,4 +78,11 @@ def encoded(part: Any, column: str, origin: str) -> list[bytes]:
 
     if not isinstance(part.features[column], Image):
         raise UserError(f"data.image: column '{column}' of {origin} holds no images; allowed: a column that does")
-    return [one["bytes"] for one in part.cast_column(column, Image(decode=False))[column]]
+    return [content_of(one) for one in part.cast_column(column, Image(decode=False))[column]]
+
+
+def content_of(stored: dict[str, Any] | None) -> bytes:
+    """Return a file's content, which stands in the table or beside it; nothing of a row without an image."""
+    if stored is None:
+        return b""
+    return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]

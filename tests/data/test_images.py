@@ -4,7 +4,9 @@ import dataclasses
 import io
 import os
 import struct
+import sys
 import tarfile
+import types
 import zipfile
 import zlib
 
@@ -15,6 +17,7 @@ from PIL import Image
 import src.data.image_files as image_files
 from src.data.cifar10 import NAMES, RECORD, TEST, TRAIN, Cifar10
 from src.data.digits import Digits, Task
+from src.data.hub_images import HubImages
 from src.data.image_files import Looks, OnBad, as_looks, decoded_key, pixels, read_images
 from src.data.image_folder import ImageFolder
 from src.data.mnist import Mnist
@@ -563,3 +566,81 @@ def test_mnist_as_images_is_the_same_rows(tmp_path):
         np.testing.assert_array_equal(part.y, labels[numbers] % 5)
         np.testing.assert_array_equal(part.y, dict(rows.parts())[name].y)
     assert found.rows() == rows.rows()
+
+
+# --- the Hub, as far as that can be told without one -----------------------------------------------------------------
+
+
+class Encoded:
+    """What the package calls ``Image``: a column of images."""
+
+    def __init__(self, decode=True):
+        self.decode = decode
+
+
+class Part:
+    """A table as the package has it."""
+
+    def __init__(self, columns, names):
+        self.columns, self.column_names = columns, list(columns)
+        self.features = {"image": Encoded(), "label": types.SimpleNamespace(names=names), "word": "string"}
+
+    def __getitem__(self, name):
+        return self.columns[name]
+
+    def select(self, rows):
+        return Part({name: [c[row] for row in rows] for name, c in self.columns.items()}, self.features["label"].names)
+
+    def cast_column(self, name, feature):
+        assert not feature.decode
+        return self
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub with one data set of 40 rows, one of whose files lies beside the table, and a part without labels."""
+    contents = [as_file(picture(n)) for n in range(40)]
+    (tmp_path / "beside.png").write_bytes(contents[7])
+    files = [{"bytes": content, "path": None} for content in contents]
+    files[7] = {"bytes": None, "path": str(tmp_path / "beside.png")}
+    labels = [n % 2 for n in range(40)]
+    words = ["ba"[n % 2] for n in range(40)]
+    parts = {
+        "train": Part({"image": files, "label": labels, "word": words}, ["zebra", "ant"]),
+        "gaps": Part({"image": [None, *files[1:]], "label": labels, "word": words}, ["zebra", "ant"]),
+        "secret": Part({"image": files, "label": [-1] * 40, "word": words}, ["zebra", "ant"]),
+    }
+    module = types.ModuleType("datasets")
+    module.load_dataset = lambda name, subset, split: parts[split]
+    module.Image = Encoded
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return lambda **settings: HubImages(dataset="some/set", **({"image_cache": None} | settings))
+
+
+def test_a_data_set_of_the_hub(hub):
+    data = hub().load()
+    numbers = [number for part in numbers_by_part(data).values() for number in part]
+    assert sorted(numbers) == list(range(40))
+    assert data.labels == ("zebra", "ant")  # in the data set's own order
+    words = hub(label="word", test_split="train", limit=10).load()
+    assert words.labels == ("a", "b")
+    assert sum(words.rows().values()) == 20
+    for _, part in words.parts():
+        np.testing.assert_array_equal(part.y, 1 - number_of(part.x) % 2)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"image": "imag"},
+            r"data.image: .* has no column 'imag' \(did you mean 'image'\?\); it has image, label, word",
+        ),
+        ({"image": "word"}, "column 'word' of data.dataset=some/set, train holds no images"),
+        ({"test_split": "secret"}, "data.test_split=secret: .* keeps labels of this part to itself; allowed"),
+        ({"train_split": "gaps"}, r"has 1 images that cannot be decoded: 0 \(cannot identify image file"),
+    ],
+)
+def test_data_sets_that_cannot_be_used(hub, settings, message):
+    with pytest.raises(UserError, match=message):
+        hub(**settings).load()
