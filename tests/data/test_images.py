@@ -232,7 +232,7 @@ SOURCES = [
      "class of data.path=.*; allowed: ant, bee, cat"),
     (GOOD, {"target_classes": ("ant",)}, r"data.target_classes has one class only \(ant\); allowed: at least two"),
     (GOOD, {"source_rows": 31}, "data.source_rows is 31; allowed: at most 30, the images of the source task's classes"),
-    (GOOD, {"source_rows": 29}, "the source task leaves no image of [a-z]+, [a-z]+ to fine-tune on; allowed: fewer data.source_rows, and"),
+    (GOOD, {"source_rows": 29}, "the source task leaves no image of [a-z]+, [a-z]+ to fine-tune on; allowed: fewer"),
     (GOOD, {"train_rows": 9}, "data.train_rows is 9; allowed: at most 7, the rows to train on of data.path="),
     (GOOD, {"val_fraction": 0.6, "test_fraction": 0.4}, r"data.test_fraction \+ data.val_fraction is 1; allowed: less"),
     (GOOD, {"val_fraction": 0.01}, "leaves its val part empty"),
