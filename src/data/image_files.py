@@ -43,7 +43,7 @@ class Pictures(NamedTuple):
 
     x: UInt8[np.ndarray, "N H W C"]
     y: Int[np.ndarray, " N"]  # numbers of the names
-    names: tuple[str, ...]  # of the classes, sorted
+    names: tuple[str, ...]  # of the classes, in the order of their numbers
     origin: str  # the configuration key that errors name
 
 
@@ -93,18 +93,23 @@ def read_images(
         numbers = {name: number for number, name in enumerate(names)}
         y = np.array([numbers[label] for label in labels], np.int32)
         rows = limited(y, limit)
-        entries = [files[row] for row in rows]
-        found = kept_or_decoded(entries, read, looks, origin, cache)
+        found = kept_or_decoded([files[row] for row in rows], read, looks, origin, cache)
+    check_bad(found, on_bad, origin)
+    return Pictures(found.images, y[rows][found.kept], names, origin)
+
+
+def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
+    """Refuse images that cannot be decoded, or say how many there are; at least one other is needed."""
     if found.bad and on_bad is OnBad.refuse:
         raise UserError(
             f"{origin} has {len(found.bad)} images that cannot be decoded: {listed(found.bad, 3)}; "
             "allowed: none, or data.on_bad=skip to leave them out"
         )
     if found.bad:
-        tell(f"{origin}: {len(found.bad)} of {len(entries)} images cannot be decoded and are left out")
+        count = len(found.bad) + len(found.kept)
+        tell(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and are left out")
     if not len(found.images):
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
-    return Pictures(found.images, y[rows][found.kept], names, origin)
 
 
 def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
@@ -242,7 +247,7 @@ def read_decoded(file: Path, files: int) -> Decoded:
     Raises:
         ValueError: or another of ``BROKEN``: it is not what was written.
     """
-    with np.load(file, allow_pickle=False) as stored:
+    with file.open("rb") as content, np.load(content, allow_pickle=False) as stored:
         images, kept, bad = stored["images"], stored["kept"], stored["bad"].tolist()
     if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(kept) or len(kept) + len(bad) != files:
         raise ValueError(f"{file} holds something else")

@@ -108,8 +108,8 @@ class ImageSource(Source):
         if missing := set(second.tolist()) - set(found.y[others].tolist()):
             names = [found.names[number] for number in sorted(missing)]
             raise UserError(
-                f"data.source_rows is {self.source_rows}, which leaves no image of {listed(names)} to fine-tune on of "
-                f"{found.origin}; allowed: fewer"
+                f"{found.origin}: the source task leaves no image of {listed(names)} to fine-tune on; allowed: fewer "
+                "data.source_rows, and at least two images of each class that both tasks have"
             )
         return rows, others
 

@@ -288,8 +288,8 @@ def hue_turned(planes: Float[Array, "H 3 W"], turn: Any) -> Float[Array, "H 3 W"
     """Return colours with their hue turned by a share of a whole turn, cut to 0 to 1.
 
     The chroma of YIQ is rotated, which is one product of matrices. It stands for a shift of the hue of HSV, as
-    torchvision has it, where conversions need comparisons: the angle is the same on average over colours, and what
-    stays is the luma and the chroma instead of HSV's value and saturation.
+    torchvision has it, where conversions need comparisons: the angle is about the same on average over colours
+    (of a single one, up to half more or less), and the luma and the chroma stay, not HSV's value and saturation.
     """
     angle = 2 * math.pi * turn
     matrix = np.eye(3) + (jnp.cos(angle) - 1.0) * CHROMA + jnp.sin(angle) * QUARTER  # of no turn, exactly 1

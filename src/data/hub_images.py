@@ -1,0 +1,88 @@
+"""``data=hub_images``: a data set of the Hub with images and labels, by its id."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from src.config import COUNT, knob
+from src.data.hub_text import fetch
+from src.data.image_files import Entry, Looks, OnBad, Pictures, check_bad, kept_or_decoded, limited
+from src.data.images import ImageSource
+from src.errors import UserError, did_you_mean, listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubImages(ImageSource):
+    """PNG or JPEG images with labels, from the Hub or its cache on disk; needs the extra ``hub``.
+
+    ``dataset`` is the id (``uoft-cs/cifar10``), ``subset`` its configuration. ``train_split`` and ``test_split`` name
+    its parts (``null`` cuts a fraction off the first), ``image`` and ``label`` their columns; ``size``, ``grey`` and
+    ``on_bad`` are as in ``data=image_folder``.
+    """
+
+    dataset: str = knob()
+    subset: str | None = knob(None)
+    train_split: str = knob("train")
+    test_split: str | None = knob(None)
+    image: str = knob("image")
+    label: str = knob("label")
+    size: int | None = knob(None, COUNT)
+    grey: bool = knob(False)
+    on_bad: OnBad = knob(OnBad.refuse)
+
+    def pictures(self) -> tuple[Pictures, Pictures | None]:
+        """Fetch the parts."""
+        held_out = None if self.test_split is None else self._fetch("test_split", self.test_split)
+        return self._fetch("train_split", self.train_split), held_out
+
+    def _fetch(self, key: str, split: str) -> Pictures:
+        part, origin = fetch(self.dataset, self.subset, split, f"data.{key}"), f"data.dataset={self.dataset}, {split}"
+        for name, column in (("image", self.image), ("label", self.label)):
+            if column not in part.column_names:
+                raise UserError(
+                    f"data.{name}: {origin} has no column '{column}'{did_you_mean(column, part.column_names)}; "
+                    f"it has {listed(part.column_names)}"
+                )
+        names, y = numbered(part[self.label], getattr(part.features[self.label], "names", None))
+        if (y < 0).any():
+            raise UserError(
+                f"data.{key}={split}: {origin} keeps labels of this part to itself; allowed: a part with all of them"
+            )
+        rows = limited(y, self.limit)
+        contents = encoded(part.select(rows), self.image, origin)
+        files = [Entry(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
+        at = {file.name: content for file, content in zip(files, contents, strict=True)}
+        looks = Looks(self.size, self.grey)
+        found = kept_or_decoded(files, lambda file: at[file.name], looks, origin, self.image_cache)
+        check_bad(found, self.on_bad, origin)
+        return Pictures(found.images, y[rows][found.kept], names, origin)
+
+
+def numbered(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the names of the classes, and each row's number: the data set's own where it has names; -1: no label."""
+    if names is not None:
+        return tuple(names), np.array([-1 if value is None else value for value in values], np.int32)
+    words = [str(value) for value in values]
+    found = sorted(set(words))
+    return tuple(found), np.array([found.index(word) for word in words], np.int32)
+
+
+def encoded(part: Any, column: str, origin: str) -> list[bytes]:
+    """Return the contents of a column's files, not decoded yet."""
+    from datasets import Image  # type: ignore[import-not-found]
+
+    if not isinstance(part.features[column], Image):
+        raise UserError(f"data.image: column '{column}' of {origin} holds no images; allowed: a column that does")
+    return [content_of(one) for one in part.cast_column(column, Image(decode=False))[column]]
+
+
+def content_of(stored: dict[str, Any] | None) -> bytes:
+    """Return a file's content, which stands in the table or beside it; nothing of a row without an image."""
+    if stored is None:
+        return b""
+    return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]
