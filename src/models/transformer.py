@@ -24,7 +24,7 @@ from src.models.base import Model, Params
 from src.models.layers import Dropout
 
 FAR = -1e9  # of a score or a logit: its probability is 0 in every precision
-TIED = ("masked", "causal")  # heads whose outputs are words: the embedding of words is their kernel
+TIED = ("masked", "pretraining", "causal")  # heads whose outputs are words: the embedding of words is their kernel
 HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
 
 

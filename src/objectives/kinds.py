@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from src.objectives.pairs import MaskedPairs
 from src.objectives.supervised import Classification, Objective, Regression
 from src.objectives.text import Causal, Labels, Masked, Spans
 
@@ -12,4 +13,5 @@ OBJECTIVES: dict[str, Objective] = {
     "spans": Spans(),
     "causal": Causal(),
     "masked": Masked(),  # its numbers of tokens are the data's
+    "pretraining": MaskedPairs(),  # and this one's
 }

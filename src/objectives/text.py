@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from src.objectives.masking import SHARES, mask_tokens
+from src.config import COUNT, FRACTION, UNIT, knob
+from src.objectives.masking import SHARES, mask_tokens, word_numbers
 from src.objectives.supervised import Classification, at_least_float32, calibration_error, confusion, of_confusion
 
 
@@ -123,13 +125,29 @@ class Masked(Causal):
 
     mask_id: int = 0  # of the token that stands for a missing one
     words: int = 0  # of the vocabulary, from which replacements are drawn
-    rate: float = 0.15  # share of the tokens that are predicted
+    rate: float = knob(0.15, FRACTION)  # share of the tokens that are predicted
+    exact: bool = knob(False)  # whether that share is of each row, as in BERT's code, or only on average
+    most: int | None = knob(None, COUNT)  # under exact, the most tokens of a row that are predicted
+    shares: tuple[float, float, float] = knob(SHARES, UNIT)  # of them: masked, replaced at random, kept
+    continues: bytes = b""  # a byte for each token, 1: it continues a word; empty: words' pieces are masked one by one
 
     corrupts = True
 
     def corrupt(self, key: Array, x: Int[Array, "N 3 L"], targets: Int[Array, "N L"]) -> tuple[Array, Array]:
         """Return the rows with words missing, and those words alone as targets."""
+        special = ~there(targets)
+        table = jnp.asarray(np.frombuffer(self.continues, bool)) if self.continues else None
         ids, chosen = mask_tokens(
-            key, x[:, 0], ~there(targets), mask_id=self.mask_id, vocab_size=self.words, rate=self.rate, shares=SHARES
+            key,
+            x[:, 0],
+            special,
+            mask_id=self.mask_id,
+            vocab_size=self.words,
+            rate=self.rate,
+            shares=self.shares,
+            exact=self.exact,
+            lengths=jnp.sum(x[:, 2] > 0, axis=1),
+            most=self.most,
+            words=None if table is None else word_numbers(x[:, 0], special, table),
         )
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
