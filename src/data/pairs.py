@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 
 from src.data.language import predictable
 from src.data.packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
@@ -281,15 +281,14 @@ def words_of(made: Made) -> str:
     return f"{said} (left out: {', '.join(left)})" if left else said
 
 
-def continuations(vocabulary: Vocabulary) -> Bool[np.ndarray, " V"]:
-    """Return which tokens continue a word (``##ing``), by id, for :func:`src.objectives.masking.word_numbers`.
+def continuations(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the tokens that continue a word (``##ing``), ascending: ``continues`` of a masked objective.
 
     Raises:
         UserError: the tokenizer is none of WordPiece, and its tokens do not tell.
     """
     ids = vocabulary.backend.get_vocab(with_added_tokens=True)
-    found = np.zeros(vocabulary.size, bool)
-    found[[number for token, number in ids.items() if token.startswith("##")]] = True
-    if not found.any():
+    found = tuple(sorted(number for token, number in ids.items() if token.startswith("##")))
+    if not found:
         raise UserError(f"{vocabulary.origin} has no token that begins with ##; allowed with whole words: a WordPiece")
     return found

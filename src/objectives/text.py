@@ -16,6 +16,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from src.config import COUNT, FRACTION, UNIT, knob
+from src.errors import UserError
 from src.objectives.masking import SHARES, mask_tokens, word_numbers
 from src.objectives.supervised import Classification, at_least_float32, calibration_error, confusion, of_confusion
 
@@ -129,14 +130,17 @@ class Masked(Causal):
     exact: bool = knob(False)  # whether that share is of each row, as in BERT's code, or only on average
     most: int | None = knob(None, COUNT)  # under exact, the most tokens of a row that are predicted
     shares: tuple[float, float, float] = knob(SHARES, UNIT)  # of them: masked, replaced at random, kept
-    continues: bytes = b""  # a byte for each token, 1: it continues a word; empty: words' pieces are masked one by one
+    continues: tuple[int, ...] = ()  # tokens that continue a word, to mask whole ones; none: each piece on its own
 
     corrupts = True
+
+    def __post_init__(self) -> None:
+        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
+            raise UserError(f"shares is {self.shares}; allowed: three numbers from 0 to 1 that add up to 1")
 
     def corrupt(self, key: Array, x: Int[Array, "N 3 L"], targets: Int[Array, "N L"]) -> tuple[Array, Array]:
         """Return the rows with words missing, and those words alone as targets."""
         special = ~there(targets)
-        table = jnp.asarray(np.frombuffer(self.continues, bool)) if self.continues else None
         ids, chosen = mask_tokens(
             key,
             x[:, 0],
@@ -148,6 +152,12 @@ class Masked(Causal):
             exact=self.exact,
             lengths=jnp.sum(x[:, 2] > 0, axis=1),
             most=self.most,
-            words=None if table is None else word_numbers(x[:, 0], special, table),
+            words=self.numbers(x[:, 0], special) if self.continues else None,
         )
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
+
+    def numbers(self, ids: Int[Array, "N L"], special: Bool[Array, "N L"]) -> Int[Array, "N L"]:
+        """Return the number of each token's word."""
+        table = np.zeros(self.words, bool)
+        table[list(self.continues)] = True
+        return word_numbers(ids, special, jnp.asarray(table))

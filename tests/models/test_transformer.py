@@ -1,5 +1,8 @@
 """BERT and GPT-2: packing and padding change nothing, the future stays unseen, parts make the whole pass."""
 
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,11 +191,37 @@ def test_the_exact_fisher_information_of_tokens_and_embeddings():
         (Gpt2(**SMALL), 3, r"model.head=causal is asked for 3 outputs; allowed: 40"),
         (Bert(**SMALL, head=BertHead.spans), 3, r"model.head=spans is asked for 3 outputs; allowed: 2"),
         (Bert(width=10, heads=4), 3, "model.heads is 4; allowed: a divisor of the width, 10"),
+        (Bert(**SMALL, head=BertHead.pretraining), 2, r"model.head=pretraining is asked for 2 outputs; allowed: 40"),
+        (Bert(**SMALL, head=BertHead.pretraining, examples=2), 40, "model.examples is 2; allowed with model.head=pre"),
     ],
 )
 def test_what_a_network_cannot_be_is_refused(model, outputs, message):
     with pytest.raises(UserError, match=message):
         model.module(outputs)
+
+
+def test_pre_training_says_what_both_heads_say():
+    """Its words' logits are those of ``masked``, its pair's those of ``classify``, from the same parameters."""
+    model = Bert(**SMALL, head=BertHead.pretraining)
+    params = parameters(model)
+    x = np.stack([row(examples([length], length)) for length in (12, 7, 3)])
+    found = model.apply(params, x, WORDS)
+    masked, pair = (
+        replace(model, head=head).apply({p: leaf for p, leaf in params.items() if not re.match(out, p)}, x, outputs)
+        for head, out, outputs in (
+            (BertHead.masked, "pooler|classifier", WORDS),
+            (BertHead.classify, "transform|vocabulary", 2),
+        )
+    )
+    np.testing.assert_allclose(found[:, 1:], masked, atol=1e-6)
+    np.testing.assert_allclose(found[:, 0, :2], pair, atol=1e-6)
+    assert (found[:, 0, 2:] < -1e8).all()
+    below = Forward(stop=3)
+    np.testing.assert_allclose(
+        model.apply(params, model.apply(params, x, WORDS, below), WORDS, Forward(start=3)), found, atol=1e-6
+    )
+    owners = [[name for name, pattern in model.groups() if re.fullmatch(pattern, path)] for path in params]
+    assert all(len(names) == 1 for names in owners)
 
 
 def test_inputs_that_are_no_tokens_are_refused():
