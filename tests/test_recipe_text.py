@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -52,6 +53,11 @@ def corpus(count, seed):
     return Split(x, np.where(x[:, 2] > 0, x[:, 0], -1).astype(np.int32))
 
 
+def paired(count, seed):
+    x, y = corpus(count, seed)
+    return Split(x, np.concatenate([(x[:, :1, 0] % 2).astype(np.int32), y], axis=1))
+
+
 def labelled(count, seed, words=WORDS):
     x = rows(count, words, seed)
     return Split(x, (x[:, 0, 0] % 3).astype(np.int32))
@@ -85,6 +91,29 @@ def test_words_first_labels_then():
     assert outcome.metrics["source_after_loss"] != outcome.metrics["source_test_loss"]
     assert {path.partition("/")[0] for path in outcome.params} >= {"pooler", "classifier", "block_1"}
     assert "vocabulary/bias" not in outcome.params  # the source's head is measured with, and left behind
+
+
+def test_words_and_pairs_first_labels_then():
+    before = {"train": paired(30, 1), "test": paired(20, 2)}
+    task = replace(data(), source=before, source_kind="pretraining")
+    mine = recipe(strategy=LinearProbe(), finetune_steps=2)
+    stage = pretraining_stage(mine, task)
+    assert isinstance(stage.model, Bert)
+    assert stage.model.head is Head.pretraining
+    assert {"pooler/kernel", "classifier/kernel", "vocabulary/bias"} <= head_paths(stage.model, stage_paths(stage))
+    outcome = run(mine, task, lambda *_: None)
+    words = outcome.metrics["source_test_masked_loss"]
+    assert 0 < words < outcome.metrics["source_test_loss"]
+    assert outcome.metrics["source_test_perplexity"] == pytest.approx(np.exp(words), rel=1e-5)
+    assert 0 <= outcome.metrics["source_test_pair_accuracy"] <= 1
+    assert outcome.metrics["source_after_loss"] == pytest.approx(outcome.metrics["source_test_loss"], rel=1e-6)
+    (start,) = pretrain_once([mine], task, None)
+    assert same_bits(outcome.params["pooler/kernel"], start.params["pooler/kernel"])  # pre-trained, kept, and frozen
+    assert outcome.params["classifier/kernel"].shape == (16, 3)
+
+
+def stage_paths(stage):
+    return stage.model.init(jax.random.PRNGKey(0), (3, LENGTH), stage.outputs)
 
 
 @pytest.mark.parametrize("strategy", [LinearProbe(), Lora(targets=("trunk",))])

@@ -24,7 +24,10 @@ import numpy as np
 from src.config import FRACTION, SHARE, knob
 from src.data.base import Table, check_shares, cut
 from src.data.language import Modelling, language_rows
+from src.data.pairs import Lone, Pairing, pairing_rows, sentences_of
 from src.data.text_source import Texts, TextSource, TextTransfer, divided, tell
+from src.data.tokenization import Vocabulary
+from src.engine.stage import Split
 from src.errors import UserError
 from src.tracking.record import replacing
 
@@ -48,7 +51,6 @@ LEFT_OUT = frozenset({"__pycache__", "test", "tests", "idle_test", "site-package
 SHORTEST = 40  # characters of a docstring, or of two sentences, that are worth a row
 FEWEST = 40  # docstrings of a package, below which nothing could be learned of it
 KEY_WORDS = 3  # by which a hidden text is looked for
-SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 FORMAT = 1  # of what is read: part of the name that it is kept under
 ORIGIN = "data=docstrings"
 
@@ -65,7 +67,10 @@ class Docstrings(TextSource):
     """Pre-train on Python's own words, masked; fine-tune on telling what a docstring is about. No download.
 
     The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
-    library's docstrings. ``task`` is the target: ``package``, which of 8 packages a docstring belongs to, as many of
+    library's docstrings; with ``pairs``, BERT's own: rows are two texts of one document, and whether the second is the
+    ``next`` one or a random one, or whether they stand in their ``order``, is learned at the same time. What a sentence
+    without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.Rules`). ``task`` is the
+    target: ``package``, which of 8 packages a docstring belongs to, as many of
     each; or ``follows``, whether a sentence is the one that comes after the first one of a docstring or another
     docstring's, half of each.
 
@@ -76,6 +81,8 @@ class Docstrings(TextSource):
     """
 
     task: Task = knob(Task.package)
+    pairs: Pairing | None = knob(None)
+    lone_sentences: Lone | None = knob(None)
     source_test_fraction: float = knob(0.1, FRACTION)
     source_val_fraction: float = knob(0.0, SHARE)
 
@@ -93,10 +100,17 @@ class Docstrings(TextSource):
         corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
         tell(f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on")
         vocabulary = self.vocabulary(lambda: corpus["train"])
-        source = language_rows(self, corpus, vocabulary, Modelling.masked, f"{ORIGIN}, the source task")
+        source, kind = self._source(corpus, vocabulary)
         target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
         words = self.words(vocabulary)
-        return dataclasses.replace(target, source=source, source_kind="masked", source_outputs=words)
+        return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words)
+
+    def _source(self, corpus: dict[str, list[str]], vocabulary: Vocabulary) -> tuple[dict[str, Split], str]:
+        """Return the source task's rows, and their kind."""
+        origin = f"{ORIGIN}, the source task"
+        if self.pairs is None:
+            return language_rows(self, corpus, vocabulary, Modelling.masked, origin), "masked"
+        return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
 
     def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
         shares = {"test": self.source_test_fraction, "val": self.source_val_fraction}
@@ -136,7 +150,7 @@ def with_two_sentences(library: Sequence[Docstring]) -> Texts:
 
 def two_sentences(text: str) -> list[str]:
     """Return the first two sentences of a text, or the only one."""
-    return SENTENCE_END.split(text, maxsplit=2)[:2]
+    return sentences_of(text)[:2]
 
 
 def paired(texts: Texts) -> Texts:

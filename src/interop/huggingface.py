@@ -51,6 +51,7 @@ class Architecture(NamedTuple):
     pooler: Lines
     heads: Mapping[str, Lines]
     classes: Mapping[str, tuple[str, ...]]  # head -> classes that have it; the first one is written
+    renamed: Mapping[str, Mapping[str, str]]  # classes whose files call a module otherwise -> its name -> the table's
     sizes: Mapping[str, str]  # ours -> theirs, in config.json
     fixed: Mapping[str, tuple[Any, ...]]  # what else config.json says -> what this network can do
     tied: Mapping[str, str]  # copies of a tensor that some files have -> the tensor
@@ -84,13 +85,21 @@ BERT = Architecture(
             ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
             ("cls.predictions", "vocabulary", BIAS),
         ),
+        "pretraining": (
+            ("cls.predictions.transform.dense", "transform", DENSE),
+            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
+            ("cls.predictions", "vocabulary", BIAS),
+            ("cls.seq_relationship", "classifier", DENSE),
+        ),
     },
     classes={
-        "classify": ("BertForSequenceClassification",),
+        "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
         "tokens": ("BertForTokenClassification",),
         "spans": ("BertForQuestionAnswering",),
         "masked": ("BertForMaskedLM", "BertForPreTraining"),
+        "pretraining": ("BertForPreTraining",),
     },
+    renamed={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
     sizes={
         "vocab_size": "vocab_size",
         "width": "hidden_size",
@@ -141,6 +150,7 @@ GPT2 = Architecture(
         "spans": ("GPT2ForQuestionAnswering",),
         "causal": ("GPT2LMHeadModel", "GPT2DoubleHeadsModel"),
     },
+    renamed={},
     sizes={
         "vocab_size": "vocab_size",
         "width": "n_embd",
@@ -420,7 +430,7 @@ def parameter_shapes(model: Transformer, outputs: int) -> dict[str, tuple[int, .
 def _read(request: Request, stamp: Stamp) -> dict[str, np.ndarray]:
     config, *files = (Path(name) for name, _, _ in stamp)
     table = ARCHITECTURES[request.architecture]
-    found = tensors(files, table.prefix)
+    found = in_the_table(table, request.head, tensors(files, table.prefix), config)
     taken, faults = matched(request, found, config)
     if request.head in TIED:
         faults += untied(table, found)
@@ -472,6 +482,18 @@ def matched(
     if remarks and not faults:
         note(f"checkpoint '{config.parent}': {'; '.join(remarks)}")
     return taken, faults
+
+
+def in_the_table(table: Architecture, head: str, found: Mapping[str, Tensor], config: Path) -> dict[str, Tensor]:
+    """Return tensors by the table's names, where a class with this head calls some modules otherwise."""
+    given = set(read_json(config).get("architectures") or []) & set(table.classes[head])
+    names = {theirs: ours for cls in given for theirs, ours in table.renamed.get(cls, {}).items()}
+
+    renamed = {}
+    for name, tensor in found.items():
+        module, dot, leaf = name.rpartition(".")
+        renamed[names.get(module, module) + dot + leaf] = tensor
+    return renamed
 
 
 def other_classes(table: Architecture, head: str, config: Path) -> list[str]:

@@ -44,6 +44,7 @@ ROOT = "base_model.model."
 MAGNITUDE = "dora_magnitude"
 ENDS = {".lora_A.weight": A, ".lora_B.weight": B, ".lora_magnitude_vector": MAGNITUDE}  # theirs -> ours
 TASKS = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS", "causal": "CAUSAL_LM", "masked": None}
+TASKS |= {"pretraining": None}
 
 # Of adapter_config.json: what is used here, and what says nothing about the outputs. Any other key must be off.
 USED = {"peft_type", "task_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules"}

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from src.config import NATURAL, knob
+from src.errors import UserError
 from src.models.layers import Dropout, gelu
-from src.models.transformer import Attention, Embeddings, Network, Sizes, Transformer, dense
+from src.models.transformer import FAR, HEAD, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
 
-Head = Enum("Head", ["classify", "tokens", "spans", "masked"])
+Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
 Pooling = Enum("Pooling", ["pooler", "first", "mean"])
+POOLER = "pooler/.*"
 
 
 class Block(nn.Module):
@@ -54,11 +57,22 @@ class Encoder(Network):
     @nn.nowrap
     def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
         """Return the head's outputs; of masked words, logits over the vocabulary (section 3.1, task 1)."""
-        if self.head != "masked":
+        if self.head not in ("masked", "pretraining"):
             return super().answer(h, examples, embeddings)
+        states = h
         h = gelu(dense(self.sizes.width, "transform")(h))
         h = nn.LayerNorm(self.sizes.epsilon, name="transform_norm")(h)
-        return Bias(name="vocabulary")(embeddings.words(h))
+        words = Bias(name="vocabulary")(embeddings.words(h))
+        return words if self.head == "masked" else self.under_pair(words, states, examples)
+
+    @nn.nowrap
+    def under_pair(
+        self, words: Float[Array, "N L V"], h: Float[Array, "N L E"], examples: Int[Array, "N L"]
+    ) -> Float[Array, "N L+1 V"]:
+        """Return both tasks' logits as one array: the pair's lie above the words', two of a vocabulary's."""
+        pair = dense(2, "classifier")(self.pool(pooled(h, examples, "first", 1)))
+        rest = ((0, 0), (0, 0), (0, words.shape[-1] - pair.shape[-1]))
+        return jnp.concatenate([jnp.pad(pair, rest, constant_values=FAR), words], axis=1)
 
 
 class Bias(nn.Module):
@@ -76,8 +90,11 @@ class Bert(Transformer):
     """``model=bert``: see :class:`~src.models.transformer.Transformer` for what it shares with GPT-2.
 
     ``types``: of tokens, for pairs of segments. ``head``: ``classify`` an example, label its ``tokens``, mark
-    ``spans`` (two outputs a token: first, last), or say which words were ``masked``. ``pooling``, under ``classify``:
-    the ``first`` token, that token through BERT's ``pooler`` (a group of its own), or the ``mean`` of the tokens.
+    ``spans`` (two outputs a token: first, last), say which words were ``masked``, or as in BERT's own ``pretraining``
+    both that and whether the second segment follows the first: ``(N, 1 + L, V)``, the pair's two logits in front, the
+    rest of their row at -1e9. ``pooling``, under ``classify``: the ``first`` token, that token through BERT's
+    ``pooler`` (a group of its own; under ``pretraining``, which needs it, a part of the head), or the ``mean`` of the
+    tokens.
     """
 
     architecture: ClassVar[str] = "bert"
@@ -88,12 +105,20 @@ class Bert(Transformer):
     pooling: Pooling = knob(Pooling.pooler)
 
     def module(self, outputs: int) -> Network:
-        """Return the network with ``outputs`` outputs."""
+        """Return the network with ``outputs`` outputs.
+
+        Raises:
+            UserError: a number of outputs that the head cannot have, or packed rows where a row is a pair.
+        """
+        if self.head is Head.pretraining and self.examples > 1:
+            raise UserError(f"model.examples is {self.examples}; allowed with model.head=pretraining: 1, a pair a row")
         return self.network(Encoder, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""
         *below, head = super().groups()
+        if self.head is Head.pretraining:
+            return (*below, (head[0], f"({HEAD}|{POOLER})"))
         if self.head is Head.classify and self.pooling is Pooling.pooler:
-            below.append(("pooler", "pooler/.*"))
+            below.append(("pooler", POOLER))
         return (*below, head)

@@ -24,7 +24,7 @@ from src.models.base import Model, Params
 from src.models.layers import Dropout
 
 FAR = -1e9  # of a score or a logit: its probability is 0 in every precision
-TIED = ("masked", "causal")  # heads whose outputs are words: the embedding of words is their kernel
+TIED = ("masked", "pretraining", "causal")  # heads whose outputs are words: the embedding of words is their kernel
 HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
 
 
@@ -395,13 +395,17 @@ class Transformer(Model):
         return max(1, 4096 // features[-1])
 
     def facing(self, kind: str) -> Model:
-        """Return the model with the head of a language model where that is the task: one example a row."""
+        """Return the model with the head of a language model where that is the task.
+
+        Rows stay packed if the data's are: texts of one row must not see each other, of whichever task.
+        """
         if kind not in TIED or kind == self.head_name:
             return self
         heads = type(self.head)  # type: ignore[attr-defined]
         if kind not in heads.__members__:
             raise UserError(f"model={self.architecture} has no head for a task of {kind} words")
-        return replace(self, head=heads[kind], examples=1)  # type: ignore[call-arg]
+        alone = {"examples": 1} if kind == "pretraining" else {}  # pairs have a row each
+        return replace(self, head=heads[kind], **alone)  # type: ignore[call-arg]
 
     def pretrained(self, outputs: int | None = None) -> Params:
         """Return the checkpoint's parameters, with its head where that is of the same kind and size."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from src.objectives.base import Objective
+from src.objectives.pairs import MaskedPairs
 from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, Labels, Masked, Spans
 
@@ -13,4 +14,5 @@ OBJECTIVES: dict[str, Objective] = {
     "spans": Spans(),
     "causal": Causal(),
     "masked": Masked(),  # its numbers of tokens are the data's
+    "pretraining": MaskedPairs(),  # and this one's
 }

@@ -12,10 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from src.objectives.masking import SHARES, mask_tokens
+from src.config import COUNT, FRACTION, UNIT, knob
+from src.errors import UserError
+from src.objectives.masking import SHARES, mask_tokens, word_numbers
 from src.objectives.supervised import Classification, at_least_float32, calibration_error, confusion, of_confusion
 
 
@@ -124,24 +127,55 @@ class Masked(Causal):
 
     mask_id: int = 0  # of the token that stands for a missing one
     words: int = 0  # of the vocabulary, from which replacements are drawn
-    rate: float = 0.15  # share of the tokens that are predicted
-    shares: tuple[float, float, float] = SHARES  # of these: the mask, a random word, the word itself
+    rate: float = knob(0.15, FRACTION)  # share of the tokens that are predicted
+    exact: bool = knob(False)  # whether that share is of each row, as in BERT's code, or only on average
+    most: int | None = knob(None, COUNT)  # under exact, the most tokens of a row that are predicted
+    shares: tuple[float, float, float] = knob(SHARES, UNIT)  # of them: masked, replaced at random, kept
+    continues: tuple[int, ...] = ()  # tokens that continue a word, to mask whole ones; none: each piece on its own
 
     corrupts = True
 
+    def __post_init__(self) -> None:
+        if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-9:
+            raise UserError(f"shares is {self.shares}; allowed: three numbers from 0 to 1 that add up to 1")
+
     def corrupt(self, key: Array, x: Int[Array, "N 3 L"], targets: Int[Array, "N L"]) -> tuple[Array, Array]:
         """Return the rows with words missing, and those words alone as targets."""
-        how: Any = {"vocab_size": self.words, "rate": self.rate, "shares": self.shares}
-        ids, chosen = mask_tokens(key, x[:, 0], ~there(targets), mask_id=self.mask_id, **how)
+        special = ~there(targets)
+        ids, chosen = mask_tokens(
+            key,
+            x[:, 0],
+            special,
+            mask_id=self.mask_id,
+            vocab_size=self.words,
+            rate=self.rate,
+            shares=self.shares,
+            exact=self.exact,
+            lengths=jnp.sum(x[:, 2] > 0, axis=1),
+            most=self.most,
+            words=self.numbers(x[:, 0], special) if self.continues else None,
+        )
         return jnp.asarray(x).at[:, 0].set(ids), jnp.where(chosen, targets, -1)
 
-    def asked(self, targets: Int[Array, "N L"]) -> Int[Array, " P"]:
+    def numbers(self, ids: Int[Array, "N L"], special: Bool[Array, "N L"]) -> Int[Array, "N L"]:
+        """Return the number of each token's word."""
+        table = np.zeros(self.words, bool)
+        table[list(self.continues)] = True
+        return word_numbers(ids, special, jnp.asarray(table))
+
+    def asked(self, targets: Int[Array, "N L"]) -> Int[Array, " P"] | None:
         """Return the places of the missing words of a batch: a vocabulary's outputs elsewhere would be for nothing.
 
-        There is room for five standard deviations more than are expected of a batch without padding; a word beyond
-        that, once in millions of batches, is missing and not asked for.
+        Where their number is drawn there is room for five standard deviations more than are expected of a batch without
+        padding; a word beyond that, once in millions of batches, is missing and not asked for.
         """
-        expected = targets.size * self.rate
-        room = math.ceil(expected + 5 * math.sqrt(expected * (1 - self.rate)))
+        if self.exact:
+            own = max(1, round(self.rate * targets.shape[1]))
+            room = len(targets) * (own if self.most is None else min(own, self.most))
+        else:
+            expected = targets.size * self.rate
+            # Pieces of a word come together: of words of k pieces each, their number varies k times as much.
+            spread = expected * (1 - self.rate) * (4 if self.continues else 1)
+            room = math.ceil(expected + 5 * math.sqrt(spread))
         (places,) = jnp.nonzero(targets.reshape(-1) >= 0, size=min(room, targets.size), fill_value=targets.size)
         return places

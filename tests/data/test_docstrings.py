@@ -20,8 +20,11 @@ from src.data.docstrings import (
     read_library,
     without,
 )
+from src.data.pairs import Pairing
 from src.data.text_source import Texts, tell
 from src.errors import UserError
+from src.objectives.pairs import MaskedPairs
+from tests.data.texts import word_level
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +125,37 @@ def test_the_source_is_masked(small):
         np.testing.assert_array_equal(y, np.where(plain_token, ids, -1))
         assert y.dtype == np.int32
         assert (ids[:, 0] == words.cls).all()
+
+
+@pytest.mark.parametrize("pairing", Pairing)
+def test_the_source_is_pairs_too(small, pairing, caplog):
+    caplog.set_level(logging.INFO)
+    data = source(pairs=pairing).load()
+    assert (data.kind, data.source_kind, data.source_outputs) == ("classification", "pretraining", 400)
+    words = data.vocabulary
+    for x, y in data.source.values():
+        assert y.shape == (len(x), 1 + x.shape[2])
+        assert set(np.unique(y[:, 0])) == {0, 1}
+        np.testing.assert_array_equal((x[:, 0] == words.sep).sum(axis=1), 2)
+        plain_token = (x[:, 2] > 0) & ~np.isin(x[:, 0], words.special)
+        np.testing.assert_array_equal(y[:, 1:], np.where(plain_token, x[:, 0], -1))
+    said = [line for line in caplog.messages if "pairs of sentences" in line]
+    assert len(said) == len(data.source)
+    share = f"{data.source['train'].y[:, 0].mean():.1%} of them false"
+    assert share in said[0]
+    objective = data.objective("pretraining")
+    assert isinstance(objective, MaskedPairs)
+    assert (objective.mask_id, objective.words) == (words.mask, words.size)
+    alone = source().load()
+    assert alone.source_fingerprint != data.source_fingerprint
+    for name, part in alone.target.items():
+        np.testing.assert_array_equal(part.x, data.target[name].x)
+
+
+def test_pairs_need_a_mask(small, tmp_path):
+    word_level(["a", "b"]).backend.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"has no \[MASK\] token, which learning from pairs of sentences needs"):
+        source(pairs=Pairing.next, tokenizer=str(tmp_path)).load()
 
 
 def test_sentences_that_follow(small):

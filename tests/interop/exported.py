@@ -16,6 +16,7 @@ CASES = {  # name -> model node, outputs
     "bert tokens": ({"name": "bert", **SIZES, "head": "tokens"}, 5),
     "bert spans": ({"name": "bert", **SIZES, "head": "spans"}, 2),
     "bert masked": ({"name": "bert", **SIZES, "head": "masked"}, 50),
+    "bert pretraining": ({"name": "bert", **SIZES, "head": "pretraining"}, 50),
     "gpt2 classify": ({"name": "gpt2", **SIZES, "head": "classify"}, 3),
     "gpt2 tokens": ({"name": "gpt2", **SIZES, "head": "tokens"}, 4),
     "gpt2 spans": ({"name": "gpt2", **SIZES, "head": "spans"}, 2),

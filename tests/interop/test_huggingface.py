@@ -56,6 +56,23 @@ def test_logits_are_those_of_hugging_face(name):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+def test_both_outputs_of_pre_training_are_those_of_hugging_face():
+    found = logits(network(FIXTURES / "bert_pretraining", "pretraining"), 100)
+    assert found.shape == (3, 1 + X.shape[2], 100)
+    words = EXPECTED["bert_pretraining/prediction_logits"]
+    np.testing.assert_allclose(found[:, 1:][REAL], words[REAL], atol=1e-5, rtol=0)
+    pair = EXPECTED["bert_pretraining/seq_relationship_logits"]
+    np.testing.assert_allclose(found[:, 0, :2], pair, atol=1e-5, rtol=0)
+    assert np.ptp(pair) > 1
+    assert (found[:, 0, 2:] == -1e9).all()
+
+
+def test_the_head_of_next_sentences_is_a_classifier():
+    found = logits(network(FIXTURES / "bert_next", "classify"), 2)
+    np.testing.assert_allclose(found, EXPECTED["bert_next/logits"], atol=1e-5, rtol=0)
+    assert np.ptp(found) > 0.5
+
+
 def test_names_of_old_and_a_trunk_alone():
     """With gamma and beta, a prefix, and in bfloat16: the pooled outputs of the bare model."""
     from src.models.base import Forward
@@ -125,6 +142,10 @@ def test_what_was_read_is_kept_and_cannot_be_written_to():
         ("bert_classify", "masked", 100, "the head starts new, the file's is that of BertForSequenceClassification; "
          "not taken: classifier, pooler"),
         ("gpt2_causal", "classify", 3, "the head starts new, the file's is that of GPT2LMHeadModel"),
+        ("bert_pretraining", "classify", 2, "the head starts new, the file's is that of BertForPreTraining; "
+         "not taken: cls"),
+        ("bert_next", "classify", 3, r"the file's has another size: cls.seq_relationship.weight is \(2, 32\)"),
+        ("bert_masked", "pretraining", 100, "the head starts new, the file's is that of BertForMaskedLM"),
     ],
 )  # fmt: skip
 def test_a_head_that_does_not_fit_is_said_once_and_left_out(caplog, name, head, outputs, remarks):

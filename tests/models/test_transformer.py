@@ -1,5 +1,8 @@
 """BERT and GPT-2: packing and padding change nothing, the future stays unseen, parts make the whole pass."""
 
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,6 +191,8 @@ def test_the_exact_fisher_information_of_tokens_and_embeddings():
         (Gpt2(**SMALL), 3, r"model.head=causal is asked for 3 outputs; allowed: 40"),
         (Bert(**SMALL, head=BertHead.spans), 3, r"model.head=spans is asked for 3 outputs; allowed: 2"),
         (Bert(width=10, heads=4), 3, "model.heads is 4; allowed: a divisor of the width, 10"),
+        (Bert(**SMALL, head=BertHead.pretraining), 2, r"model.head=pretraining is asked for 2 outputs; allowed: 40"),
+        (Bert(**SMALL, head=BertHead.pretraining, examples=2), 40, "model.examples is 2; allowed with model.head=pre"),
     ],
 )
 def test_what_a_network_cannot_be_is_refused(model, outputs, message):
@@ -195,8 +200,45 @@ def test_what_a_network_cannot_be_is_refused(model, outputs, message):
         model.module(outputs)
 
 
+def test_pre_training_says_what_both_heads_say():
+    """Its words' logits are those of ``masked``, its pair's those of ``classify``, from the same parameters."""
+    model = Bert(**SMALL, head=BertHead.pretraining)
+    params = parameters(model)
+    x = np.stack([row(examples([length], length)) for length in (12, 7, 3)])
+    found = model.apply(params, x, WORDS)
+    masked, pair = (
+        replace(model, head=head).apply({p: leaf for p, leaf in params.items() if not re.match(out, p)}, x, outputs)
+        for head, out, outputs in (
+            (BertHead.masked, "pooler|classifier", WORDS),
+            (BertHead.classify, "transform|vocabulary", 2),
+        )
+    )
+    np.testing.assert_allclose(found[:, 1:], masked, atol=1e-6)
+    np.testing.assert_allclose(found[:, 0, :2], pair, atol=1e-6)
+    assert (found[:, 0, 2:] < -1e8).all()
+    below = Forward(stop=3)
+    np.testing.assert_allclose(
+        model.apply(params, model.apply(params, x, WORDS, below), WORDS, Forward(start=3)), found, atol=1e-6
+    )
+    owners = [[name for name, pattern in model.groups() if re.fullmatch(pattern, path)] for path in params]
+    assert all(len(names) == 1 for names in owners)
+
+
 def test_inputs_that_are_no_tokens_are_refused():
     with pytest.raises(UserError, match=r"inputs of shape \(10,\) .*; allowed: data of text"):
         Bert(**SMALL).init(jax.random.PRNGKey(0), (10,), 3)
     with pytest.raises(UserError, match=r"rows are 17 tokens long, and model\.positions is 16"):
         Bert(**SMALL).init(jax.random.PRNGKey(0), (3, 17), 3)
+
+
+def test_texts_of_one_row_do_not_see_each_other_before_fine_tuning_either():
+    """Data that packs labelled texts packs the source task's rows, too."""
+    model = Bert(vocab_size=30, width=16, layers=1, heads=2, intermediate=32, positions=16, examples=3).facing("masked")
+    x = np.ones((1, 3, 8), np.int32)
+    x[0, 0], x[0, 1], x[0, 2] = np.arange(5, 13), 0, [1, 1, 1, 2, 2, 2, 2, 0]
+    params = model.init(jax.random.PRNGKey(0), x.shape[1:], 30)
+    other = x.copy()
+    other[0, 0, 4] = 20
+    one, two = (np.asarray(model.apply(params, rows, 30)) for rows in (x, other))
+    np.testing.assert_array_equal(one[:, :3], two[:, :3])
+    assert not np.allclose(one[:, 3:7], two[:, 3:7])

@@ -28,7 +28,7 @@ MODELS = {
 
 def outputs_of(model):
     """How many outputs a model's head has."""
-    return {"spans": 2, "masked": WORDS, "causal": WORDS}.get(model.head.name, 3)
+    return {"spans": 2, "masked": WORDS, "pretraining": WORDS, "causal": WORDS}.get(model.head.name, 3)
 
 
 def whole(model):

@@ -1,0 +1,294 @@
+"""Pairs of neighbouring sentences, true and false ones: next-sentence and sentence-order prediction.
+
+A document is a list of sentences, each a list of token ids. Pairs are made as for BERT (Devlin et al. 2018, arXiv
+1810.04805, section 3.1 and appendix A.2) or ALBERT (Lan et al. 2019, arXiv 1909.11942, section 3.1), whose code says
+what the papers leave open. Sentences are gathered into a chunk until a pair is full, the chunk is divided between two
+of them, and the parts are the pair. Labels are 0 for neighbours in their order and 1 for anything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from src.data.language import predictable
+from src.data.packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
+from src.data.text_source import TextSource, tell
+from src.data.tokenization import Vocabulary
+from src.engine.stage import Split
+from src.errors import UserError
+
+Pairing = Enum("Pairing", ["next", "order"])
+Lone = Enum("Lone", ["random", "skip"])
+
+NEIGHBOURS, OTHER = 0, 1  # labels
+SHORT = 0.1  # of the documents: their pairs are shorter than a row, as fine-tuning's are
+PAIRS_STREAM = 4  # of split_seed
+BLANK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+
+Tokens = Int[np.ndarray, " T"]
+Document = Sequence[Tokens]
+
+
+# --- from text -------------------------------------------------------------------------------------------------------
+
+
+def documents_of(text: str) -> list[list[str]]:
+    """Return a text's documents, told apart by blank lines, as lists of sentences."""
+    return [sentences_of(part) for part in BLANK.split(text) if part.strip()]
+
+
+def sentences_of(text: str) -> list[str]:
+    """Return a document's sentences.
+
+    One ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z). So "e.g. this" is one
+    sentence, and "Mr. Smith" wrongly two.
+    """
+    return SENTENCE_END.split(text.strip())
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    """Two texts, and whether the second follows the first."""
+
+    first: Tokens
+    second: Tokens
+    label: int  # 0: it does; 1: it is of another document, or stood before the first
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pairs are made of documents.
+
+    ``pairing``: a false pair has a second text of another document (``next``), or the two in the wrong order
+    (``order``). ``room``: tokens of both texts together, at most. ``lone``: a chunk of one sentence cannot be divided.
+    ``random`` puts a text of another document behind it, as BERT and ALBERT do: under ``next``, more than half of the
+    pairs are then false, and under ``order`` some can be told by their topics. ``skip`` leaves it out. ``None``:
+    ``random`` under ``next``, ``skip`` under ``order``. ``short``: share of the documents whose pairs have a smaller
+    aim, uniform from 2 to ``room`` tokens.
+    """
+
+    pairing: Pairing
+    room: int
+    lone: Lone | None = None
+    short: float = SHORT
+
+    @property
+    def skips(self) -> bool:
+        """Whether a chunk of one sentence is left out."""
+        return (self.lone or {Pairing.next: Lone.random, Pairing.order: Lone.skip}[self.pairing]) is Lone.skip
+
+
+class Made(NamedTuple):
+    """Pairs, and what did not become one."""
+
+    pairs: list[Pair]
+    lone: int  # chunks of one sentence that were left out
+    single: int  # documents of one sentence, which were left out
+
+    @property
+    def false(self) -> float:
+        """The share of pairs with label 1."""
+        return sum(pair.label for pair in self.pairs) / len(self.pairs)
+
+
+def sentence_pairs(documents: Sequence[Document], rules: Rules, rng: np.random.Generator, origin: str) -> Made:
+    """Return the pairs of all documents, in their order.
+
+    Documents with fewer than two sentences are left out and counted, and sentences without a token are none.
+
+    Args:
+        documents: lists of sentences.
+        rules: how pairs are made.
+        rng: of all that is drawn.
+        origin: what errors name.
+
+    Raises:
+        UserError: no document has two sentences; or another document is needed, and there is one only.
+    """
+    whole = [[sentence for sentence in document if len(sentence)] for document in documents]
+    usable = [document for document in whole if len(document) > 1]
+    if not usable:
+        raise UserError(
+            f"{origin} has no document of two sentences or more among {len(documents)}; allowed: at least one"
+        )
+    if len(usable) < 2 and (rules.pairing is Pairing.next or not rules.skips):
+        raise UserError(
+            f"{origin} has one document of two sentences or more, and false pairs need another; allowed: at least 2"
+        )
+    found = [pair for number in range(len(usable)) for pair in pairs_of(usable, number, rules, rng)]
+    pairs = [pair for pair in found if pair is not None]
+    if not pairs:
+        raise UserError(
+            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.length)"
+        )
+    return Made(pairs, len(found) - len(pairs), len(documents) - len(usable))
+
+
+def pairs_of(
+    documents: Sequence[Document], number: int, rules: Rules, rng: np.random.Generator
+) -> Iterator[Pair | None]:
+    """Yield the pairs of one document; ``None`` for a chunk that is left out.
+
+    Where the second text is another document's, the sentences that it took the place of begin the next chunk.
+    """
+    document, begin = documents[number], 0
+    aim = rules.room if rng.random() >= rules.short else int(rng.integers(2, rules.room + 1))
+    while begin < len(document):
+        end = chunk_end(document, begin, aim)
+        alone = end - begin == 1
+        middle = end if alone else int(rng.integers(begin + 1, end))
+        if alone and rules.skips:
+            begin = end
+            yield None
+            continue
+        first, second, label = document[begin:middle], document[middle:end], NEIGHBOURS
+        if alone or (rules.pairing is Pairing.next and rng.random() < 0.5):
+            second, label, end = of_another(documents, number, aim - tokens(first), rng), OTHER, middle
+        elif rules.pairing is Pairing.order and rng.random() < 0.5:
+            first, second, label = second, first, OTHER
+        begin = end
+        yield cut(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
+
+
+def tokens(sentences: Document) -> int:
+    """Return how many tokens sentences have."""
+    return sum(map(len, sentences))
+
+
+def chunk_end(document: Document, begin: int, aim: int) -> int:
+    """Return the sentence behind a chunk: that which reaches the aim, in tokens, is its last one."""
+    total = 0
+    for end in range(begin, len(document)):
+        total += len(document[end])
+        if total >= aim:
+            return end + 1
+    return len(document)
+
+
+def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
+    """Return sentences of another document, from a random one on until the aim is reached.
+
+    All other documents are equally likely. BERT's code draws among all ten times, and takes the own one if none of the
+    ten was another: but for these cases, the distribution is the same.
+    """
+    other = int(rng.integers(len(documents) - 1))
+    document = documents[other + (other >= number)]
+    begin = int(rng.integers(len(document)))
+    return document[begin : chunk_end(document, begin, aim)]
+
+
+def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> Pair:
+    """Return a pair of at most ``room`` tokens.
+
+    Tokens are taken off the longer text one by one (of equally long ones, off the second), off its front or its back
+    with equal probability: of all that a text loses, a binomial share.
+    """
+
+    def kept(text: Tokens, size: int) -> Tokens:
+        front = int(rng.binomial(len(text) - size, 0.5))
+        return text[front : front + size]
+
+    sizes = longest_first(len(first), len(second), room)
+    return Pair(kept(first, sizes[0]), kept(second, sizes[1]), label)
+
+
+# --- rows ------------------------------------------------------------------------------------------------------------
+
+
+class PairRows(NamedTuple):
+    """Pairs in rows, one a row, and what is to be said of them."""
+
+    x: Int[np.ndarray, "N 3 L"]
+    y: Int[np.ndarray, " N"]  # the pairs' labels: a classification
+    targets: Int[np.ndarray, "N L+1"]  # the label, then what may be masked: kind "pretraining"
+
+
+def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, vocabulary: Vocabulary) -> PairRows:
+    """Return framed pairs as rows of ``wide`` tokens, a pair a row.
+
+    Beside the label, :class:`src.objectives.pairs.MaskedPairs` needs each token's own id where it may be masked, and
+    -1 at special tokens and padding.
+    """
+    rows = lay_out(examples, one_a_row(len(examples)), wide, vocabulary.pad)
+    y = np.array(labels, np.int32)
+    own = by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
+    return PairRows(rows.x, y, np.concatenate([y[:, None], own], axis=1))
+
+
+def pairing_rows(
+    source: TextSource,
+    parts: Mapping[str, Sequence[str]],
+    vocabulary: Vocabulary,
+    pairing: Pairing,
+    lone: Lone | None,
+    origin: str,
+) -> dict[str, Split]:
+    """Return each part's documents as pairs with words to be masked; say how many, and how many were left out.
+
+    Args:
+        source: of the texts, which says how long rows are.
+        parts: texts of documents, by part.
+        vocabulary: that they are encoded with.
+        pairing: what a false pair is.
+        lone: see :class:`Rules`.
+        origin: what errors and the terminal name.
+
+    Raises:
+        UserError: the tokenizer has no [MASK] or [SEP], or a part has no two sentences in a row.
+    """
+    for name in ("mask", "cls", "sep"):
+        vocabulary.needed(name, "learning from pairs of sentences")
+    rules = Rules(pairing, source.length - special_tokens(vocabulary, 2), lone)
+    made = {}
+    for number, (name, documents) in enumerate(parts.items()):
+        rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
+        made[name] = sentence_pairs(encoded(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,")
+        tell(f"{origin}: {words_of(made[name])} to {name} on")
+    examples = {
+        name: [frame(vocabulary, pair.first, pair.second, source.length)[0] for pair in part.pairs]
+        for name, part in made.items()
+    }
+    wide = source.wide(examples)
+    rows = {
+        name: pair_rows(examples[name], [pair.label for pair in part.pairs], wide, vocabulary)
+        for name, part in made.items()
+    }
+    return {name: Split(part.x, part.targets) for name, part in rows.items()}
+
+
+def encoded(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
+    """Return documents as lists of sentences' tokens."""
+    split = [sentences_of(text) for text in documents]
+    found = iter(encode([sentence for sentences in split for sentence in sentences]))
+    return [[next(found) for _ in sentences] for sentences in split]
+
+
+def words_of(made: Made) -> str:
+    """Return ``"120 pairs of sentences, 51.2% of them false"``, and what was left out."""
+    left = [f"{made.lone} sentences without a neighbour"] * (made.lone > 0)
+    left += [f"{made.single} documents of one sentence"] * (made.single > 0)
+    said = f"{len(made.pairs)} pairs of sentences, {made.false:.1%} of them false"
+    return f"{said} (left out: {', '.join(left)})" if left else said
+
+
+def continuations(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the tokens that continue a word (``##ing``), ascending: ``continues`` of a masked objective.
+
+    Raises:
+        UserError: the tokenizer is none of WordPiece, and its tokens do not tell.
+    """
+    ids = vocabulary.backend.get_vocab(with_added_tokens=True)
+    found = tuple(sorted(number for token, number in ids.items() if token.startswith("##")))
+    if not found:
+        raise UserError(f"{vocabulary.origin} has no token that begins with ##; allowed with whole words: a WordPiece")
+    return found
