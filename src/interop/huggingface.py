@@ -558,9 +558,9 @@ def read_checkpoint(model: Transformer | Vision, outputs: int | None = None) -> 
     return dict(_read(request, stamp_of(files)))
 
 
-def parameter_shapes(model: Transformer | Vision, outputs: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by path."""
-    row = ARCHITECTURES[model.architecture].row(model.sizes)
+def parameter_shapes(model: Transformer | Vision, outputs: int, sizes: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by path; ``sizes``: those that its own leave to the data."""
+    row = ARCHITECTURES[model.architecture].row(sizes or model.sizes)
     found = jax.eval_shape(lambda key: model.init(key, row, outputs), jax.random.PRNGKey(0))
     return {path: leaf.shape for path, leaf in found.items()}
 

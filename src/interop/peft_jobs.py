@@ -40,6 +40,8 @@ def job_to_peft(job: Path, out: Path, base_out: Path | None = None, pad_token_id
         UserError: no finished job of LoRA or DoRA on a model of text, or a base that PEFT would not find.
     """
     config, model = network_of(job)
+    if not isinstance(model, Transformer):
+        raise UserError(f"'{job}' has model={config.model.name}; allowed: {listed(TEXTS)}")
     strategy = config.strategy
     if strategy.name not in STRATEGIES:
         raise UserError(f"'{job}' has strategy={strategy.name}; allowed: {listed(STRATEGIES)}")

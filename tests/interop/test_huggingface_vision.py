@@ -14,6 +14,7 @@ from src.engine import features
 from src.errors import UserError
 from src.interop import huggingface
 from src.interop.huggingface import fingerprint, inward, outward, read_checkpoint
+from src.interop.huggingface_export import export
 from src.interop.peft_jobs import network_on
 from src.models.base import Forward
 from src.models.resnet import Resnet, Sizes, Stem
@@ -257,3 +258,61 @@ def test_pooling_by_the_mean_starts_from_the_same_trunk():
 def test_peft_is_of_models_of_text():
     with pytest.raises(UserError, match="describes a model of type 'vit'; allowed: bert, gpt2"):
         network_on(str(FIXTURES / "vit"), None)
+
+
+# --- written back ----------------------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_what_was_read_is_written_as_it_was(tmp_path, name):
+    """The same names, shapes, types and values, and what its config and preprocessor say."""
+    model = network(FIXTURES / name)
+    written = export(model, read_checkpoint(model, OUTPUTS), tmp_path / "out")
+    before, after = (load_file(folder / "model.safetensors") for folder in (FIXTURES / name, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for tensor, values in before.items():
+        np.testing.assert_array_equal(after[tensor], values.astype(after[tensor].dtype))
+    for file in ("config.json", "preprocessor_config.json"):
+        one, other = (json.loads((folder / file).read_text()) for folder in (FIXTURES / name, tmp_path / "out"))
+        assert {key: other[key] for key in one} == one
+    assert [written] == other_config(tmp_path / "out")["architectures"]
+
+
+def other_config(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Vit(width=16, layers=1, heads=2, mean=0.4, std=(0.2, 0.3)), (8, 8, 2)),
+        (Resnet(width=2, stem=Stem.imagenet, mean=0.4), (9, 9, 1)),
+    ],
+    ids=["vit", "resnet"],
+)
+def test_a_network_from_the_seed_read_again_gives_the_same_logits(tmp_path, model, shape):
+    """Its image's side and channels are in the files, though no setting named them; and so is how pixels scale."""
+    params = jax.jit(lambda key: model.init(key, shape, 4))(jax.random.PRNGKey(0))
+    rng = np.random.default_rng(0)
+    params = {path: np.asarray(leaf) + rng.uniform(0.01, 0.2, leaf.shape) for path, leaf in params.items()}
+    params = {path: leaf.astype(np.float32) for path, leaf in params.items()}
+    images = rng.integers(0, 256, (3, *shape), np.uint8)
+    export(model, params, tmp_path / "out")
+    again = type(model)(checkpoint=str(tmp_path / "out"))
+    found = again.apply(read_checkpoint(again, 4), images, 4)
+    np.testing.assert_array_equal(found, model.apply(params, images, 4))
+    assert other_config(tmp_path / "out")["num_channels"] == shape[-1]
+    assert len(json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_mean"]) == shape[-1]
+
+
+def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
+    model = Resnet(width=2)
+    with pytest.raises(UserError, match=r"model\.stem is cifar, which no class .*; allowed: imagenet"):
+        export(model, {}, tmp_path / "out")
+    vit = network(FIXTURES / "vit", pooling=Pooling.mean)
+    with pytest.raises(UserError, match=r"model\.pooling is mean, .*; allowed: first"):
+        export(vit, read_checkpoint(vit, OUTPUTS), tmp_path / "out")
+    wide = Vit(width=16, layers=1, heads=2)
+    with pytest.raises(UserError, match="has 2 patches, which make no square; allowed: square images"):
+        export(wide, wide.init(jax.random.PRNGKey(0), (4, 8, 3), OUTPUTS), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
