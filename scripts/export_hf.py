@@ -15,7 +15,7 @@ from src.errors import run_script
 
 def read_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="A finished job of model=bert or model=gpt2 for transformers.")
+    parser = argparse.ArgumentParser(description="A finished job of model=bert, gpt2, resnet or vit for transformers.")
     parser.add_argument("job", type=Path, metavar="JOB", help="a completed job's folder")
     parser.add_argument("--out", type=Path, required=True, help="the folder that is written; new or empty")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json to copy (default: the job's own)")

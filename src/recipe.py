@@ -418,18 +418,22 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
 
 
 def check_inputs(model: Model, x: np.ndarray) -> None:
-    """Refuse texts for a network of numbers, and numbers for a network of texts."""
-    text = np.issubdtype(x.dtype, np.integer)
-    if text != np.issubdtype(np.dtype(model.input_dtype), np.integer):
-        given, taken = ("texts", "numbers") if text else ("numbers", "texts")
-        fits = [name for name in option_names("model") if _takes_texts(name) == text]
+    """Refuse texts, images and numbers where the network takes another of them."""
+    given, taken = _inputs(x.dtype), _inputs(model.input_dtype)
+    if given == "numbers" and taken == "images" and x.ndim == 4:  # images from 0 to 1
+        return
+    if given != taken:
+        fits = [name for name in option_names("model") if _inputs(option_class("model", name).input_dtype) == given]
         raise UserError(
             f"model={option_name(model)} takes {taken}, and the data is {given}; allowed: model={listed(fits)}"
         )
 
 
-def _takes_texts(model: str) -> bool:
-    return np.issubdtype(np.dtype(option_class("model", model).input_dtype), np.integer)
+def _inputs(dtype: Any) -> str:
+    """Return what inputs of a type are."""
+    if np.dtype(dtype) == np.uint8:
+        return "images"
+    return "texts" if np.issubdtype(np.dtype(dtype), np.integer) else "numbers"
 
 
 def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bool = True) -> Movement:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,17 +22,22 @@ from safetensors import SafetensorError, safe_open
 
 from src.engine.features import note
 from src.errors import UserError, listed
+from src.models import resnet, vit
 from src.models.transformer import TIED, Sizes, Transformer
+from src.models.vision import CENTRE, SPREAD, Vision, is_number
 
 CONFIG, WHOLE, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
-WANTED = (CONFIG, WHOLE, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json")
+PREPROCESSOR = "preprocessor_config.json"  # of images
+WANTED = (CONFIG, WHOLE, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json", PREPROCESSOR)
 LARGEST = 2**24  # of a size that config.json may name
+MOST = 32  # sizes in a list
 NUMBERS = ("F64", "F32", "F16", "BF16")
 SHOWN = 20  # names in one sentence
 
 # --- the tables ------------------------------------------------------------------------------------------------------
 
-# Last names of a module: theirs -> ours, and whether the array is transposed (PyTorch's Linear has (out, in)).
+# Last names of a module: theirs -> ours, and whether the array is transposed: PyTorch's Linear has (out, in), its
+# convolutions have (out, in, height, width).
 Leaves = Mapping[str, tuple[str, bool]]
 DENSE: Leaves = {"weight": ("kernel", True), "bias": ("bias", False)}
 CONV1D: Leaves = {"weight": ("kernel", False), "bias": ("bias", False)}  # GPT-2's, which is (in, out)
@@ -39,8 +45,20 @@ NORM: Leaves = {"weight": ("scale", False), "bias": ("bias", False)}
 EMBEDDING: Leaves = {"weight": ("embedding", False)}
 KERNEL: Leaves = {"weight": ("kernel", True)}
 BIAS: Leaves = {"bias": ("bias", False)}
+BATCH_NORM: Leaves = {**NORM, "running_mean": ("mean", False), "running_var": ("var", False)}
+TOKENS: Leaves = {"cls_token": ("class_token", False), "position_embeddings": ("positions", False)}
 
-Lines = tuple[tuple[str, str, Leaves], ...]  # their module -> our module; {i} is the number of a block
+Lines = tuple[tuple[str, str, Leaves], ...]  # their module -> our module; {i} is a block, by their name and our number
+
+
+def numbered(sizes: Any) -> list[str]:
+    """Return what blocks are called that lie in one list."""
+    return [str(i) for i in range(sizes.layers)]
+
+
+def by_stage(sizes: resnet.Sizes) -> list[str]:
+    """Return what blocks are called that lie in stages."""
+    return [f"{stage}.layers.{i}" for stage, depth in enumerate(sizes.depths) for i in range(depth)]
 
 
 class Architecture(NamedTuple):
@@ -57,6 +75,9 @@ class Architecture(NamedTuple):
     tied: Mapping[str, str]  # copies of a tensor that some files have -> the tensor
     other: str  # regular expression: parts of other networks, which are left alone
     buffers: str  # regular expression: no parameters
+    kind: Any = Sizes  # what holds the sizes; a default's type is that of what config.json must say
+    blocks: Callable[[Any], Sequence[str]] = numbered
+    row: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)  # a shape that inputs may have
 
 
 BERT = Architecture(
@@ -171,24 +192,105 @@ GPT2 = Architecture(
     buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
 )
 
-ARCHITECTURES = {"bert": BERT, "gpt2": GPT2}
+RESNET = Architecture(
+    prefix="resnet.",
+    trunk=(
+        ("embedder.embedder.convolution", "stem/conv", KERNEL),
+        ("embedder.embedder.normalization", "stem/norm", BATCH_NORM),
+        *((f"encoder.stages.{{i}}.layer.{j}.convolution", f"block_{{i}}/conv_{j}", KERNEL) for j in range(3)),
+        *((f"encoder.stages.{{i}}.layer.{j}.normalization", f"block_{{i}}/norm_{j}", BATCH_NORM) for j in range(3)),
+        ("encoder.stages.{i}.shortcut.convolution", "block_{i}/shortcut", KERNEL),
+        ("encoder.stages.{i}.shortcut.normalization", "block_{i}/shortcut_norm", BATCH_NORM),
+    ),
+    pooler=(),
+    heads={"classify": (("classifier.1", "head", DENSE),)},
+    classes={"classify": ("ResNetForImageClassification",)},
+    sizes={
+        "stem_width": "embedding_size",
+        "widths": "hidden_sizes",
+        "depths": "depths",
+        "kind": "layer_type",
+        "channels": "num_channels",
+    },
+    fixed={
+        "hidden_act": ("relu",),
+        "layer_type": ("basic", "bottleneck"),
+        "downsample_in_first_stage": (False,),
+        "downsample_in_bottleneck": (False,),
+    },
+    tied={},
+    other=r"classifier\..*",
+    buffers=r".*\.num_batches_tracked",
+    kind=resnet.Sizes,
+    blocks=by_stage,
+    row=lambda sizes: (32, 32, sizes.channels),
+)
+
+VIT = Architecture(
+    prefix="vit.",
+    trunk=(
+        ("embeddings", "embeddings", TOKENS),
+        ("embeddings.patch_embeddings.projection", "embeddings/patch", DENSE),
+        ("encoder.layer.{i}.layernorm_before", "block_{i}/attention_norm", NORM),
+        ("encoder.layer.{i}.attention.attention.query", "block_{i}/attention/query", DENSE),
+        ("encoder.layer.{i}.attention.attention.key", "block_{i}/attention/key", DENSE),
+        ("encoder.layer.{i}.attention.attention.value", "block_{i}/attention/value", DENSE),
+        ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
+        ("encoder.layer.{i}.layernorm_after", "block_{i}/mlp_norm", NORM),
+        ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
+        ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
+        ("layernorm", "final_norm", NORM),
+    ),
+    pooler=(),
+    heads={"classify": (("classifier", "head", DENSE),)},
+    classes={"classify": ("ViTForImageClassification",)},
+    sizes={
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate": "intermediate_size",
+        "patch": "patch_size",
+        "image": "image_size",
+        "channels": "num_channels",
+        "epsilon": "layer_norm_eps",
+    },
+    fixed={"hidden_act": ("gelu",), "qkv_bias": (True,)},
+    tied={},
+    other=r"(pooler|classifier|decoder)\..*",
+    buffers=r"embeddings\.mask_token",
+    kind=vit.Sizes,
+    row=lambda sizes: (sizes.image, sizes.image, sizes.channels),
+)
+
+TEXTS = {"bert": BERT, "gpt2": GPT2}
+ARCHITECTURES = TEXTS | {"resnet": RESNET, "vit": VIT}
 
 
-def names_of(lines: Lines, layers: int) -> dict[str, tuple[str, bool]]:
-    """Return ``{their name: (our path, whether it is transposed)}`` of a table."""
+def names_of(lines: Lines, blocks: Sequence[str]) -> dict[str, tuple[str, bool]]:
+    """Return ``{their name: (our path, whether it is transposed)}`` of a table, for blocks of these names."""
     found = {}
     for theirs, ours, leaves in lines:
-        for i in range(layers if "{i}" in theirs else 1):
+        for i, name in enumerate(blocks if "{i}" in theirs else ("",)):
             for their_leaf, (our_leaf, transposed) in leaves.items():
-                found[f"{theirs.format(i=i)}.{their_leaf}"] = (f"{ours.format(i=i)}/{our_leaf}", transposed)
+                found[f"{theirs.format(i=name)}.{their_leaf}"] = (f"{ours.format(i=i)}/{our_leaf}", transposed)
     return found
 
 
-def full_names(model: Transformer) -> dict[str, tuple[str, bool]]:
+def full_names(model: Transformer | Vision) -> dict[str, tuple[str, bool]]:
     """Return what :func:`names_of` does for a whole network, with the trunk's prefix: the names in a class's files."""
     table = ARCHITECTURES[model.architecture]
-    trunk = names_of((*table.trunk, *table.pooler), model.sizes.layers)
-    return {table.prefix + name: entry for name, entry in trunk.items()} | names_of(table.heads[model.head_name], 1)
+    trunk = names_of((*table.trunk, *table.pooler), table.blocks(model.sizes))
+    return {table.prefix + name: entry for name, entry in trunk.items()} | names_of(table.heads[model.head_name], ())
+
+
+def inward(dimensions: int) -> tuple[int, ...]:
+    """Return PyTorch's axes in our order: of ``(out, in, height, width)``, those of ``(height, width, in, out)``."""
+    return (*range(2, dimensions), 1, 0)
+
+
+def outward(dimensions: int) -> tuple[int, ...]:
+    """Return the axes of ours in PyTorch's order, the inverse of :func:`inward`."""
+    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -288,7 +390,8 @@ def fingerprint(checkpoint: str) -> str:
     folder = folder_of(checkpoint)
     files = weight_files(folder)
     read_json(folder / CONFIG)
-    return _digest(stamp_of([folder / CONFIG, *files]))
+    pixels = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    return _digest(stamp_of([folder / CONFIG, *pixels, *files]))
 
 
 @functools.cache
@@ -303,8 +406,8 @@ def _digest(stamp: Stamp) -> str:
 # --- config.json -----------------------------------------------------------------------------------------------------
 
 
-def read_sizes(architecture: str, checkpoint: str) -> Sizes:
-    """Return the sizes that a checkpoint's ``config.json`` names.
+def read_sizes(architecture: str, checkpoint: str) -> Any:
+    """Return the sizes that a checkpoint's ``config.json`` names, of the architecture's kind.
 
     Raises:
         UserError: another architecture, a size that cannot be, or a variant that this network does not compute.
@@ -316,7 +419,7 @@ def read_sizes(architecture: str, checkpoint: str) -> Sizes:
 
 
 @functools.cache
-def _sizes(architecture: str, stamp: Stamp) -> Sizes:
+def _sizes(architecture: str, stamp: Stamp) -> Any:
     path = Path(stamp[0][0])
     config, table = read_json(path), ARCHITECTURES[architecture]
     if (kind := config.get("model_type")) != architecture:
@@ -326,18 +429,62 @@ def _sizes(architecture: str, stamp: Stamp) -> Sizes:
         if key in config and config[key] not in allowed:
             raise UserError(f"'{path}': {key} is '{config[key]}'; allowed: {listed(map(str, allowed))}")
     sizes = {ours: config.get(theirs) for ours, theirs in table.sizes.items()}
-    if sizes["intermediate"] is None and isinstance(sizes["width"], int):
+    if sizes.get("intermediate", 0) is None and isinstance(sizes["width"], int):
         sizes["intermediate"] = 4 * sizes["width"]
-    epsilon = sizes.pop("epsilon")
-    for ours, size in sizes.items():
-        least = 0 if ours == "types" else 1
-        if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= LARGEST:
-            raise UserError(
-                f"'{path}': {table.sizes[ours]} is {size!r}; allowed: a whole number from {least} to {LARGEST}"
-            )
-    if not isinstance(epsilon, float) or not 0 < epsilon < 1:
-        raise UserError(f"'{path}': {table.sizes['epsilon']} is {epsilon!r}; allowed: a number between 0 and 1")
-    return Sizes(**sizes, epsilon=epsilon)  # type: ignore[arg-type]
+    for ours, value in sizes.items():
+        if not _may_be(value, table.kind._field_defaults[ours], least=(least := 0 if ours == "types" else 1)):
+            words = _words(table, ours, least)
+            raise UserError(f"'{path}': {table.sizes[ours]} is {value!r}; allowed: {words}")
+    return table.kind(**{ours: tuple(value) if isinstance(value, list) else value for ours, value in sizes.items()})
+
+
+def _may_be(value: Any, default: Any, least: int) -> bool:
+    """Tell whether ``config.json`` may give a size this value, by the type of the size's default."""
+    if isinstance(default, tuple):
+        return isinstance(value, list) and 0 < len(value) <= MOST and all(_may_be(one, None, least) for one in value)
+    if isinstance(default, float):
+        return isinstance(value, float) and 0 < value < 1
+    if isinstance(default, str):  # one of the words that the table allows, if it is there at all
+        return isinstance(value, str)
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+
+
+def _words(table: Architecture, ours: str, least: int) -> str:
+    """Say what :func:`_may_be` accepts."""
+    default, whole = table.kind._field_defaults[ours], f"whole number from {least} to {LARGEST}"
+    if isinstance(default, tuple):
+        return f"a list of 1 to {MOST}, each a {whole}"
+    if isinstance(default, str):
+        return listed(table.fixed[table.sizes[ours]])
+    return "a number between 0 and 1" if isinstance(default, float) else f"a {whole}"
+
+
+# --- preprocessor_config.json ----------------------------------------------------------------------------------------
+
+
+def read_scaling(checkpoint: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and the standard deviation, channel by channel, that a checkpoint's pixels from 0 to 1 are given.
+
+    Raises:
+        UserError: there is no ``preprocessor_config.json``, its numbers cannot be, or it scales pixels in another way.
+    """
+    path = folder_of(checkpoint) / PREPROCESSOR
+    if not path.is_file():
+        raise UserError(f"'{path.parent}' has no {PREPROCESSOR}, so model.mean and model.std must be given")
+    config = read_json(path)
+    factor = config.get("rescale_factor", 1 / 255)
+    if config.get("do_rescale", True) is not True or not is_number(factor) or not math.isclose(factor, 1 / 255):
+        raise UserError(f"'{path}' does not divide pixels by 255; allowed: do_rescale with a rescale_factor of 1/255")
+    if config.get("do_normalize", True) is False:
+        return (0.0,), (1.0,)
+    found = []
+    for key, check in (("image_mean", CENTRE), ("image_std", SPREAD)):
+        value = config.get(key)
+        values: list[Any] = value if isinstance(value, list) else [value]
+        if not values or not all(map(check.accepts, values)):
+            raise UserError(f"'{path}': {key} is {value!r}; allowed: {check.words}")
+        found.append(tuple(map(float, values)))
+    return found[0], found[1]
 
 
 # --- tensors ---------------------------------------------------------------------------------------------------------
@@ -390,12 +537,12 @@ class Request(NamedTuple):
 
     architecture: str
     head: str
-    layers: int
+    blocks: tuple[str, ...]  # as the checkpoint calls them
     with_head: bool
     shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the network's parameters, by path
 
 
-def read_checkpoint(model: Transformer, outputs: int | None = None) -> dict[str, np.ndarray]:
+def read_checkpoint(model: Transformer | Vision, outputs: int | None = None) -> dict[str, np.ndarray]:
     """Return a checkpoint's parameters by path, as float32. They are kept and shared, so none can be written to.
 
     What is not taken is said once: a head that the checkpoint lacks or has of another kind or size (``outputs``), or
@@ -416,13 +563,15 @@ def read_checkpoint(model: Transformer, outputs: int | None = None) -> dict[str,
     fixed = sizes.vocab_size if head in TIED else 2
     shapes = parameter_shapes(model, outputs or fixed)
     with_head = outputs is not None or head in TIED
-    request = Request(model.architecture, head, sizes.layers, with_head, tuple(shapes.items()))
+    blocks = tuple(ARCHITECTURES[model.architecture].blocks(sizes))
+    request = Request(model.architecture, head, blocks, with_head, tuple(shapes.items()))
     return dict(_read(request, stamp_of(files)))
 
 
-def parameter_shapes(model: Transformer, outputs: int) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by path."""
-    found = jax.eval_shape(lambda key: model.init(key, (3, 1), outputs), jax.random.PRNGKey(0))
+def parameter_shapes(model: Transformer | Vision, outputs: int, sizes: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by path; ``sizes``: those that its own leave to the data."""
+    row = ARCHITECTURES[model.architecture].row(sizes or model.sizes)
+    found = jax.eval_shape(lambda key: model.init(key, row, outputs), jax.random.PRNGKey(0))
     return {path: leaf.shape for path, leaf in found.items()}
 
 
@@ -441,7 +590,7 @@ def _read(request: Request, stamp: Stamp) -> dict[str, np.ndarray]:
 
 def _parameter(tensor: Tensor, transposed: bool) -> np.ndarray:
     values = tensor.read()
-    values = np.ascontiguousarray(values.T) if transposed else values
+    values = np.ascontiguousarray(values.transpose(inward(values.ndim))) if transposed else values
     values.flags.writeable = False
     return values
 
@@ -457,10 +606,10 @@ def matched(
         config: its ``config.json``, which names the class that the weights are of.
     """
     table, shapes = ARCHITECTURES[request.architecture], dict(request.shapes)
-    taken = {name: entry for name, entry in names_of(table.trunk, request.layers).items() if entry[0] in shapes}
+    taken = {name: entry for name, entry in names_of(table.trunk, request.blocks).items() if entry[0] in shapes}
     faults, remarks = [], []
     for part, lines in (("pooler", table.pooler), ("head", table.heads[request.head] if request.with_head else ())):
-        names = {name: entry for name, entry in names_of(lines, 1).items() if entry[0] in shapes}
+        names = {name: entry for name, entry in names_of(lines, ()).items() if entry[0] in shapes}
         reason = "the file has none"
         if part == "head" and (others := other_classes(table, request.head, config)):
             reason = f"the file's is that of {listed(others)}"
@@ -510,7 +659,8 @@ def misshapen(
     wrong = []
     for name, (path, transposed) in names.items():
         if name in found:
-            shape = shapes[path][::-1] if transposed else shapes[path]
+            shape = shapes[path]
+            shape = tuple(shape[axis] for axis in outward(len(shape))) if transposed else shape
             if found[name].shape != shape:
                 wrong.append(f"{found[name].name} is {found[name].shape} instead of {shape}")
             elif found[name].dtype not in NUMBERS:

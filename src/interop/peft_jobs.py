@@ -16,7 +16,7 @@ from src.interop import huggingface, peft
 from src.interop.adapter_files import load, read_tensors
 from src.interop.adapter_files import save as save_adapter
 from src.interop.adapters import fingerprint
-from src.interop.huggingface import ARCHITECTURES, SHOWN, folder_of, read_checkpoint, read_json
+from src.interop.huggingface import SHOWN, TEXTS, folder_of, read_checkpoint, read_json
 from src.interop.huggingface_export import check_empty, export, network_of, padding_id, tokenizer_of
 from src.interop.peft import TASKS, Tuning, merged, read_peft, split, weights_of, write_peft
 from src.models.base import same_bits
@@ -40,6 +40,8 @@ def job_to_peft(job: Path, out: Path, base_out: Path | None = None, pad_token_id
         UserError: no finished job of LoRA or DoRA on a model of text, or a base that PEFT would not find.
     """
     config, model = network_of(job)
+    if not isinstance(model, Transformer):
+        raise UserError(f"'{job}' has model={config.model.name}; allowed: {listed(TEXTS)}")
     strategy = config.strategy
     if strategy.name not in STRATEGIES:
         raise UserError(f"'{job}' has strategy={strategy.name}; allowed: {listed(STRATEGIES)}")
@@ -89,9 +91,9 @@ def network_on(checkpoint: str, head: str | None) -> Transformer:
     path = folder_of(checkpoint) / huggingface.CONFIG
     config = read_json(path)
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
-        raise UserError(f"'{path}' describes a model of type '{kind}'; allowed: {listed(ARCHITECTURES)}")
-    table = ARCHITECTURES[kind]
+    if kind not in TEXTS:
+        raise UserError(f"'{path}' describes a model of type '{kind}'; allowed: {listed(TEXTS)}")
+    table = TEXTS[kind]
     given = set(config.get("architectures") or [])
     head = head or next((name for name, classes in table.classes.items() if given & set(classes)), None)
     if head not in table.classes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -59,23 +60,41 @@ def gelu(x: Array) -> Array:
 
 
 def convolve(
-    x: Float[Array, "N H W C"], kernel: Float[Array, "3 3 C D"], *_: Any, **__: Any
-) -> Float[Array, "N H W D"]:
-    """Return the 3 x 3 convolution of stride 1, padded with zeros, as three matrix products; for ``nn.Conv``.
+    x: Float[Array, "N H W C"],
+    kernel: Float[Array, "kh kw C D"],
+    strides: Sequence[int] = (1, 1),
+    padding: str | Sequence[tuple[int, int]] = "SAME",
+    **_: Any,
+) -> Float[Array, "N h w D"]:
+    """Return a convolution, padded with zeros, as one matrix product a line of the kernel; for ``nn.Conv``.
 
     A training loop is compiled as one program, and in a loop XLA's own convolution is some fifteen times slower on a
     CPU; over lanes, each with a kernel of its own, it becomes a grouped convolution, which is slow anywhere. Products
-    have neither trouble. Three of them, not one: the copies of ``x`` that they need are three, not nine.
+    have neither trouble. A product a line, not one in all: of 3 x 3, the copies of ``x`` that they need are three, not
+    nine; of 1 x 1, there is none. Windows that lie side by side, the patches of an image, take one product.
 
     Args:
         x: images.
         kernel: as ``nn.Conv`` has it.
-        _: what ``nn.Conv`` says of strides, padding and groups, which are its defaults.
-        __: the same.
+        strides: of the windows, down and across.
+        padding: lines of zeros before and after, down and across, or a word that XLA has for them.
+        _: what ``nn.Conv`` says of dilation and groups, which are its defaults.
     """
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    beside = jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
-    rows = kernel.reshape(3, -1, kernel.shape[-1])
-    first, second, third = (beside[:, i : i + height] @ rows[i] for i in range(3))
-    return first + second + third
+    (kh, kw), (down, across) = kernel.shape[:2], strides
+    pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
+    if any(map(any, pads)):
+        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    height, width = (x.shape[1] - kh) // down + 1, (x.shape[2] - kw) // across + 1
+    if (kh, kw) == (down, across):
+        windows = x[:, : height * kh, : width * kw].reshape(-1, height, kh, width, kw, x.shape[-1])
+        return windows.swapaxes(2, 3).reshape(-1, height, width, kh * kw * x.shape[-1]) @ kernel.reshape(
+            -1, kernel.shape[-1]
+        )
+
+    def every(start: int, count: int, stride: int) -> slice:
+        return slice(start, start + (count - 1) * stride + 1, stride)
+
+    beside = jnp.concatenate([x[:, :, every(j, width, across)] for j in range(kw)], axis=-1)
+    rows = kernel.reshape(kh, -1, kernel.shape[-1])
+    first, *others = (beside[:, every(i, height, down)] @ rows[i] for i in range(kh))
+    return sum(others, first)

@@ -92,7 +92,7 @@ def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
     make_job(tmp_path / "other", *CASES["bert tokens"])
     path = tmp_path / "other" / ".hydra" / "config.yaml"
     path.write_text("model: {name: mlp}\nstrategy: {name: full}\n")
-    with pytest.raises(UserError, match="has model=mlp; allowed: bert, gpt2"):
+    with pytest.raises(UserError, match="has model=mlp; allowed: bert, gpt2, resnet, vit"):
         export_job(tmp_path / "other", tmp_path / "new")
 
 

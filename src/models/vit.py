@@ -1,0 +1,219 @@
+"""``model=vit``: the vision transformer (Dosovitskiy et al. 2020, arXiv 2010.11929)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from src.config import COUNT, UNIT, knob
+from src.errors import UserError
+from src.models.layers import Dropout, convolve, gelu
+from src.models.transformer import Attention, dense, initial_kernel
+from src.models.vision import Scaling, Vision, check_images, standardised
+
+Size = Enum("Size", ["tiny", "small", "base"])
+Pooling = Enum("Pooling", ["first", "mean"])
+
+WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width and heads (arXiv 2012.12877, table 1)
+TOKENS_AT_ONCE = 8192  # when nothing is learned
+
+
+class Sizes(NamedTuple):
+    """The sizes of a network, and the epsilon of its normalisations."""
+
+    width: int = 192
+    layers: int = 12
+    heads: int = 3
+    intermediate: int = 768
+    patch: int = 4
+    image: int | None = None  # side in pixels; None: as the images come, which need not be square then
+    channels: int | None = None  # of the images; None: as they come
+    epsilon: float = 1e-12
+
+    @classmethod
+    def named(cls, size: str) -> Sizes:
+        """Return the sizes that go by a name."""
+        width, heads = WIDTHS[size]
+        return cls(width, heads=heads, intermediate=4 * width)
+
+    @property
+    def size(self) -> str | None:
+        """The name of these sizes, if they have one; patches do not matter."""
+        own = (self.width, self.layers, self.heads, self.intermediate)
+        return next((name for name in WIDTHS if Sizes.named(name)[:4] == own), None)
+
+
+# --- the network, group by group -------------------------------------------------------------------------------------
+
+
+class PatchEmbeddings(nn.Module):
+    """A dense layer on each patch; a token for the class before them; to all, their positions are added."""
+
+    width: int
+    patch: int
+    dropout: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N L E"]:
+        """Return the hidden states under the first block: the class token's, then those of the patches."""
+        side = (self.patch, self.patch)
+        patches = nn.Conv(
+            self.width, side, side, "VALID", kernel_init=initial_kernel(), conv_general_dilated=convolve, name="patch"
+        )(x)
+        h = patches.reshape(len(x), -1, self.width)
+        token = self.param("class_token", initial_kernel(), (1, 1, self.width))
+        h = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), h], axis=1)
+        positions = self.param("positions", initial_kernel(), (1, *h.shape[1:]))
+        return Dropout(self.dropout, name="dropout")(h + positions)
+
+
+class Block(nn.Module):
+    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
+
+    sizes: Sizes
+    dropout: Any
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "1 1 1 L"]) -> Float[Array, "N*L E"]:
+        """Return new hidden states."""
+        epsilon = self.sizes.epsilon
+        normalised = nn.LayerNorm(epsilon, name="attention_norm")(h)
+        gathered = Attention(self.sizes.heads, self.dropout, name="attention")(normalised, bias)
+        h += Dropout(self.dropout, name="attention_dropout")(gathered)
+        inner = gelu(dense(self.sizes.intermediate, "up")(nn.LayerNorm(epsilon, name="mlp_norm")(h)))
+        return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
+
+
+class VisionTransformer(nn.Module):
+    """Embeddings, blocks, a last normalisation with pooling, and ``Dense(outputs)``.
+
+    Between groups lie hidden states ``(N, L, E)``; above the last block, whose group pools, one vector an image.
+    """
+
+    sizes: Sizes
+    scaling: Scaling
+    pooling: str
+    dropout: Any
+    head_dropout: Any
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None) -> Float[Array, "N ..."]:
+        """Return the outputs of a batch of images; of part of the groups, what the last of them returns."""
+        sizes = self.sizes
+        end = sizes.layers + 1
+        stop = end + 1 if stop is None else stop
+        if start == 0 < stop:
+            self.check(x)
+            embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
+            x = embeddings(standardised(self, x, self.scaling))
+        if start < end and stop > 1:
+            x = self.blocks(x, max(start - 1, 0), min(stop - 1, sizes.layers))
+        if start < end <= stop:
+            x = nn.LayerNorm(sizes.epsilon, name="final_norm")(x)
+            x = x[:, 0] if self.pooling == "first" else x.mean(axis=1)
+        if stop <= end:
+            return x
+        return dense(self.outputs, "head")(Dropout(self.head_dropout, name="head_dropout")(x))
+
+    @nn.nowrap
+    def blocks(self, h: Float[Array, "N L E"], first: int, stop: int) -> Float[Array, "N L E"]:
+        """Return what some of the blocks make of hidden states; in them, every token sees every other."""
+        shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
+        # One long row of tokens: gradients of kernels are then plain products.
+        h = h.reshape(-1, h.shape[-1])
+        for i in range(first, stop):
+            h = Block(self.sizes, self.dropout, name=f"block_{i}")(h, bias)
+        return h.reshape(shape)
+
+    @nn.nowrap
+    def check(self, x: Array) -> None:
+        """Refuse inputs that are no images, have another size than the network's, or do not fall into patches."""
+        check_images("vit", x, self.sizes.channels)
+        given, (side, patch) = x.shape[1:3], (self.sizes.image, self.sizes.patch)
+        if side is not None and given != (side, side):
+            raise UserError(f"images are {given[0]} x {given[1]} pixels, and model.image is {side}; allowed: that size")
+        if given[0] % patch or given[1] % patch:
+            raise UserError(
+                f"model.patch is {patch}, and images are {given[0]} x {given[1]} pixels; allowed: a divisor of both"
+            )
+
+
+# --- the settings ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Vit(Vision):
+    """``model=vit``: see :class:`~src.models.vision.Vision` for what it shares with ResNet.
+
+    ``size``: a name for ``width``, ``heads``, ``intermediate`` (units between the two layers of a block) and ``layers``
+    (12), which may be set one by one as well. ``patch`` and ``image``: sides in pixels. ``pooling``: what stands for an
+    image, the class token (``first``) or the ``mean`` of all tokens. ``dropout``: of the trunk (embeddings, attention's
+    shares, both outputs of a block); ``head_dropout``: of the head's inputs.
+    """
+
+    architecture: ClassVar[str] = "vit"
+
+    size: Size | None = knob(None)
+    width: int | None = knob(None, COUNT)
+    layers: int | None = knob(None, COUNT)
+    heads: int | None = knob(None, COUNT)
+    intermediate: int | None = knob(None, COUNT)
+    patch: int | None = knob(None, COUNT)
+    image: int | None = knob(None, COUNT)
+    pooling: Pooling = knob(Pooling.first)
+    dropout: float | None = knob(None, UNIT, traced=True)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The network's sizes: the checkpoint's, or as set.
+
+        Raises:
+            UserError: a size that is not the checkpoint's, or heads that do not divide the width.
+        """
+        names = ("width", "layers", "heads", "intermediate", "patch", "image")
+        if self.checkpoint is not None:
+            from src.interop.huggingface import read_sizes
+
+            sizes: Sizes = read_sizes(self.architecture, self.checkpoint)
+            self.agreed({"size": sizes.size or "sizes of its own"} | {name: getattr(sizes, name) for name in names})
+        else:
+            given = {name: value for name in names if (value := getattr(self, name)) is not None}
+            if self.width is not None:
+                given.setdefault("intermediate", 4 * self.width)
+            sizes = Sizes.named((self.size or Size.tiny).name)._replace(**given)
+        if sizes.width % sizes.heads:
+            raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
+        return sizes
+
+    def module(self, outputs: int) -> VisionTransformer:
+        """Return the network with ``outputs`` output units."""
+        return VisionTransformer(self.sizes, self.scaling, self.pooling.name, self.dropout, self.head_dropout, outputs)
+
+    def groups(self) -> tuple[tuple[str, str], ...]:
+        """Return ``embeddings``, ``block_0`` ..., ``head``; the last normalisation belongs to the last block."""
+        blocks = [(f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers)]
+        top, expression = blocks.pop()
+        return (("embeddings", "embeddings/.*"), *blocks, (top, f"{expression}|final_norm/.*"), ("head", "head/.*"))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether a training pass differs from inference by chance."""
+        return self.dropout is not None or self.head_dropout is not None
+
+    def adapter_points(self) -> tuple[tuple[str, ...], ...]:
+        """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
+        return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """Return as many as 8,192 tokens make; of vectors, all are taken at once."""
+        if len(features) == 1:
+            return None
+        patch = self.sizes.patch
+        tokens = features[0] if len(features) == 2 else (features[0] // patch) * (features[1] // patch) + 1
+        return max(1, TOKENS_AT_ONCE // tokens)
