@@ -205,6 +205,7 @@ RESNET = Architecture(
     pooler=(),
     heads={"classify": (("classifier.1", "head", DENSE),)},
     classes={"classify": ("ResNetForImageClassification",)},
+    renamed={},
     sizes={
         "stem_width": "embedding_size",
         "widths": "hidden_sizes",
@@ -244,6 +245,7 @@ VIT = Architecture(
     pooler=(),
     heads={"classify": (("classifier", "head", DENSE),)},
     classes={"classify": ("ViTForImageClassification",)},
+    renamed={},
     sizes={
         "width": "hidden_size",
         "layers": "num_hidden_layers",
