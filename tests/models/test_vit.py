@@ -137,6 +137,7 @@ def test_two_updates_of_a_strategy(name):
     assert sides == (blocks | {"embeddings/patch/lora_a"} if name == "lora" else set())
 
 
+@pytest.mark.slow
 def test_the_whole_recipe_on_bytes():
     recipe = Recipe(
         model=SMALL, strategy=Lora(rank=2, targets=STRATEGIES["lora"].targets[:1]), optimizer=Adam(),
