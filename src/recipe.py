@@ -21,7 +21,7 @@ from src.config import Knobs, knob, option_class, option_name, option_names, sta
 from src.data.base import TaskSequence, Transfer
 from src.engine.compiled import Cost
 from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
-from src.engine.features import Task, keep_features
+from src.engine.features import Task, chunks, keep_features
 from src.engine.lanes import Lanes, programs, stacked
 from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number, update_cost
 from src.engine.optimizers import Form, Optimizer, Sgd
@@ -33,7 +33,7 @@ from src.engine.trainer import Plain, Precision
 from src.errors import UserError, listed
 from src.models.base import Model, Params, head_paths, is_statistic, new_head
 from src.models.mlp import Mlp
-from src.objectives.base import Objective, Pretraining
+from src.objectives.base import Features, Objective, Pretraining
 from src.objectives.supervised import Supervised
 from src.retention.base import Keeping, Kept, Remember, Retention
 from src.retention.none import NoRetention
@@ -80,6 +80,7 @@ class Outcome:
     seconds: dict[str, float]  # wall time by stage; of lanes, each one's share
     moved: Moved | None = None  # what fine-tuning did to the parameters
     signals: dict[str, float] = field(default_factory=dict)  # of overfitting
+    warnings: tuple[str, ...] = ()  # of pre-training, a sentence each
 
     @property
     def status(self) -> str:
@@ -93,7 +94,8 @@ class Outcome:
 
     def facts(self) -> dict[str, Any]:
         """Return what else the summary tells of it."""
-        return {"moved": None if self.moved is None else self.moved._asdict(), "signals": self.signals}
+        warned = {"warnings": list(self.warnings)} if self.warnings else {}
+        return {"moved": None if self.moved is None else self.moved._asdict(), "signals": self.signals, **warned}
 
 
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
@@ -186,12 +188,26 @@ def pretrain(
     fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes)
     parts = {f"source_{name}": data.source[name] for name in ("test", "val") if name in data.source}
     metrics = measure(stages, [end.params for end in fits], parts, lanes)
+    for recipe, stage, begin, end, found in zip(recipes, stages, first, fits, metrics, strict=True):
+        if not end.diverged:
+            found.update(recipe.pretrain.worth(features_of(stage, begin, end.params), data))
     cost = update_cost(stages[0], first[0], data.source["train"])
     each = (time.perf_counter() - started) / len(recipes)
     return [
         Pretrained(end.params, own, found, end.diverged, end.last_finite_step, cost, each)
         for end, own, found in zip(fits, rows, metrics, strict=True)
     ]
+
+
+def features_of(stage: Stage, begin: Params, end: Params) -> Features:
+    """Return what computes the features below a stage's head, by its last and by its first parameters."""
+    below = replace(static_part(stage), bottom=len(stage.model.groups()) - 1)
+
+    def of(params: Params) -> Callable[[Any], Any]:
+        run = partial(programs(below).features, traced(stage), params)
+        return lambda x: np.concatenate([np.asarray(run(piece))[:count] for piece, count in chunks(stage.model, x)])
+
+    return Features(of(end), of(begin))
 
 
 def starting_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes) -> list[Params]:
@@ -535,8 +551,10 @@ def run_finetuning(
     """
     started = time.perf_counter()
     alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
+    warned = [warnings_of(recipe, data, pre) for recipe, pre in zip(recipes, pretrained, strict=True)]
     outcomes = [
-        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}) for pre in pretrained
+        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}, warnings=own)
+        for pre, own in zip(pretrained, warned, strict=True)
     ]
     if not alive:
         return outcomes
@@ -555,8 +573,18 @@ def run_finetuning(
         kept = {} if diverged else found
         moved = what_moved(fine.moving, begin, end)
         signals = {} if diverged else overfitting(target, curve, end)
-        outcomes[lane] = Outcome(end.params, kept, diverged, end.last_finite_step, fine.cost, times, moved, signals)
+        how = (end.last_finite_step, fine.cost, times, moved, signals, warned[lane])
+        outcomes[lane] = Outcome(end.params, kept, diverged, *how)
     return outcomes
+
+
+def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> tuple[str, ...]:
+    """Return what pre-training's logged rows warn of."""
+    if not pre.rows:
+        return ()
+    rows = len(data.source["train"].x)
+    batch = min(recipe.batch_size or rows, rows)
+    return tuple(recipe.pretrain.warnings(pre.rows, -(-rows // batch), batch))
 
 
 def measure(

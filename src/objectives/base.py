@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -158,6 +158,32 @@ class Pretraining:
             batch: rows of an update.
         """
         self.lesson(model, data)
+
+    def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
+        """Return what the logged rows warn of, a sentence each.
+
+        Args:
+            rows: of pre-training.
+            epoch: updates in which every row of the data is seen once.
+            batch: rows of an update.
+        """
+        return []
+
+    def worth(self, features: Features, data: Transfer) -> dict[str, float]:
+        """Return what the features below the head are worth, by name, measured on the source task's labels.
+
+        Args:
+            features: of rows, as pre-training left them and as they were at first.
+            data: both tasks.
+        """
+        return {}
+
+
+class Features(NamedTuple):
+    """What lies below a network's head, computed of any rows."""
+
+    learned: Callable[[Any], Any]
+    initial: Callable[[Any], Any]
 
 
 def need_source(option: str, kind: str, data: Transfer, words: str) -> None:

@@ -13,8 +13,7 @@ from src.config import COUNT, UNIT, knob
 from src.errors import UserError
 from src.models.base import Model, Params
 from src.models.projected import Projected
-from src.objectives.augmentation import Augmentation
-from src.objectives.base import Draw, Learned, Lesson, Network, Pretraining
+from src.objectives.base import Draw, Learned, Lesson, Network
 from src.objectives.contrastive import (
     Shape,
     Temperature,
@@ -25,7 +24,7 @@ from src.objectives.contrastive import (
     queue_info_nce,
     queue_similarities,
 )
-from src.objectives.simclr import SIGNALS, Views, check_images, signals_of
+from src.objectives.simclr import SIGNALS, Contrastive, Views, check_images, signals_of
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
@@ -79,21 +78,21 @@ def in_parts(run: Any, x: Float[Array, "N ..."], parts: int) -> tuple[Array, Par
 
 
 @dataclass(frozen=True)
-class Moco(Pretraining):
+class Moco(Contrastive):
     """MoCo (He et al., arXiv 1911.05722; v2: Chen et al., arXiv 2003.04297).
 
     ``queue``: keys that are remembered, a multiple of ``batch_size``. ``momentum``: of the key network, an update.
-    ``splits``: parts of a batch that batch normalisation sees apart; it divides ``batch_size``. ``hidden``, ``outputs``
-    of the projection head, dropped for transfer.
+    ``splits``: parts of a batch that batch normalisation sees apart; it divides ``batch_size``.
     """
 
     temperature: Temperature = knob(Temperature(Shape.constant, cold=0.2))
-    augmentation: Augmentation = knob(Augmentation())
     queue: int = knob(4096, COUNT)
     momentum: float = knob(0.99, UNIT, traced=True)
     splits: int = knob(1, COUNT)
-    hidden: int = knob(128, COUNT)
-    outputs: int = knob(64, COUNT)
+
+    def negatives(self, batch: int) -> int:
+        """Return the queue."""
+        return self.queue
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return the projected network and InfoNCE against a queue."""

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from src.config import COUNT, knob
+from src.config import COUNT, POSITIVE, knob
 from src.errors import UserError
 from src.models.base import Model
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
-from src.objectives.base import Draw, Learned, Lesson, Network, Objective, Pretraining
-from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities, unit
+from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective, Pretraining
+from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities
+from src.results.neighbours import knn_predict
+from src.results.representations import alignment, rankme, spread, uniformity
+from src.results.stability import stability_warnings
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
@@ -44,10 +48,12 @@ class Views(Objective):
         return run(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], -1)
 
     def metrics(self, outputs: Float[Array, "N 2 D"], targets: Array) -> dict[str, Float[Array, ""]]:
-        """Return NT-Xent over all rows at the last temperature, and what it compares."""
+        """Return NT-Xent over all rows at the last temperature, and how embeddings fill their space."""
         a, b = outputs[:, 0], outputs[:, 1]
         loss = nt_xent(a, b, self.temperature.at(1.0, 1.0), chunk=self.chunk or 256)
-        return {"loss": loss, **similarities(a, b)}
+        both = jnp.concatenate([a, b])
+        found = {"loss": loss, **similarities(a, b), "spread": spread(both), "rankme": rankme(both)}
+        return found | {"alignment": alignment(a, b), "uniformity": uniformity(both)}
 
 
 @dataclass(frozen=True)
@@ -66,29 +72,57 @@ class Pairs(Views):
 
 
 def signals_of(a: Float[Array, "N D"], b: Float[Array, "N D"], temperature: Any) -> dict[str, Float[Array, ""]]:
-    """Return what is logged of an update; ``spread`` is 1 where embeddings fill all directions, 0 where they are equal.
-
-    It is the mean over the dimensions of the embeddings' deviation, times ``sqrt(D)`` (Chen and He, arXiv 2011.10566,
-    section 4.1, figure 2).
-    """
+    """Return what is logged of an update (docs/self_supervision.md says what it means)."""
     a, b = jax.lax.stop_gradient(a), jax.lax.stop_gradient(b)
-    z = unit(jnp.concatenate([a, b]))
-    spread = jnp.mean(jnp.std(z, axis=0)) * z.shape[1] ** 0.5
-    return {"temperature": jnp.asarray(temperature, jnp.float32), **similarities(a, b), "spread": spread}
+    both = {**similarities(a, b), "spread": spread(jnp.concatenate([a, b]))}
+    return {"temperature": jnp.asarray(temperature, jnp.float32), **both}
 
 
 @dataclass(frozen=True)
-class Simclr(Pretraining):
-    """SimCLR (Chen et al., arXiv 2002.05709).
+class Contrastive(Pretraining):
+    """Base of the options that compare views.
 
-    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer. ``chunk``: rows of
-    similarities computed at once, ``None`` for all. ``temperature``, ``augmentation``: see their classes.
+    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer. ``neighbours`` and
+    ``neighbours_temperature``: of the votes that say what the features are worth. ``temperature`` and
+    ``augmentation``: see their classes.
     """
 
     temperature: Temperature = knob(Temperature(Shape.constant, cold=0.5))
     augmentation: Augmentation = knob(Augmentation())
     hidden: int = knob(128, COUNT)
     outputs: int = knob(64, COUNT)
+    neighbours: int = knob(20, COUNT)
+    neighbours_temperature: float = knob(0.07, POSITIVE)
+
+    def negatives(self, batch: int) -> int:
+        """Return how many embeddings each is told from."""
+        raise TypeError(f"{type(self).__name__} does not say how many negatives it has")
+
+    def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
+        """Return what the rows warn of: blown-up gradients, embeddings that collapse."""
+        return stability_warnings(rows, epoch, self.negatives(batch), self.outputs)
+
+    def worth(self, features: Features, data: Transfer) -> dict[str, float]:
+        """Return the accuracy of nearest neighbours by features, with those of an untrained network and of pixels."""
+        bank, asked = data.source["train"], data.source["test"]
+        classes = int(max(bank.y.max(), asked.y.max())) + 1
+
+        def accuracy(of: Callable[[Any], Any]) -> float:
+            votes = knn_predict(of(bank.x), bank.y, of(asked.x), self.neighbours, self.neighbours_temperature, classes)
+            return float(np.mean(np.asarray(votes) == asked.y))
+
+        pixels = accuracy(lambda x: np.asarray(x, np.float32).reshape(len(x), -1) / 255.0)
+        return {
+            "source_test_knn": accuracy(features.learned),
+            "source_test_knn_random": accuracy(features.initial),
+            "source_test_knn_pixels": pixels,
+        }
+
+
+@dataclass(frozen=True)
+class Simclr(Contrastive):
+    """SimCLR (Chen et al., arXiv 2002.05709). ``chunk``: rows of similarities computed at once, ``None`` for all."""
+
     chunk: int | None = knob(None, COUNT)
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
@@ -101,6 +135,10 @@ class Simclr(Pretraining):
         check_images("simclr", data)
         if batch < 2:
             raise UserError("batch_size is 1, which leaves an image nothing to be told from; allowed: at least 2")
+
+    def negatives(self, batch: int) -> int:
+        """Return both views of all other images."""
+        return 2 * batch - 2
 
 
 def check_images(option: str, data: Transfer) -> None:

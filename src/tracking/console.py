@@ -88,6 +88,8 @@ def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Se
         )
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
     say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
+    for warning in outcome.facts().get("warnings", ()):
+        say(f"warning: {warning}", "yellow")
     say(f"record: {near(folder)}")
 
 

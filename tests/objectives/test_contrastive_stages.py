@@ -17,6 +17,7 @@ from src.errors import UserError
 from src.models.base import Forward, Model
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
+from src.objectives.base import Features
 from src.objectives.causal_lm import CausalLm
 from src.objectives.checkpoint import Checkpoint
 from src.objectives.contrastive import Shape, Temperature, nt_xent, unit
@@ -165,6 +166,8 @@ def test_no_label_of_the_source_is_looked_at_and_the_projection_is_dropped(optio
     signals = {"temperature", "pos_similarity", "neg_similarity", "spread"}
     assert all(signals <= row.keys() for stage, row in rows if stage == "pretrain" and row["step"] > 0)
     assert {"source_test_loss", "source_after_loss", "source_test_pos_similarity"} <= outcome.metrics.keys()
+    worth = {f"source_test_knn{of}" for of in ("", "_random", "_pixels")}
+    assert all(0 <= outcome.metrics[name] <= 1 for name in worth)
     others = {name: Split(part.x, (part.y + 1) % CLASSES) for name, part in data.source.items()}
     (one,), (other,) = pretrain([own], data), pretrain([own], replace(data, source=others))
     assert all(np.array_equal(one.params[path], other.params[path]) for path in one.params)
@@ -223,3 +226,22 @@ def test_data_of_another_kind_is_refused_before_training(option, message):
     data = Transfer("classification", parts, parts, 2, 2, new_head=False)
     with pytest.raises(UserError, match=message):
         where_it_moves(Recipe(pretrain=option, batch_size=8), data)
+
+
+def test_features_that_tell_the_classes_apart_have_neighbours_that_do():
+    """By hand: three classes far apart in what was learned, mixed up at first."""
+    data = transfer()
+    far = np.eye(CLASSES, dtype=np.float32)
+    by_rows = {part.x.tobytes(): part.y for part in data.source.values()}
+    features = Features(lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)])
+    found = recipe(Simclr, neighbours=5).pretrain.worth(features, data)
+    assert found["source_test_knn"] == 1.0
+    assert found["source_test_knn_random"] < 1.0
+
+
+def test_a_run_says_what_its_pre_training_warns_of():
+    """Of similarities at a temperature of 3 little is learned, and the record says so."""
+    own = recipe(Simclr, temperature=Temperature(Shape.constant, cold=3.0))
+    outcome = run(own, transfer(), lambda stage, row: None)
+    assert any("temperature ends at 3" in warning for warning in outcome.warnings)
+    assert outcome.facts()["warnings"] == list(outcome.warnings)
