@@ -204,8 +204,11 @@ def features_of(stage: Stage, begin: Params, end: Params) -> Features:
     below = replace(static_part(stage), bottom=len(stage.model.groups()) - 1)
 
     def of(params: Params) -> Callable[[Any], Any]:
-        run = partial(programs(below).features, traced(stage), params)
-        return lambda x: np.concatenate([np.asarray(run(piece))[:count] for piece, count in chunks(stage.model, x)])
+        def features(x: Any) -> Any:
+            run = partial(programs(below).features, traced(stage), params)
+            return np.concatenate([np.asarray(run(piece))[:count] for piece, count in chunks(stage.model, x)])
+
+        return features
 
     return Features(of(end), of(begin))
 
