@@ -277,9 +277,7 @@ def finetune(
     """
     plan = phases(recipes, data, lanes)
     kept = keep_source(recipes, data, starts, cache)
-    # Without a source task, the checkpoint's reader has seen to the head.
-    fresh = replaces_head(recipes[0], data) and learns_source(recipes[0], data)
-    params = starts = with_new_heads(recipes, data, list(starts), lanes) if fresh else list(starts)
+    params = starts = with_new_heads(recipes, data, starts, lanes)
     training = Training(watches, lanes)
     tasks, costs, ends = [], [], params
     for stages in plan:
@@ -382,7 +380,12 @@ def overall(costs: Sequence[Cost], plan: Sequence[Sequence[Stage]]) -> Cost:
 
 
 def with_new_heads(recipes: Sequence[Recipe], data: Transfer, starts: Sequence[Params], lanes: Lanes) -> list[Params]:
-    """Return each lane's parameters with a head for the target's labels; lanes that may share them still do."""
+    """Return each lane's parameters with a head for the target's labels; lanes that may share them still do.
+
+    That is a new one where the source's is of no use. Without a source task, the checkpoint's reader has seen to it.
+    """
+    if not (replaces_head(recipes[0], data) and learns_source(recipes[0], data)):
+        return list(starts)
     stages = [finetuning_stage(recipe, data, lanes) for recipe in recipes]
     heads = initial_params(stages, data, lanes, stream=NEW_HEAD_STREAM)
     made: dict[Any, Params] = {}

@@ -68,7 +68,7 @@ def range_test(
         raise UserError(f"the test has {steps} updates; allowed: at least 10")
     growing = replace(recipe, lr_fine=1.0, schedule=Exponential(low, high), log_every=steps)
     first = phases([growing], data)[0][0]
-    starts = with_new_heads([growing], data, [start], Lanes.one) if data.new_head else [start]
+    starts = with_new_heads([growing], data, [start], Lanes.one)
     task = keep_features([replace(first, steps=steps)], starts, {"train": data.target["train"]}, Lanes.one)
     run = Driver(task.stages, task.params, task.splits["train"], {}, Lanes.one, False, None)
     return cut_off(low * (high / low) ** (np.arange(steps) / (steps - 1)), np.asarray(run.advance(0, steps).loss))

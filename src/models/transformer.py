@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 
 from src.config import COUNT, UNIT, knob
 from src.errors import UserError
-from src.models.base import Model, Params
+from src.models.base import Model
+from src.models.checkpointed import Checkpointed
 from src.models.layers import Dropout
 
 FAR = -1e9  # of a score or a logit: its probability is 0 in every precision
@@ -290,7 +291,7 @@ class Network(nn.Module):
 
 
 @dataclass(frozen=True)
-class Transformer(Model):
+class Transformer(Checkpointed):
     """The settings of both. ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: from the seed.
 
     Sizes that are ``None`` are those of the checkpoint's ``config.json``; without a checkpoint, of a small network
@@ -302,7 +303,6 @@ class Transformer(Model):
     architecture: ClassVar[str]  # as `model_type` in config.json has it
     smallest: ClassVar[Sizes] = Sizes()
 
-    checkpoint: str | None = knob(None)
     vocab_size: int | None = knob(None, COUNT)
     width: int | None = knob(None, COUNT)
     layers: int | None = knob(None, COUNT)
@@ -326,12 +326,8 @@ class Transformer(Model):
 
             known = read_sizes(self.architecture, self.checkpoint)
         given = {name: value for name in Sizes._fields if (value := getattr(self, name, None)) is not None}
-        for name, value in given.items():
-            if self.checkpoint is not None and value != getattr(known, name):
-                raise UserError(
-                    f"model.{name} is {value}, and the checkpoint '{self.checkpoint}' has {getattr(known, name)}; "
-                    "allowed: null, which takes the checkpoint's"
-                )
+        if self.checkpoint is not None:
+            self.agreed({name: getattr(known, name) for name in given})
         if self.checkpoint is None and "intermediate" not in given and self.width is not None:
             given["intermediate"] = 4 * self.width
         sizes = known._replace(**given)
@@ -377,19 +373,6 @@ class Transformer(Model):
         """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
         return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
 
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint; nothing is read for the answer."""
-        return self.checkpoint is not None
-
-    def checkpoint_fingerprint(self) -> str | None:
-        """Return a digest of the checkpoint's files."""
-        if self.checkpoint is None:
-            return None
-        from src.interop.huggingface import fingerprint
-
-        return fingerprint(self.checkpoint)
-
     def rows_at_once(self, features: tuple[int, ...]) -> int | None:
         """Return as many as 4,096 tokens make: the scores of attention are what memory is needed for."""
         return max(1, 4096 // features[-1])
@@ -406,14 +389,6 @@ class Transformer(Model):
             raise UserError(f"model={self.architecture} has no head for a task of {kind} words")
         alone = {"examples": 1} if kind == "pretraining" else {}  # pairs have a row each
         return replace(self, head=heads[kind], **alone)  # type: ignore[call-arg]
-
-    def pretrained(self, outputs: int | None = None) -> Params:
-        """Return the checkpoint's parameters, with its head where that is of the same kind and size."""
-        if self.checkpoint is None:
-            return {}
-        from src.interop.huggingface import read_checkpoint
-
-        return dict(read_checkpoint(self, outputs))  # type: ignore[arg-type]
 
 
 def residual_deviation(layers: int) -> float:

@@ -6,7 +6,6 @@ Inputs are uint8 ``(N, H, W, C)``, or floats of that shape from 0 to 1, as augme
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,7 +16,7 @@ from jaxtyping import Array, Float
 
 from src.config import UNIT, Check, knob
 from src.errors import UserError
-from src.models.base import Model, Params
+from src.models.checkpointed import Checkpointed
 
 
 def is_number(value: Any) -> bool:
@@ -71,7 +70,7 @@ def check_images(model: str, x: Array, channels: int | None) -> None:
 
 
 @dataclass(frozen=True)
-class Vision(Model):
+class Vision(Checkpointed):
     """The settings of both. ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: from the seed.
 
     ``mean`` and ``std``: what pixels from 0 to 1 are standardised with, one number or one a channel; ``None`` takes
@@ -82,7 +81,6 @@ class Vision(Model):
     architecture: ClassVar[str]  # as `model_type` in config.json has it
     head_name: ClassVar[str] = "classify"
 
-    checkpoint: str | None = knob(None)
     mean: Any = knob(None, CENTRE)
     std: Any = knob(None, SPREAD)
     head_dropout: float | None = knob(None, UNIT, traced=True)
@@ -106,39 +104,3 @@ class Vision(Model):
     def sizes(self) -> Any:
         """The network's sizes: the checkpoint's, or as set."""
         raise TypeError(f"{type(self).__name__} has no sizes")
-
-    def agreed(self, known: Mapping[str, Any]) -> None:
-        """Refuse a setting that contradicts the checkpoint.
-
-        Args:
-            known: what the checkpoint has, by the names of the settings.
-        """
-        for name, own in known.items():
-            value = getattr(self, name)
-            value = getattr(value, "name", value)
-            if value not in (None, own):
-                raise UserError(
-                    f"model.{name} is {value}, and the checkpoint '{self.checkpoint}' has {own}; "
-                    "allowed: null, which takes the checkpoint's"
-                )
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint; nothing is read for the answer."""
-        return self.checkpoint is not None
-
-    def checkpoint_fingerprint(self) -> str | None:
-        """Return a digest of the checkpoint's files."""
-        if self.checkpoint is None:
-            return None
-        from src.interop.huggingface import fingerprint
-
-        return fingerprint(self.checkpoint)
-
-    def pretrained(self, outputs: int | None = None) -> Params:
-        """Return the checkpoint's parameters, with its head where that is of the same size."""
-        if self.checkpoint is None:
-            return {}
-        from src.interop.huggingface import read_checkpoint
-
-        return dict(read_checkpoint(self, outputs))  # type: ignore[arg-type]
