@@ -111,9 +111,15 @@ def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
         lr=recipe.lr_pre,
         steps=recipe.pretrain_steps,
         seed=recipe.seed,
-        batch_size=recipe.batch_size,
+        batch_size=recipe.pretrain.batch_size or recipe.batch_size,
         log_every=recipe.log_every,
     )
+
+
+def pretraining_batch(recipe: Recipe, data: Transfer) -> int:
+    """Return the rows of an update of pre-training."""
+    rows = len((data.source or data.target)["train"].x)
+    return min(recipe.pretrain.batch_size or recipe.batch_size or rows, rows)
 
 
 def learns_source(recipe: Recipe, data: Transfer) -> bool:
@@ -429,8 +435,7 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     """
     check_inputs(recipe.model, data.target["train"].x)
     if recipe.strategy.pretrained:
-        batch = recipe.batch_size or len((data.source or data.target)["train"].x)
-        recipe.pretrain.check(recipe.model, data, batch)
+        recipe.pretrain.check(recipe.model, data, pretraining_batch(recipe, data))
     if not data.source and recipe.strategy.pretrained and not recipe.model.has_checkpoint:
         raise UserError(
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
@@ -588,9 +593,8 @@ def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> tuple[str, .
     """Return what pre-training's logged rows warn of."""
     if not pre.rows:
         return ()
-    rows = len(data.source["train"].x)
-    batch = min(recipe.batch_size or rows, rows)
-    return tuple(recipe.pretrain.warnings(pre.rows, -(-rows // batch), batch))
+    batch = pretraining_batch(recipe, data)
+    return tuple(recipe.pretrain.warnings(pre.rows, -(-len(data.source["train"].x) // batch), batch))
 
 
 def measure(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.config import knob
+from src.config import COUNT, knob
 from src.engine.optimizers import Optimizer
 from src.engine.schedules import Schedule
 from src.errors import UserError
@@ -134,11 +134,15 @@ class Lesson(NamedTuple):
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Base of the options: with its own optimizer and schedule, so that changing fine-tuning's leaves it alone."""
+    """Base of the options: with its own optimizer, schedule and batches, so that fine-tuning's leave it alone.
+
+    ``batch_size``: rows of an update, ``None`` for as many as fine-tuning takes.
+    """
 
     trains: ClassVar[bool] = True  # whether there is any
     optimizer: Optimizer = knob()
     schedule: Schedule = knob()
+    batch_size: int | None = knob(None, COUNT)
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return what is learned: by default the source task as the data has it.

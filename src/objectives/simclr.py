@@ -134,7 +134,9 @@ class Simclr(Contrastive):
         """Refuse what are no images, and batches without negatives."""
         check_images("simclr", data)
         if batch < 2:
-            raise UserError("batch_size is 1, which leaves an image nothing to be told from; allowed: at least 2")
+            raise UserError(
+                "pre-training's batch_size is 1, which leaves an image nothing to be told from; allowed: at least 2"
+            )
 
     def negatives(self, batch: int) -> int:
         """Return both views of all other images."""

@@ -51,6 +51,10 @@ def job_folder(cfg: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Make ``${job_folder:}`` and ``${study_folder:...}`` known to OmegaConf."""
+    """Make ``${job_folder:}``, ``${study_folder:...}`` and ``${updates:rows,batch_size}`` known to OmegaConf.
+
+    The last is for presets that compare batches of different size over the same number of rows seen.
+    """
     OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
     OmegaConf.register_new_resolver("study_folder", lambda name, time: time if name is None else name, replace=True)
+    OmegaConf.register_new_resolver("updates", lambda rows, batch: -(-int(rows) // int(batch)), replace=True)

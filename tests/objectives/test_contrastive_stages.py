@@ -196,7 +196,7 @@ ROWS_OF_NUMBERS = Split(np.ones((12, 4), np.float32), np.arange(12, dtype=np.int
 @pytest.mark.parametrize(
     ("own", "changes", "message"),
     [
-        (recipe(Simclr), {"batch_size": 1}, "batch_size is 1, which leaves an image nothing to be told from"),
+        (recipe(Simclr, batch_size=1), {}, "batch_size is 1, which leaves an image nothing to be told from"),
         (recipe(Moco, queue=20), {}, r"pretrain.queue is 20; allowed: a multiple of batch_size \(8\)"),
         (recipe(Moco, queue=16, splits=3), {}, r"pretrain.splits is 3; allowed: a divisor of batch_size \(8\)"),
     ],
