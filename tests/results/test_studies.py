@@ -295,6 +295,20 @@ def test_planted_factors_are_found(tmp_path):
     assert "| linear_probe | not reached |" in text
 
 
+def test_where_pre_training_is_swept_arms_are_told_apart_by_it(tmp_path):
+    """SimCLR needs 4 times fewer labels than scratch under full, supervised 2 times; scratch is the same under both."""
+    grid = {"pretrain.name": ("simclr", "supervised"), **START, "strategy": ("scratch", "full")}
+    gain = {"scratch": {"simclr": 1, "supervised": 1}, "full": {"simclr": 4, "supervised": 2}}
+
+    def score(name, strategy, train_rows):
+        return 0.1 * log2(gain[strategy][name] * train_rows / 320) + 0.6
+
+    report, text = run("label_efficiency", plant(tmp_path, grid, score))
+    assert "simclr, full needs 4 times fewer labels" in report.conclusion
+    assert "supervised, full needs 2 times fewer labels" in report.conclusion
+    assert "| labels | scratch | simclr, full | supervised, full |" in text
+
+
 def test_a_factor_that_the_range_cuts_off_says_so(tmp_path):
     report, _ = run("label_efficiency", plant(tmp_path, START, shifted(full=100)))
     assert "full needs at least 16 times fewer labels" in report.conclusion

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 
 from src.errors import UserError, listed
-from src.results.analysis import Analysis, Arm, show
+from src.results.analysis import Analysis, Arm, config_columns, show
 from src.results.conditions import (
     choose,
     common_seeds,
@@ -25,6 +25,7 @@ from src.results.conditions import (
     seeds_word,
     tuning,
 )
+from src.results.export import varies
 from src.results.plots import INTERVAL_BAND, draw_means, in_words, legend_below, look_of, picture, set_ticks
 from src.results.report import markdown_table, show_interval
 from src.results.statistics import bootstrap, log_crossing
@@ -64,10 +65,13 @@ class Saving(NamedTuple):
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
     """Compare every pre-trained arm with training from scratch over the number of labels.
 
+    Arms are strategies; where pre-training was swept, each pre-training with each strategy.
+
     Raises:
         UserError: there is no scratch or nothing beside it, or no two numbers of labels at which all have a result.
     """
     require_arms(table, (SCRATCH,))
+    table = told_by_pretraining(table)
     analysis = choose(table, "strategy", LABELS)
     found = results(analysis)
     arms = [str(name) for name in dict.fromkeys(table["strategy"].dropna()) if name != SCRATCH]
@@ -101,6 +105,20 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         pictures={PICTURE: "What each arm makes of its labels"},
         notes=notes_of(analysis, table),
     )
+
+
+def told_by_pretraining(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs with strategies named after what came before them, ``simclr, full``, where that varies.
+
+    Scratch has nothing before it: its jobs are the same under every pre-training of a sweep, and one of each is kept.
+    """
+    if "pretrain" not in table or not varies(table["pretrain"]):
+        return table
+    scratch = table["strategy"] == SCRATCH
+    first = table.loc[scratch, "pretrain"].min()
+    named = table.assign(strategy=table["strategy"].where(scratch, table["pretrain"] + ", " + table["strategy"]))
+    own = [name for name in config_columns(table) if name == "pretrain" or name.startswith("pretrain.")]
+    return named[~scratch | (table["pretrain"] == first)].drop(columns=own)
 
 
 def show_rate(arm: Arm) -> str:
