@@ -68,11 +68,10 @@ class Docstrings(TextSource):
 
     The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
     library's docstrings; with ``pairs``, BERT's own: rows are two texts of one document, and whether the second is the
-    ``next`` one or a random one, or whether they stand in their ``order``, is learned at the same time. What a sentence
-    without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.Rules`). ``task`` is the
-    target: ``package``, which of 8 packages a docstring belongs to, as many of
-    each; or ``follows``, whether a sentence is the one that comes after the first one of a docstring or another
-    docstring's, half of each.
+    ``next`` one or a random one, or whether they stand in their ``order``, can be learned beside the words. What a
+    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.Rules`). ``task`` is
+    the target: ``package``, which of 8 packages a docstring belongs to, as many of each; or ``follows``, whether a
+    sentence is the one that comes after the first one of a docstring or another docstring's, half of each.
 
     What is tested on was not read before: the corpus has no document that contains, word for word, a labelled docstring
     of the validation or test part (of ``follows``: the two sentences as they follow each other). Texts shorter than 40
@@ -103,7 +102,8 @@ class Docstrings(TextSource):
         source, kind = self._source(corpus, vocabulary)
         target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
         words = self.words(vocabulary)
-        return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words)
+        pairs = self.pairs and self.pairs.name
+        return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
 
     def _source(self, corpus: dict[str, list[str]], vocabulary: Vocabulary) -> tuple[dict[str, Split], str]:
         """Return the source task's rows, and their kind."""

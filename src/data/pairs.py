@@ -279,16 +279,3 @@ def words_of(made: Made) -> str:
     left += [f"{made.single} documents of one sentence"] * (made.single > 0)
     said = f"{len(made.pairs)} pairs of sentences, {made.false:.1%} of them false"
     return f"{said} (left out: {', '.join(left)})" if left else said
-
-
-def continuations(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Return the tokens that continue a word (``##ing``), ascending: ``continues`` of a masked objective.
-
-    Raises:
-        UserError: the tokenizer is none of WordPiece, and its tokens do not tell.
-    """
-    ids = vocabulary.backend.get_vocab(with_added_tokens=True)
-    found = tuple(sorted(number for token, number in ids.items() if token.startswith("##")))
-    if not found:
-        raise UserError(f"{vocabulary.origin} has no token that begins with ##; allowed with whole words: a WordPiece")
-    return found

@@ -13,8 +13,9 @@ import numpy as np
 from src.config import FRACTION, knob
 from src.data.base import check_shares
 from src.data.language import Modelling, language_rows
+from src.data.pairs import Lone, Pairing, pairing_rows
 from src.data.text_source import TextSource, TextTransfer
-from src.data.tokenization import read_text
+from src.data.tokenization import Vocabulary, read_text
 from src.engine.stage import Split
 from src.errors import UserError
 
@@ -26,14 +27,18 @@ BLANK = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 class PlainText(TextSource):
     """Text without labels: a file, or a folder of ``.txt`` files in the order of their names.
 
-    ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden. ``path``: what is fine-tuned on;
-    ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by ``blank_lines``
-    or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null`` cuts fractions
-    off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every tenth would test
-    memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
+    ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden; with ``pairs``, beside that whether
+    two texts of a document stand next to each other, or in their order (``lone_sentences``: see
+    :class:`src.data.pairs.Rules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
+    on; ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by
+    ``blank_lines`` or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null``
+    cuts fractions off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every
+    tenth would test memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
     """
 
     objective: Modelling = knob(Modelling.causal)
+    pairs: Pairing | None = knob(None)
+    lone_sentences: Lone | None = knob(None)
     path: str = knob()
     val_path: str | None = knob(None)
     test_path: str | None = knob(None)
@@ -43,22 +48,34 @@ class PlainText(TextSource):
 
     def load(self) -> TextTransfer:
         """Read, cut and encode."""
+        if self.pairs is not None and self.objective is not Modelling.masked:
+            raise UserError(
+                f"data.pairs is {self.pairs.name}, and data.objective is {self.objective.name}; allowed with pairs of "
+                "sentences: masked"
+            )
         target = self._target()
         source = {} if self.source_path is None else self._source(self.source_path)
         corpus = [text for part in (source, target) for text in part.get("train", [])]
         vocabulary = self.vocabulary(lambda: corpus)
-        rows = language_rows(self, target, vocabulary, self.objective, f"data.path={self.path}")
+        rows = self._rows(target, vocabulary, f"data.path={self.path}")
         before = f"data.source_path={self.source_path}"
         words = self.words(vocabulary)
         return TextTransfer(
-            kind=self.objective.name,
-            source=language_rows(self, source, vocabulary, self.objective, before) if source else {},
+            kind=self.objective.name if self.pairs is None else "pretraining",
+            source=self._rows(source, vocabulary, before) if source else {},
             target=rows | {"train": self._fewer(rows["train"])},
             source_outputs=words,
             outputs=words,
             new_head=False,
             vocabulary=vocabulary,
+            pairs=self.pairs and self.pairs.name,
         )
+
+    def _rows(self, parts: Mapping[str, Sequence[str]], vocabulary: Vocabulary, origin: str) -> dict[str, Split]:
+        """Return each part's documents as rows of what is learned."""
+        if self.pairs is None:
+            return language_rows(self, parts, vocabulary, self.objective, origin)
+        return pairing_rows(self, parts, vocabulary, self.pairs, self.lone_sentences, origin)
 
     def _target(self) -> dict[str, list[str]]:
         given = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}

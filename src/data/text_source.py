@@ -61,6 +61,7 @@ class TextTransfer(Transfer):
     vocabulary: Vocabulary = field(kw_only=True)
     labels: tuple[str, ...] = ()  # the name of each class, by its number
     scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation of a regression's targets before they were scaled
+    pairs: str | None = None  # what a false pair of the source task is (next, order), where that has pairs of sentences
 
     def facts(self) -> dict[str, Any]:
         """Return what the record tells of the data: the names of its classes and the scale of its numbers too."""

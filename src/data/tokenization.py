@@ -74,6 +74,12 @@ class Vocabulary:
         ids = self.backend.get_added_tokens_decoder()
         return tuple(sorted(number for number, token in ids.items() if token.special))
 
+    @functools.cached_property
+    def continuations(self) -> tuple[int, ...]:
+        """The ids of the tokens that continue a word (``##ing``), ascending: a WordPiece's, others do not tell."""
+        ids = self.backend.get_vocab(with_added_tokens=True)
+        return tuple(sorted(number for token, number in ids.items() if token.startswith("##")))
+
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " T"]]:
         """Return the ids of each text, without special tokens and not cut."""
         found = self._encode(list(texts))

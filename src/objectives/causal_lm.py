@@ -18,5 +18,5 @@ class CausalLm(Pretraining):
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return the network with its head for the next word."""
-        need_source("causal_lm", "causal", data, "data.modelling=causal of plain texts")
+        need_source("causal_lm", "causal", data, "data=plain_text with data.objective=causal")
         return super().lesson(model, data)

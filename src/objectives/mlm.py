@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from src.config import FRACTION, UNIT, knob
+from src.config import COUNT, FRACTION, UNIT, knob
 from src.errors import UserError
 from src.models.base import Model
-from src.objectives.base import Lesson, Pretraining, need_source
+from src.objectives.base import Lesson, Objective, Pretraining, need_source
 from src.objectives.text import Masked
 
 if TYPE_CHECKING:
@@ -20,26 +20,62 @@ class Mlm(Pretraining):
     """Masked language modelling (Devlin et al., arXiv 1810.04805, section 3.1), masked anew in every update.
 
     ``rate``: share of the words that are to be said. Of these, ``mask`` are replaced by the mask and ``random`` by any
-    word; the rest stays as it is.
+    word; the rest stays as it is. ``exact``: of each row as many as BERT's code takes, ``min(most, max(1, round(rate *
+    length)))``, instead of each word on its own. ``whole_words``: all pieces of a word or none.
     """
 
     rate: float = knob(0.15, FRACTION)
     mask: float = knob(0.8, UNIT)
     random: float = knob(0.1, UNIT)
+    exact: bool = knob(False)
+    most: int | None = knob(None, COUNT)
+    whole_words: bool = knob(False)
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return the network with its head for missing words, and what is masked."""
-        need_source("mlm", "masked", data, "data=docstrings, or data.modelling=masked of plain texts")
-        objective = data.objective("masked")
-        if isinstance(objective, Masked):
-            shares = (self.mask, self.random, 1.0 - self.mask - self.random)
-            objective = replace(objective, rate=self.rate, shares=shares)
-        return super().lesson(model, data)._replace(objective=objective)
+        self.need(data)
+        lesson = super().lesson(model, data)
+        return lesson._replace(objective=self.masked(lesson.objective, data))
+
+    def need(self, data: Transfer) -> None:
+        """Refuse a source task without words that may be missing, or with more to it than these."""
+        allowed = "data=docstrings with data.pairs=null, or data=plain_text with data.objective=masked"
+        need_source("mlm", "masked", data, allowed)
+
+    def masked(self, objective: Objective, data: Transfer) -> Objective:
+        """Return the source task's objective with what is masked as the settings say."""
+        if not isinstance(objective, Masked):
+            raise TypeError(f"{type(objective).__name__} has no words that may be missing")
+        return replace(
+            objective,
+            rate=self.rate,
+            shares=(self.mask, self.random, 1.0 - self.mask - self.random),
+            exact=self.exact,
+            most=self.most,
+            continues=continuations(data) if self.whole_words else (),
+        )
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
-        """Refuse shares that are more than all."""
+        """Refuse shares that are more than all, a limit without a count, and whole words that cannot be told."""
         if self.mask + self.random > 1.0 + 1e-9:
             raise UserError(
                 f"pretrain.mask + pretrain.random is {self.mask + self.random:g}; allowed: at most 1, the rest stays"
             )
+        if self.most is not None and not self.exact:
+            raise UserError(f"pretrain.most is {self.most}; allowed: null, or a number with pretrain.exact=true")
         super().check(model, data, batch)
+
+
+def continuations(data: Transfer) -> tuple[int, ...]:
+    """Return the tokens that continue a word, ascending.
+
+    Raises:
+        UserError: the tokenizer's do not tell.
+    """
+    vocabulary: Any = data.vocabulary  # type: ignore[attr-defined]  # what has words to miss is a text
+    if not (found := vocabulary.continuations):
+        raise UserError(
+            f"pretrain.whole_words is true, and {vocabulary.origin} has no token that begins with ##; allowed: false, "
+            "or a WordPiece"
+        )
+    return found

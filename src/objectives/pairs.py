@@ -1,17 +1,24 @@
-"""Missing words and pairs of sentences, learned at once.
-
-Whether two sentences are neighbours (:mod:`src.data.pairs`) is alone a classification like any other.
-"""
+"""Pairs of sentences (:mod:`src.data.pairs`), learned alone or with missing words at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.objectives.text import Masked, cross_entropy, mean_over, there
+from src.config import Check
+from src.errors import UserError
+from src.objectives.supervised import Classification
+from src.objectives.text import Labels, Masked, cross_entropy, mean_over, there
+
+if TYPE_CHECKING:
+    from src.data.base import Transfer
+
+# What an option of `pretrain` takes of its own setting, from which `data.pairs` follows.
+NEXT = Check("next", lambda v: v == "next")
+ORDER = Check("order", lambda v: v == "order")
 
 
 @dataclass(frozen=True)
@@ -51,3 +58,40 @@ class MaskedPairs(Masked):
             "pair_accuracy": hits,
             "perplexity": words["perplexity"],
         }
+
+
+@dataclass(frozen=True)
+class PairLabels(Classification):
+    """The mean loss of pairs alone: the rows and outputs of :class:`MaskedPairs`, of which no word is missing."""
+
+    def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
+        """Return how many pairs have a label."""
+        return Labels().count(targets[:, :1])
+
+    def loss(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"], smoothing: Any = None) -> Array:
+        """Return the mean cross-entropy of the two logits."""
+        return Labels().loss(outputs[:, :1, :2], targets[:, :1], smoothing)
+
+    def digest(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"]) -> Float[Array, "N 1 2"]:
+        """Return the pairs' logits: those over the vocabulary are not kept."""
+        return outputs[:, :1, :2]
+
+    def metrics(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
+        """Return the loss and the share of right labels, of what :meth:`digest` returned."""
+        found = Labels().metrics(outputs, targets[:, :1])
+        return {"loss": found["loss"], "pair_accuracy": found["accuracy"]}
+
+    def report(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
+        """Return the metrics."""
+        return self.metrics(outputs, targets)
+
+
+def need_pairs(option: str, pairs: str, data: Transfer) -> None:
+    """Refuse data whose source task is none of the pairs that an option of ``pretrain`` learns."""
+    found = getattr(data, "pairs", None)
+    if not data.source or found != pairs:
+        has = f"data.pairs is {found}" if found and data.source else "the data has none"
+        raise UserError(
+            f"pretrain={option} learns from pairs of sentences, and {has}; allowed: data=docstrings or data=plain_text "
+            f"with data.pairs={pairs}, which follows from pretrain={option} where it is not set"
+        )

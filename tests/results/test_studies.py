@@ -21,7 +21,15 @@ from src.errors import UserError
 from src.results import conditions
 from src.results.plots import COLOURS, draw_bars, look_of
 from src.results.statistics import Interval, bootstrap, log_crossing, mean_interval
-from src.results.studies import crossover, decision_matrix, label_efficiency, lora_rank, pretrained_vs_scratch, warmup
+from src.results.studies import (
+    crossover,
+    decision_matrix,
+    label_efficiency,
+    lora_rank,
+    pretrained_vs_scratch,
+    pretraining,
+    warmup,
+)
 from src.results.study import check_report, find_study, recorded_report, study_names, write_study
 from tests.results.planted import RATES, plant, tables_of
 
@@ -627,6 +635,117 @@ def test_curves_are_interpolated_between_rows():
     assert pretrained_vs_scratch.reaches(curve, 0.5) == math.inf
 
 
+# --- ways of pre-training -------------------------------------------------------------------------------------------
+
+WAYS = {"pretrain.name": ("mlm", "mlm_nsp", "mlm_sop"), "strategy": ("full", "linear_probe")}
+
+
+def worth(name, strategy):
+    """mlm_sop is worth 0.05 more under both strategies, mlm_nsp 0.03 less under full alone."""
+    return 0.8 + 0.05 * (name == "mlm_sop") - 0.03 * (name == "mlm_nsp" and strategy == "full")
+
+
+def test_what_a_pre_training_is_worth_is_found_under_each_strategy(tmp_path):
+    report, text = run("pretraining", plant(tmp_path, WAYS, worth, rates=RATES, own=0.003))
+    assert report.title == "Which pre-training is worth more?"
+    assert report.conclusion == (
+        "Against mlm on test accuracy, better: mlm_sop; worse: mlm_nsp under full; undecided: mlm_nsp under "
+        "linear_probe (paired 95 % intervals at 5 seeds, each at its own choice)."
+    )
+    assert re.search(r"\| full \| mlm_nsp \| 0.01 \| 0.23 \| 0.770 ± \S+ \| -0.03\d* ± \S+ \\\* \| 5 \|", text)
+    assert row(text, "mlm_sop").count("0.850 ±") == 2
+    assert row(text, "mlm_sop").count("\\*") == 2
+    assert "By validation, mlm_sop under full is best." in text
+
+
+def test_numbers_are_compared_with_the_smallest_in_their_order(tmp_path):
+    """0.05 is smaller than 0.4 and 0.15, whatever the folders' names say; 0.4 is best by 0.04."""
+    grid = {"pretrain.rate": (0.4, 0.05, 0.15)}
+    report, text = run("pretraining", plant(tmp_path, grid, lambda rate: 0.8 + 0.04 * (rate == 0.4), own=0.003))
+    assert report.title == "Which rate of pre-training is worth more?"
+    assert report.conclusion.startswith("Against rate=0.05 on test accuracy, better: rate=0.4; undecided: rate=0.15 (")
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| rate=")]
+    assert rows == ["rate=0.05", "rate=0.15", "rate=0.4"]
+
+
+def test_a_difference_is_the_paired_one(tmp_path):
+    """Against scipy's paired t test on the records themselves."""
+    table, _ = tables_of(plant(tmp_path, WAYS, worth, own=0.02))
+    found = conditions.results(conditions.choose(pretraining.with_ways(table, ["pretrain"]), "strategy", "pretraining"))
+    rows = pretraining.rows_of(found, WAYS["pretrain.name"])
+    (one,) = [line for line in rows if (line.way, line.under) == ("mlm_sop", "full")]
+    own = table[table["strategy"] == "full"].pivot_table("test_accuracy", "seed", "pretrain")
+    low, high = stats.ttest_rel(own["mlm_sop"], own["mlm"]).confidence_interval(0.95)
+    assert (one.difference.low, one.difference.high) == pytest.approx((low, high))
+
+
+def test_settings_that_only_come_with_an_option_are_no_part_of_its_name(tmp_path):
+    """The optimizer differs from option to option and a rate is mlm's alone: neither tells more than the option."""
+    plant(tmp_path / "a", {"pretrain.name": ("mlm",), "pretrain.rate": (0.15, 0.4)}, lambda name, rate: 0.8 + rate / 10)
+    other = {"pretrain.name": ("sop",), "pretrain.optimizer.name": ("sgd",)}
+    plant(tmp_path / "b", other, lambda **_: 0.7)
+    table, _ = tables_of(tmp_path)
+    compared = pretraining.swept(table)
+    assert compared == ["pretrain", "pretrain.rate"]
+    assert pretraining.in_order(table, compared) == ["mlm, rate=0.15", "mlm, rate=0.4", "sop"]
+
+
+def test_no_difference_one_seed_and_one_way_are_said(tmp_path):
+    report, _ = run("pretraining", plant(tmp_path / "tie", WAYS, lambda **_: 0.8, own=0.02))
+    assert report.conclusion.startswith("Undecided: on test accuracy none of mlm_nsp, mlm_sop can be told from mlm (")
+    report, _ = run("pretraining", plant(tmp_path / "one", WAYS, worth, seeds=1))
+    assert report.conclusion.startswith("Undecided: 1 common seed give")
+    plant(tmp_path / "same", {"strategy": ("full", "frozen")}, lambda strategy: 0.8)
+    with pytest.raises(UserError, match=r"all jobs have one; sweep pretrain=\.\.\., pretrain\.<setting>=\.\.\."):
+        write_study("pretraining", tmp_path / "same")
+    lost = lambda condition, rate, seed: "diverged" if condition["pretrain.rate"] > 0.2 else "completed"  # noqa: E731
+    plant(tmp_path / "lost", {"pretrain.rate": (0.15, 0.4)}, lambda rate: 0.8, status=lost)
+    with pytest.raises(UserError, match="at least 2 ways of pre-training with a result; this sweep has 1"):
+        write_study("pretraining", tmp_path / "lost")
+
+
+def test_where_the_first_way_diverged_there_is_no_difference(tmp_path):
+    def status(condition, rate, seed):
+        return "diverged" if condition == {"pretrain.name": "mlm", "strategy": "full"} else "completed"
+
+    report, text = run("pretraining", plant(tmp_path, WAYS, worth, own=0.003, status=status))
+    assert re.search(r"\| full \| mlm_sop \| .* \| - \| 5 \|", text)
+    assert "better: mlm_sop under linear_probe" in report.conclusion
+    assert row(text, "mlm").startswith("| mlm | - | 0.800")
+
+
+def test_what_pre_training_reached_is_told_once_a_seed(tmp_path):
+    folder = plant(tmp_path, WAYS, worth, rates=RATES, own=0.003)
+    for file in folder.glob("*/summary.json"):
+        record = json.loads(file.read_text())
+        number, seed = len(record["config"]["pretrain"]["name"]), record["config"]["seed"]
+        record["metrics"] |= {"source_test_perplexity": 10.0 * number + seed, "source_test_pair_accuracy": 0.5}
+        file.write_text(json.dumps(record))
+    _, text = run("pretraining", folder)
+    spread = mean_interval(range(5))
+    assert f"| mlm | 0.5 | {30 + spread.mean:.1f} ± {spread.half:.1f} |" in text
+
+
+def test_a_batch_of_both_stages_is_noted(tmp_path):
+    report, _ = run("pretraining", plant(tmp_path, {"batch_size": (32, 128)}, lambda batch_size: 0.8, own=0.01))
+    assert report.title == "Which batch size of pre-training is worth more?"
+    assert any(note.startswith("batch_size is that of fine-tuning too") for note in report.notes)
+
+
+def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path):
+    table, _ = tables_of(plant(tmp_path, WAYS, worth, own=0.003))
+    analysis = conditions.choose(pretraining.with_ways(table, ["pretrain"]), "strategy", "pretraining")
+    rows = pretraining.rows_of(conditions.results(analysis), WAYS["pretrain.name"])
+    left, right = axes = Figure().subplots(1, 2)
+    pretraining.draw(axes, rows, list(WAYS["pretrain.name"]), analysis)
+    means = [line for line in left.get_lines() if line.get_markersize() == 9 and len(line.get_ydata())]
+    marks = {line.get_ydata()[0]: line.get_xdata()[0] for line in means}
+    assert marks == {i: pytest.approx(row.arm.test.mean) for i, row in enumerate(sorted(rows, key=lambda one: one.way))}
+    assert [tick.get_text() for tick in left.get_yticklabels()] == list(WAYS["pretrain.name"])
+    assert left.get_legend_handles_labels()[1] == ["full", "linear_probe"]
+    assert right.get_xlabel() == "minus that of mlm, paired by seed\n(right of 0: better)"
+
+
 # --- what they share ------------------------------------------------------------------------------------------------
 
 
@@ -689,6 +808,7 @@ QUESTIONS = {
     "label_efficiency": (START, shifted(full=4), None),
     "lora_rank": (RANKS, elbow_at(4), None),
     "pretrained_vs_scratch": (RACE, lambda strategy: 0.8, fall),
+    "pretraining": (WAYS, worth, None),
     "warmup": (WARMUP, helps, warm_curve),
 }
 
