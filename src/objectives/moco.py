@@ -109,7 +109,7 @@ class Moco(Contrastive):
         if batch > rows:
             raise UserError(f"batch_size is {batch}, and there are {rows} rows to fill it; allowed: at most {rows}")
         if batch < 2:
-            raise UserError("batch_size is 1, which leaves batch normalisation nothing to compare; allowed: at least 2")
+            raise UserError("batch_size is 1, and batch normalisation needs two rows; allowed: at least 2")
         check_queue(self.queue, batch)
         if batch % self.splits or batch // self.splits < 2:
             words = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"

@@ -23,7 +23,10 @@ SKIP = "data.on_bad=skip"
 
 BAD = [
     ((*RESNET, "pretrain=simclr", "batch_size=1"), "batch_size is 1, which leaves an image nothing to be told from; "),
-    ((*RESNET, "pretrain=moco", "batch_size=1"), "batch_size is 1, which leaves batch normalisation nothing to compar"),
+    (
+        (*RESNET, "pretrain=moco", "batch_size=1"),
+        "batch_size is 1, and batch normalisation needs two rows; allowed: ",
+    ),
     ((*RESNET, "pretrain=moco", "pretrain.queue=100"), "pretrain.queue is 100; allowed: a multiple of batch_size (16)"),
     (
         (*RESNET, "pretrain=moco", "pretrain.splits=16"),
@@ -61,7 +64,10 @@ BAD = [
         "pretrain=mae learns from images, and the data is rows of shape (64,",
     ),
     ((*FOLDER, "data.path={folder}/none"), "none: there is no such folder and no such .zip"),
-    ((*FOLDER,), "has 1 images that cannot be decoded: ant/broken.png (cannot identify image file"),
+    (
+        (*FOLDER, "data.size=8"),
+        "has 1 image that cannot be decoded: ant/broken.png (cannot identify image file); allowed: none, or",
+    ),
     (
         (*FOLDER, SKIP),
         "has images of several sizes, ant/0.png of 8 x 8 and bee/wide.png of 10 x 8 pixels; allowed: one,",
@@ -86,7 +92,7 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: " ".join(value)[-60:])
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[" ".join(given)[-60:] for given, _ in BAD])
 def test_bad_input_is_one_sentence(arguments, message, folder, tmp_path, monkeypatch):
     """In this process: starting one for each is the dearest part of refusing."""
     given = (argument.format(folder=folder) for argument in arguments)
