@@ -117,9 +117,8 @@ def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
 
 
 def pretraining_batch(recipe: Recipe, data: Transfer) -> int:
-    """Return the rows of an update of pre-training."""
-    rows = len((data.source or data.target)["train"].x)
-    return min(recipe.pretrain.batch_size or recipe.batch_size or rows, rows)
+    """Return the rows of an update of pre-training that are asked for; the data may have fewer."""
+    return recipe.pretrain.batch_size or recipe.batch_size or len((data.source or data.target)["train"].x)
 
 
 def learns_source(recipe: Recipe, data: Transfer) -> bool:
@@ -593,8 +592,9 @@ def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> tuple[str, .
     """Return what pre-training's logged rows warn of."""
     if not pre.rows:
         return ()
-    batch = pretraining_batch(recipe, data)
-    return tuple(recipe.pretrain.warnings(pre.rows, -(-len(data.source["train"].x) // batch), batch))
+    rows = len(data.source["train"].x)
+    batch = min(pretraining_batch(recipe, data), rows)
+    return tuple(recipe.pretrain.warnings(pre.rows, -(-rows // batch), batch))
 
 
 def measure(

@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import struct
 import warnings
 import zipfile
@@ -36,6 +37,7 @@ FORMAT = 1  # of what decoding does: part of the name that its result is kept un
 AT_ONCE = 4096  # images that wait in memory to be put in their place
 EXIF_ORIENTATION = 0x0112
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, RuntimeError, struct.error, zlib.error)
+NOWHERE = re.compile(r"<_io\.BytesIO object at \w+>")  # what Pillow calls bytes: an address that helps nobody
 
 
 class Pictures(NamedTuple):
@@ -100,14 +102,15 @@ def read_images(
 
 def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
     """Refuse images that cannot be decoded, or say how many there are; at least one other is needed."""
+    images, are = ("image", "is") if len(found.bad) == 1 else ("images", "are")
     if found.bad and on_bad is OnBad.refuse:
         raise UserError(
-            f"{origin} has {len(found.bad)} images that cannot be decoded: {listed(found.bad, 3)}; "
+            f"{origin} has {len(found.bad)} {images} that cannot be decoded: {listed(found.bad, 3)}; "
             "allowed: none, or data.on_bad=skip to leave them out"
         )
     if found.bad:
         count = len(found.bad) + len(found.kept)
-        tell(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and are left out")
+        tell(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
     if not len(found.images):
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
 
@@ -266,7 +269,7 @@ def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Loo
         try:
             return pixels(read(entry), looks)
         except (*BROKEN, zipfile.BadZipFile, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            return " ".join(str(error).split()) or type(error).__name__
+            return " ".join(NOWHERE.sub("", str(error)).split()) or type(error).__name__
 
     images, kept, bad = np.empty((0, 0, 0, 0), np.uint8), [], []
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:

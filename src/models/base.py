@@ -33,7 +33,9 @@ class Forward(NamedTuple):
     key: Any = None  # of dropout; None: there is none
     injected: frozenset[str] = frozenset()  # names of leaves that a strategy added beside a module's own parameters
     around: Around | None = None  # what these leaves do
-    places: Any = None  # of all places of a batch that have outputs, those that are asked for, int (P,); None: all
+    # Places that there are outputs of; None: all. Of texts, int (P,) of all of a batch's that are asked for; of images,
+    # the patches of each that are looked at, int (N, V).
+    places: Any = None
 
 
 PLAIN = Forward()

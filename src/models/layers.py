@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 
 class Dropout(nn.Module):
@@ -57,6 +57,11 @@ def gelu(x: Array) -> Array:
     With ``erf``: ``jax.nn.gelu`` takes ``erfc``, which has a branch more.
     """
     return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
+
+
+def taken(rows: Float[Array, "N L E"], places: Int[Array, "N V"]) -> Float[Array, "N V E"]:
+    """Return some of the rows of each matrix, by their numbers, of which none comes twice."""
+    return jax.vmap(lambda own, at: own.at[at].get(unique_indices=True, mode="promise_in_bounds"))(rows, places)
 
 
 def convolve(

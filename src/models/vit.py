@@ -8,11 +8,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from src.config import COUNT, UNIT, knob
 from src.errors import UserError
-from src.models.layers import Dropout, convolve, gelu
+from src.models.layers import Dropout, convolve, gelu, taken
 from src.models.transformer import Attention, dense, initial_kernel
 from src.models.vision import Scaling, Vision, check_images, standardised
 
@@ -46,6 +46,21 @@ class Sizes(NamedTuple):
         """The name of these sizes, if they have one; patches do not matter."""
         own = (self.width, self.layers, self.heads, self.intermediate)
         return next((name for name in WIDTHS if Sizes.named(name)[:4] == own), None)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return how many patches an image has, down and across.
+
+        Raises:
+            UserError: images of another size than the network's, or that do not fall into patches.
+        """
+        side, patch = self.image, self.patch
+        if side is not None and (height, width) != (side, side):
+            raise UserError(f"images are {height} x {width} pixels, and model.image is {side}; allowed: that size")
+        if height % patch or width % patch:
+            raise UserError(
+                f"model.patch is {patch}, and images are {height} x {width} pixels; allowed: a divisor of both"
+            )
+        return height // patch, width // patch
 
 
 # --- the network, group by group -------------------------------------------------------------------------------------
@@ -89,6 +104,16 @@ class Block(nn.Module):
         return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
 
 
+def through_blocks(h: Float[Array, "N L E"], sizes: Sizes, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
+    """Return what some of the blocks of the module that calls make of hidden states; every token sees every other."""
+    shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
+    # One long row of tokens: gradients of kernels are then plain products.
+    h = h.reshape(-1, h.shape[-1])
+    for i in numbers:
+        h = Block(sizes, dropout, name=f"block_{i}")(h, bias)
+    return h.reshape(shape)
+
+
 class VisionTransformer(nn.Module):
     """Embeddings, blocks, a last normalisation with pooling, and ``Dense(outputs)``.
 
@@ -103,8 +128,18 @@ class VisionTransformer(nn.Module):
     outputs: int
 
     @nn.compact
-    def __call__(self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None) -> Float[Array, "N ..."]:
-        """Return the outputs of a batch of images; of part of the groups, what the last of them returns."""
+    def __call__(
+        self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None, places: Int[Array, "N V"] | None = None
+    ) -> Float[Array, "N ..."]:
+        """Return the outputs of a batch of images; of part of the groups, what the last of them returns.
+
+        Args:
+            x: images, or what the group before ``start`` returned.
+            start: the first group that is run.
+            stop: the first group that is not run any more; ``None``: all are.
+            places: of each image, the patches that the blocks see beside the class token, counted line by line; what
+                they say is then not pooled. ``None``: all, and pooled.
+        """
         sizes = self.sizes
         end = sizes.layers + 1
         stop = end + 1 if stop is None else stop
@@ -112,36 +147,23 @@ class VisionTransformer(nn.Module):
             self.check(x)
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
             x = embeddings(standardised(self, x, self.scaling))
+            if places is not None:
+                x = jnp.concatenate([x[:, :1], taken(x[:, 1:], places)], axis=1)
         if start < end and stop > 1:
-            x = self.blocks(x, max(start - 1, 0), min(stop - 1, sizes.layers))
+            x = through_blocks(x, sizes, self.dropout, range(max(start - 1, 0), min(stop - 1, sizes.layers)))
         if start < end <= stop:
             x = nn.LayerNorm(sizes.epsilon, name="final_norm")(x)
-            x = x[:, 0] if self.pooling == "first" else x.mean(axis=1)
+            if places is None:
+                x = x[:, 0] if self.pooling == "first" else x.mean(axis=1)
         if stop <= end:
             return x
         return dense(self.outputs, "head")(Dropout(self.head_dropout, name="head_dropout")(x))
 
     @nn.nowrap
-    def blocks(self, h: Float[Array, "N L E"], first: int, stop: int) -> Float[Array, "N L E"]:
-        """Return what some of the blocks make of hidden states; in them, every token sees every other."""
-        shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
-        # One long row of tokens: gradients of kernels are then plain products.
-        h = h.reshape(-1, h.shape[-1])
-        for i in range(first, stop):
-            h = Block(self.sizes, self.dropout, name=f"block_{i}")(h, bias)
-        return h.reshape(shape)
-
-    @nn.nowrap
     def check(self, x: Array) -> None:
         """Refuse inputs that are no images, have another size than the network's, or do not fall into patches."""
         check_images("vit", x, self.sizes.channels)
-        given, (side, patch) = x.shape[1:3], (self.sizes.image, self.sizes.patch)
-        if side is not None and given != (side, side):
-            raise UserError(f"images are {given[0]} x {given[1]} pixels, and model.image is {side}; allowed: that size")
-        if given[0] % patch or given[1] % patch:
-            raise UserError(
-                f"model.patch is {patch}, and images are {given[0]} x {given[1]} pixels; allowed: a divisor of both"
-            )
+        self.sizes.grid(*x.shape[1:3])
 
 
 # --- the settings ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from src.objectives.contrastive import (
     queue_info_nce,
     queue_similarities,
 )
-from src.objectives.simclr import SIGNALS, Contrastive, Views, check_images, signals_of
+from src.objectives.simclr import SIGNALS, Contrastive, Views, signals_of
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
@@ -79,16 +79,18 @@ def in_parts(run: Any, x: Float[Array, "N ..."], parts: int) -> tuple[Array, Par
 
 @dataclass(frozen=True)
 class Moco(Contrastive):
-    """MoCo (He et al., arXiv 1911.05722; v2: Chen et al., arXiv 2003.04297).
+    """MoCo (He et al., arXiv 1911.05722); the defaults are those of its authors' demonstration on CIFAR-10.
 
     ``queue``: keys that are remembered, a multiple of ``batch_size``. ``momentum``: of the key network, an update.
     ``splits``: parts of a batch that batch normalisation sees apart; it divides ``batch_size``.
     """
 
-    temperature: Temperature = knob(Temperature(Shape.constant, cold=0.2))
+    temperature: Temperature = knob(Temperature(Shape.constant, cold=0.1))
+    hidden: int | None = knob(None, COUNT)
+    outputs: int = knob(128, COUNT)
     queue: int = knob(4096, COUNT)
     momentum: float = knob(0.99, UNIT, traced=True)
-    splits: int = knob(1, COUNT)
+    splits: int = knob(8, COUNT)
 
     def negatives(self, batch: int) -> int:
         """Return the queue."""
@@ -102,7 +104,12 @@ class Moco(Contrastive):
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
         """Refuse what are no images, and a queue or splits that a batch does not fit."""
-        check_images("moco", data)
+        super().check(model, data, batch)
+        rows = len((data.source or data.target)["train"].x)
+        if batch > rows:
+            raise UserError(f"batch_size is {batch}, and there are {rows} rows to fill it; allowed: at most {rows}")
+        if batch < 2:
+            raise UserError("batch_size is 1, and batch normalisation needs two rows; allowed: at least 2")
         check_queue(self.queue, batch)
         if batch % self.splits or batch // self.splits < 2:
             words = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"

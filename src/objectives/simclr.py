@@ -8,17 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from src.config import COUNT, POSITIVE, knob
+from src.config import COUNT, knob
 from src.errors import UserError
 from src.models.base import Model
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
-from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective, Pretraining
+from src.objectives.base import Draw, Learned, Lesson, Network, Objective
 from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities
-from src.results.neighbours import knn_predict
+from src.objectives.images import FromImages, no_labels
 from src.results.representations import alignment, rankme, spread, uniformity
 from src.results.stability import stability_warnings
 
@@ -46,6 +45,10 @@ class Views(Objective):
     def through(self, run: Callable[[Array], Array], x: Float[Array, "N 2 H W C"]) -> Float[Array, "N 2 D"]:
         """Return the embeddings of both views of each row."""
         return run(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], -1)
+
+    def loss(self, outputs: Float[Array, "N D"], targets: Array, smoothing: Any = None) -> Float[Array, ""]:
+        """Refuse: a loss of views is :meth:`learn`'s."""
+        raise no_labels()
 
     def metrics(self, outputs: Float[Array, "N 2 D"], targets: Array) -> dict[str, Float[Array, ""]]:
         """Return NT-Xent over all rows at the last temperature, and how embeddings fill their space."""
@@ -79,20 +82,17 @@ def signals_of(a: Float[Array, "N D"], b: Float[Array, "N D"], temperature: Any)
 
 
 @dataclass(frozen=True)
-class Contrastive(Pretraining):
+class Contrastive(FromImages):
     """Base of the options that compare views.
 
-    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer. ``neighbours`` and
-    ``neighbours_temperature``: of the votes that say what the features are worth. ``temperature`` and
-    ``augmentation``: see their classes.
+    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer; ``hidden=None`` leaves it one
+    layer. ``temperature`` and ``augmentation``: see their classes.
     """
 
     temperature: Temperature = knob(Temperature(Shape.constant, cold=0.5))
     augmentation: Augmentation = knob(Augmentation())
-    hidden: int = knob(128, COUNT)
+    hidden: int | None = knob(128, COUNT)
     outputs: int = knob(64, COUNT)
-    neighbours: int = knob(20, COUNT)
-    neighbours_temperature: float = knob(0.07, POSITIVE)
 
     def negatives(self, batch: int) -> int:
         """Return how many embeddings each is told from."""
@@ -101,22 +101,6 @@ class Contrastive(Pretraining):
     def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
         """Return what the rows warn of: blown-up gradients, embeddings that collapse."""
         return stability_warnings(rows, epoch, self.negatives(batch), self.outputs)
-
-    def worth(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return the accuracy of nearest neighbours by features, with those of an untrained network and of pixels."""
-        bank, asked = data.source["train"], data.source["test"]
-        classes = int(max(bank.y.max(), asked.y.max())) + 1
-
-        def accuracy(of: Callable[[Any], Any]) -> float:
-            votes = knn_predict(of(bank.x), bank.y, of(asked.x), self.neighbours, self.neighbours_temperature, classes)
-            return float(np.mean(np.asarray(votes) == asked.y))
-
-        pixels = accuracy(lambda x: np.asarray(x, np.float32).reshape(len(x), -1) / 255.0)
-        return {
-            "source_test_knn": accuracy(features.learned),
-            "source_test_knn_random": accuracy(features.initial),
-            "source_test_knn_pixels": pixels,
-        }
 
 
 @dataclass(frozen=True)
@@ -132,7 +116,7 @@ class Simclr(Contrastive):
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
         """Refuse what are no images, and batches without negatives."""
-        check_images("simclr", data)
+        super().check(model, data, batch)
         if batch < 2:
             raise UserError(
                 "pre-training's batch_size is 1, which leaves an image nothing to be told from; allowed: at least 2"
@@ -141,13 +125,3 @@ class Simclr(Contrastive):
     def negatives(self, batch: int) -> int:
         """Return both views of all other images."""
         return 2 * batch - 2
-
-
-def check_images(option: str, data: Transfer) -> None:
-    """Refuse data of which no random views can be made."""
-    rows = (data.source or data.target)["train"].x
-    if rows.ndim != 4:
-        raise UserError(
-            f"pretrain={option} makes views of images, and the data is rows of shape {rows.shape[1:]}; allowed: "
-            "data=cifar10, data=image_folder, or data.images=true of digits and mnist"
-        )

@@ -216,7 +216,7 @@ def test_a_file_that_is_damaged_inside_of_an_archive(tmp_path):
     place = tmp_path / "a.zip"
     zipped(place, GOOD)  # stored, not compressed: the content can be found
     place.write_bytes(place.read_bytes().replace(content, content[:-20] + b"x" * 20))
-    with pytest.raises(UserError, match=r"has 1 images that cannot be decoded: cat/0029.png \(Bad CRC-32"):
+    with pytest.raises(UserError, match=r"has 1 image that cannot be decoded: cat/0029.png \(Bad CRC-32"):
         folder(str(place)).load()
 
 
@@ -294,7 +294,7 @@ def test_images_are_decoded_once(tmp_path, monkeypatch):
     for mine, theirs in zip(first, again, strict=True):
         np.testing.assert_array_equal(mine, theirs)
     with pytest.raises(
-        UserError, match=r"has 1 images that cannot be decoded: bee/bad.png"
+        UserError, match=r"has 1 image that cannot be decoded: bee/bad.png"
     ):  # kept, and known to be bad
         load(on_bad=OnBad.refuse)
     assert load(Looks(grey=True))[1] == 31
@@ -638,7 +638,7 @@ def test_a_data_set_of_the_hub(hub):
         ),
         ({"image": "word"}, "column 'word' of data.dataset=some/set, train holds no images"),
         ({"test_split": "secret"}, "data.test_split=secret: .* keeps labels of this part to itself; allowed"),
-        ({"train_split": "gaps"}, r"has 1 images that cannot be decoded: 0 \(cannot identify image file"),
+        ({"train_split": "gaps"}, r"has 1 image that cannot be decoded: 0 \(cannot identify image file"),
     ],
 )
 def test_data_sets_that_cannot_be_used(hub, settings, message):

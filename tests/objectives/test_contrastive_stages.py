@@ -16,13 +16,17 @@ from src.engine.stage import EVALUATION_KEY, Split, evaluate, keys_of, start, up
 from src.errors import UserError
 from src.models.base import Forward, Model
 from src.models.projected import Projected
+from src.models.vit import Vit
 from src.objectives.augmentation import Augmentation
 from src.objectives.base import Features
 from src.objectives.causal_lm import CausalLm
 from src.objectives.checkpoint import Checkpoint
 from src.objectives.contrastive import Shape, Temperature, nt_xent, unit
+from src.objectives.mae import Mae
 from src.objectives.mlm import Mlm
 from src.objectives.moco import Moco, in_parts
+from src.objectives.moco_v1 import MocoV1
+from src.objectives.moco_v2 import MocoV2
 from src.objectives.simclr import Simclr
 from src.recipe import Recipe, pretrain, pretraining_stage, run, where_it_moves
 
@@ -102,7 +106,7 @@ def test_an_update_of_simclr_is_nt_xent_of_both_views_as_one_batch():
 
 def test_moco_moves_the_key_network_first_and_enqueues_last():
     data, momentum = transfer(), 0.9
-    own = recipe(Moco, queue=16, momentum=momentum, temperature=Temperature(Shape.constant, cold=0.2))
+    own = recipe(Moco, queue=16, splits=1, momentum=momentum, temperature=Temperature(Shape.constant, cold=0.2))
     stage, state, params = begun(own, data)
     moved = {path: leaf + 0.5 for path, leaf in state.memory["network"].items()}
     state = state._replace(memory=state.memory | {"network": moved, "pointer": jnp.int32(8)})
@@ -186,7 +190,7 @@ def test_temperatures_share_a_program():
     data = transfer()
     stages = [pretraining_stage(recipe(Simclr, temperature=Temperature(cold=cold)), data) for cold in (0.1, 0.5)]
     assert static_part(stages[0]) == static_part(stages[1])
-    momenta = [pretraining_stage(recipe(Moco, queue=16, momentum=m), data) for m in (0.9, 0.99)]
+    momenta = [pretraining_stage(recipe(Moco, queue=16, splits=1, momentum=m), data) for m in (0.9, 0.99)]
     assert static_part(momenta[0]) == static_part(momenta[1])
 
 
@@ -197,13 +201,41 @@ ROWS_OF_NUMBERS = Split(np.ones((12, 4), np.float32), np.arange(12, dtype=np.int
     ("own", "changes", "message"),
     [
         (recipe(Simclr, batch_size=1), {}, "batch_size is 1, which leaves an image nothing to be told from"),
-        (recipe(Moco, queue=20), {}, r"pretrain.queue is 20; allowed: a multiple of batch_size \(8\)"),
+        (recipe(Moco, queue=20, splits=1), {}, r"pretrain.queue is 20; allowed: a multiple of batch_size \(8\)"),
         (recipe(Moco, queue=16, splits=3), {}, r"pretrain.splits is 3; allowed: a divisor of batch_size \(8\)"),
+        (recipe(Moco, queue=16), {}, r"pretrain.splits is 8; allowed: .* \(8\) that leaves at least two rows a part"),
+        (recipe(Moco, queue=64), {"batch_size": 32}, "batch_size is 32, and there are 24 rows to fill it; allowed: at"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_training(own, changes, message):
     with pytest.raises(UserError, match=message):
         where_it_moves(replace(own, **changes), transfer())
+
+
+PUBLISHED = {  # of the authors' demonstration on CIFAR-10, and of both papers for ImageNet
+    Moco: (4096, 0.99, 0.1, None, (0.08, 1.0), 0.8, 0.1, 0.0),
+    MocoV1: (65536, 0.999, 0.07, None, (0.2, 1.0), 1.0, 0.4, 0.0),
+    MocoV2: (65536, 0.999, 0.2, 2048, (0.2, 1.0), 0.8, 0.1, 0.5),
+}
+
+
+@pytest.mark.parametrize("option", PUBLISHED)
+def test_presets_are_as_published(option):
+    own = plain(option)
+    view, warmth = own.augmentation, own.temperature
+    found = (own.queue, own.momentum, warmth.at(7, 10), own.hidden, view.crop, view.jitter, view.hue, view.blur)
+    assert found == PUBLISHED[option]
+    assert (own.outputs, own.splits, view.flip, view.grey) == (128, 8, 0.5, 0.2)
+    assert (view.brightness, view.contrast, view.saturation) == (0.4, 0.4, 0.4)
+    assert isinstance(own, Moco)
+
+
+def test_a_projection_of_one_layer_is_the_network_s_head():
+    model, x = Projected(Tiny(), None), jnp.asarray(pictures().x)
+    params = model.init(jax.random.PRNGKey(0), x.shape[1:], 5)
+    assert params["head/kernel"].shape == (10, 5)
+    np.testing.assert_array_equal(model.apply(params, x, 5), Tiny().apply(params, x, 5))
+    assert "projection/kernel" not in params
 
 
 def plain(option, **settings):
@@ -213,8 +245,8 @@ def plain(option, **settings):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (plain(Simclr), r"pretrain=simclr makes views of images, and the data is rows of shape \(4,\)"),
-        (plain(Moco, queue=16), r"pretrain=moco makes views of images, and the data is rows of shape \(4,\)"),
+        (plain(Simclr), r"pretrain=simclr learns from images, and the data is rows of shape \(4,\)"),
+        (plain(Moco, queue=16), r"pretrain=moco learns from images, and the data is rows of shape \(4,\)"),
         (plain(Mlm), "pretrain=mlm learns masked words, and the data's source task is classification"),
         (plain(CausalLm), "pretrain=causal_lm learns causal words, and the data's source task is classification"),
         (plain(Checkpoint), "pretrain=checkpoint begins with files; allowed: with model.checkpoint"),
@@ -226,6 +258,14 @@ def test_data_of_another_kind_is_refused_before_training(option, message):
     data = Transfer("classification", parts, parts, 2, 2, new_head=False)
     with pytest.raises(UserError, match=message):
         where_it_moves(Recipe(pretrain=option, batch_size=8), data)
+
+
+@pytest.mark.parametrize("option", [Simclr, Mae])
+def test_rows_are_not_rehearsed_by_labels_that_were_not_learned(option):
+    model = Vit(width=8, layers=1, heads=2, patch=3)
+    objective = plain(option).lesson(model, transfer()).objective
+    with pytest.raises(UserError, match="retention learns rows of the source task again by their labels"):
+        objective.loss(jnp.zeros((4, 3, 9)), jnp.zeros(4, jnp.int32))
 
 
 def test_features_that_tell_the_classes_apart_have_neighbours_that_do():

@@ -1,0 +1,37 @@
+"""A network with something else in the place of its head, for pre-training only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from src.config import knob
+from src.models.base import Model, Params
+
+
+@dataclass(frozen=True)
+class Wrapped(Model):
+    """Base of these: what does not depend on the head is the network's."""
+
+    model: Model = knob()
+
+    @property
+    def stochastic(self) -> bool:
+        """As the network."""
+        return self.model.stochastic
+
+    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+        """As the network."""
+        return self.model.rows_at_once(features)
+
+    def pretrained(self, outputs: int | None = None) -> Params:
+        """Return the network's checkpoint, whose head is for something else."""
+        return self.model.pretrained(None)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """As the network."""
+        return self.model.has_checkpoint
+
+    def checkpoint_fingerprint(self) -> str | None:
+        """As the network."""
+        return self.model.checkpoint_fingerprint()
