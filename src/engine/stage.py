@@ -396,7 +396,7 @@ def advance(
 
     empty = jnp.full(stage.log_every, jnp.nan)
     # A loop of traced length: one program serves the last, shorter interval and every number of steps.
-    losses = Losses(empty, empty, empty, empty, dict.fromkeys(stage.objective.signals, empty))
+    losses = Losses(empty, empty, empty, empty, dict.fromkeys(stage.objective.told(), empty))
     return jax.lax.fori_loop(0, count, body, (state, losses))
 
 

@@ -50,7 +50,11 @@ class Objective:
     outputs have less precision.
     """
 
-    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update
+    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update, whatever its settings
+
+    def told(self) -> tuple[str, ...]:
+        """Return the names of all that :meth:`learn` tells of each update."""
+        return self.signals
 
     def learn(
         self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
@@ -170,7 +174,7 @@ class Pretraining:
         return []
 
     def worth(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return what the features below the head are worth, by name, measured on the source task's labels.
+        """Return what the features below the head are worth, by name, measured on the source task's test part.
 
         Args:
             features: of rows, as pre-training left them and as they were at first.
@@ -178,12 +182,36 @@ class Pretraining:
         """
         return {}
 
+    def looks_every(self) -> int | None:
+        """Return the updates between two calls of :meth:`glance`; ``None``: there are none."""
+        return None
+
+    def glance(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
+        """Return what is measured on the way, by its name in the row of that step; the test part is not looked at.
+
+        Args:
+            features: of rows, as they are by now and as they were at first.
+            data: both tasks.
+            step: updates made so far.
+        """
+        return {}
+
+    def measures(self) -> dict[str, Any]:
+        """Return what :meth:`worth` and :meth:`glance` depend on, as JSON can say it: a kept stage is named by it."""
+        return {}
+
 
 class Features(NamedTuple):
-    """What lies below a network's head, computed of any rows."""
+    """What lies below a network's head, computed of any rows.
+
+    ``embedded`` is what the head makes of it. ``known`` is a place for what has been measured of what pre-training does
+    not change; all lanes share it.
+    """
 
     learned: Callable[[Any], Any]
     initial: Callable[[Any], Any]
+    embedded: Callable[[Any], Any]
+    known: dict[Any, dict[str, float]]
 
 
 def need_source(option: str, kind: str, data: Transfer, words: str) -> None:

@@ -11,20 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from src.config import COUNT, POSITIVE, knob
+from src.config import COUNT, knob
 from src.errors import UserError
 from src.models.base import Model
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
-from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective, Pretraining
+from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective
 from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities
-from src.results.neighbours import knn_predict
-from src.results.representations import alignment, rankme, spread, uniformity
+from src.objectives.worth import Measured, on_the_way
+from src.results.representations import alignment, lidar, rankme, spread, uniformity
 from src.results.stability import stability_warnings
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
 
+SAMPLES, VIEWS = 1000, 10  # images and views of each that LiDAR is measured with (the paper takes some 50 views)
+VIEWS_KEY = 0x71E35  # of these views: the same in every run, so that numbers can be compared
 SIGNALS = ("temperature", "pos_similarity", "neg_similarity", "spread")
 
 
@@ -79,11 +81,10 @@ def signals_of(a: Float[Array, "N D"], b: Float[Array, "N D"], temperature: Any)
 
 
 @dataclass(frozen=True)
-class Contrastive(Pretraining):
+class Contrastive(Measured):
     """Base of the options that compare views.
 
-    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer. ``neighbours`` and
-    ``neighbours_temperature``: of the votes that say what the features are worth. ``temperature`` and
+    ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer. ``temperature`` and
     ``augmentation``: see their classes.
     """
 
@@ -91,8 +92,6 @@ class Contrastive(Pretraining):
     augmentation: Augmentation = knob(Augmentation())
     hidden: int = knob(128, COUNT)
     outputs: int = knob(64, COUNT)
-    neighbours: int = knob(20, COUNT)
-    neighbours_temperature: float = knob(0.07, POSITIVE)
 
     def negatives(self, batch: int) -> int:
         """Return how many embeddings each is told from."""
@@ -103,20 +102,29 @@ class Contrastive(Pretraining):
         return stability_warnings(rows, epoch, self.negatives(batch), self.outputs)
 
     def worth(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return the accuracy of nearest neighbours by features, with those of an untrained network and of pixels."""
-        bank, asked = data.source["train"], data.source["test"]
-        classes = int(max(bank.y.max(), asked.y.max())) + 1
+        """Return what the features are worth, and LiDAR of the test part's embeddings."""
+        found = self.cloud(features, data.source["test"].x)
+        return {**super().worth(features, data), "source_test_lidar": found["lidar"]}
 
-        def accuracy(of: Callable[[Any], Any]) -> float:
-            votes = knn_predict(of(bank.x), bank.y, of(asked.x), self.neighbours, self.neighbours_temperature, classes)
-            return float(np.mean(np.asarray(votes) == asked.y))
+    def glance(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
+        """Return what the features are worth by now, and how the embeddings fill their space."""
+        return {**super().glance(features, data, step), **self.cloud(features, on_the_way(data).rows.x)}
 
-        pixels = accuracy(lambda x: np.asarray(x, np.float32).reshape(len(x), -1) / 255.0)
-        return {
-            "source_test_knn": accuracy(features.learned),
-            "source_test_knn_random": accuracy(features.initial),
-            "source_test_knn_pixels": pixels,
-        }
+    def cloud(self, features: Features, x: Any) -> dict[str, float]:
+        """Return how the embeddings of some images' views, the same whenever they are asked for, fill their space."""
+        x = x[:SAMPLES]
+        keys = jax.random.split(jax.random.PRNGKey(VIEWS_KEY), VIEWS)
+        views = [features.embedded(np.asarray(self.augmentation.augment(key, x))) for key in keys]
+        return {name: float(value) for name, value in shape_of(np.stack(views, axis=1)).items()}
+
+
+@jax.jit
+def shape_of(z: Float[Array, "N Q D"]) -> dict[str, Float[Array, ""]]:
+    """Return LiDAR of all views of some images, and of the first two what :meth:`Views.metrics` has."""
+    a, b = z[:, 0], z[:, 1]
+    both = jnp.concatenate([a, b])
+    found = {"rankme": rankme(both), "lidar": lidar(z), "alignment": alignment(a, b)}
+    return found | {"uniformity": uniformity(both)}
 
 
 @dataclass(frozen=True)

@@ -228,12 +228,18 @@ def test_data_of_another_kind_is_refused_before_training(option, message):
         where_it_moves(Recipe(pretrain=option, batch_size=8), data)
 
 
+def first_pixels(x):
+    return np.asarray(x).reshape(len(x), -1)[:, :4]
+
+
 def test_features_that_tell_the_classes_apart_have_neighbours_that_do():
     """By hand: three classes far apart in what was learned, mixed up at first."""
     data = transfer()
     far = np.eye(CLASSES, dtype=np.float32)
     by_rows = {part.x.tobytes(): part.y for part in data.source.values()}
-    features = Features(lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)])
+    features = Features(
+        lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)], first_pixels, {}
+    )
     found = recipe(Simclr, neighbours=5).pretrain.worth(features, data)
     assert found["source_test_knn"] == 1.0
     assert found["source_test_knn_random"] < 1.0
