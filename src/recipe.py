@@ -68,6 +68,18 @@ class Pretrained:
     seconds: float  # wall time; of lanes, each one's share; 0 when it was kept from an earlier run
 
 
+class Warned(NamedTuple):
+    """What pre-training's logged rows warn of."""
+
+    warnings: tuple[str, ...] = ()  # a sentence each
+    stability: Mapping[str, float] = {}  # the numbers that they are about
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the summary tells of it."""
+        own = {"warnings": list(self.warnings), "stability": dict(self.stability)}
+        return {name: value for name, value in own.items() if value}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run ends with."""
@@ -80,7 +92,7 @@ class Outcome:
     seconds: dict[str, float]  # wall time by stage; of lanes, each one's share
     moved: Moved | None = None  # what fine-tuning did to the parameters
     signals: dict[str, float] = field(default_factory=dict)  # of overfitting
-    warnings: tuple[str, ...] = ()  # of pre-training, a sentence each
+    warned: Warned = field(default_factory=Warned)  # of pre-training
 
     @property
     def status(self) -> str:
@@ -92,10 +104,15 @@ class Outcome:
         """The validation loss; infinite when the run diverged."""
         return float("inf") if self.diverged else self.metrics["val_loss"]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What pre-training's rows warn of, a sentence each."""
+        return self.warned.warnings
+
     def facts(self) -> dict[str, Any]:
         """Return what else the summary tells of it."""
-        warned = {"warnings": list(self.warnings)} if self.warnings else {}
-        return {"moved": None if self.moved is None else self.moved._asdict(), "signals": self.signals, **warned}
+        moved = None if self.moved is None else self.moved._asdict()
+        return {"moved": moved, "signals": self.signals, **self.warned.facts()}
 
 
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
@@ -596,7 +613,7 @@ def run_finetuning(
     alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
     warned = [warnings_of(recipe, data, pre) for recipe, pre in zip(recipes, pretrained, strict=True)]
     outcomes = [
-        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}, warnings=own)
+        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}, warned=own)
         for pre, own in zip(pretrained, warned, strict=True)
     ]
     if not alive:
@@ -621,13 +638,14 @@ def run_finetuning(
     return outcomes
 
 
-def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> tuple[str, ...]:
+def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> Warned:
     """Return what pre-training's logged rows warn of."""
     if not pre.rows:
-        return ()
+        return Warned()
     rows = len(data.source["train"].x)
     batch = min(recipe.batch_size or rows, rows)
-    return tuple(recipe.pretrain.warnings(pre.rows, -(-rows // batch), batch))
+    seen = (pre.rows, -(-rows // batch), batch)
+    return Warned(tuple(recipe.pretrain.warnings(*seen)), recipe.pretrain.stability(*seen))
 
 
 def measure(

@@ -24,6 +24,8 @@ class Network(NamedTuple):
 
     run: Callable[..., tuple[Array, Params]]  # of (x, places=None, params=None): outputs, new statistics of its batches
     params: Params  # all of them
+    # Of x: the features below the head and the outputs, of one pass, and new statistics.
+    in_two: Callable[[Array], tuple[tuple[Array, Array], Params]]
 
 
 class Draw(NamedTuple):
@@ -172,6 +174,10 @@ class Pretraining:
             batch: rows of an update.
         """
         return []
+
+    def stability(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> dict[str, float]:
+        """Return the numbers that :meth:`warnings` is about, by name; the arguments are the same."""
+        return {}
 
     def worth(self, features: Features, data: Transfer) -> dict[str, float]:
         """Return what the features below the head are worth, by name, measured on the source task's test part.

@@ -34,9 +34,9 @@ class Measured(Pretraining):
     """Base of the options that tell what their features are worth, at the end and on the way.
 
     ``neighbours`` and ``neighbours_temperature``: of the votes (:func:`knn_predict`). ``worth_every``: updates between
-    two measurements on the way, a multiple of ``log_every``; ``None`` measures at the end only. ``probe_rows``: training
-    rows that the linear probe learns from, at most; ``None``: all. ``probe_penalty``: of the probe where the source task
-    has no validation part to choose one by.
+    two measurements on the way, a multiple of ``log_every``; ``None`` measures at the end only. ``probe_rows``:
+    training rows that the linear probe learns from, at most; ``None``: all. ``probe_penalty``: of the probe where the
+    source task has no validation part to choose one by.
     """
 
     neighbours: int = knob(20, COUNT)

@@ -22,8 +22,8 @@ from src.objectives.causal_lm import CausalLm
 from src.objectives.checkpoint import Checkpoint
 from src.objectives.contrastive import Shape, Temperature, nt_xent, unit
 from src.objectives.mlm import Mlm
-from src.objectives.moco import Moco, in_parts
-from src.objectives.simclr import Simclr
+from src.objectives.moco import Moco
+from src.objectives.simclr import Simclr, in_parts
 from src.recipe import Recipe, pretrain, pretraining_stage, run, where_it_moves
 
 RNG = np.random.default_rng(0)
