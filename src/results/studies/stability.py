@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from src.results.plots import BAND, draw_band, in_words, legend_below, look_of, 
 from src.results.records import Job
 from src.results.report import markdown_table, show_interval
 from src.results.stability import SPIKE
-from src.results.statistics import Interval, mean_interval
+from src.results.statistics import mean_interval
 from src.results.study import Report
 
 PICTURE = "stability.png"
@@ -97,7 +97,7 @@ def of_pixels(name: str) -> Reference:
 
 
 PANELS = (
-    Panel(("loss",), "loss", (Reference("dashed: all equal", lambda run: run.job.stability.get("equal_loss")),)),
+    Panel(("loss",), "loss", (Reference("dashed: equal embeddings", lambda run: run.job.stability.get("equal_loss")),)),
     Panel(
         ("grad_norm_max", "grad_norm"),
         "gradient norm",
@@ -105,12 +105,14 @@ PANELS = (
         log=True,
     ),
     Panel(("temperature",), "temperature"),
-    Panel(("pos_similarity",), "similarity of views"),
-    Panel(("neg_similarity",), "of different images"),
-    Panel(("spread",), "spread", (Reference("dashed: all alike", lambda run: run.job.stability.get("even_spread")),)),
+    Panel(("pos_similarity",), "similarity of two views"),
+    Panel(("neg_similarity",), "similarity of two images"),
+    Panel(
+        ("spread",), "spread", (Reference("dashed: spread evenly", lambda run: run.job.stability.get("even_spread")),)
+    ),
     Panel(("rankme",), "effective rank (RankMe)"),
-    Panel(("knn",), "nearest neighbours", (of_pixels("knn"), untrained("knn"))),
-    Panel(("probe",), "linear probe", (of_pixels("probe"), untrained("probe"))),
+    Panel(("knn",), "accuracy of nearest neighbours", (of_pixels("knn"), untrained("knn"))),
+    Panel(("probe",), "accuracy of a linear probe", (of_pixels("probe"), untrained("probe"))),
 )
 DASHES = ((0, (6, 3)), (0, (1.5, 2)))  # of references, the first and the second
 COLUMNS = 3
@@ -159,6 +161,7 @@ def runs_of(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> 
     table = table.loc[table["job"].isin(known)]
     told = settings_of(table)
     jobs = {job.name: job for job in load_sweep(folder)}
+    table = table.sort_values(told)  # conditions in the order of their values
     kept = table.drop_duplicates([*told, SEED] if SEED in table else told) if told or SEED in table else table[:1]
     return [
         Run(label_of(row, told), row.get(SEED, "-"), jobs[row["job"]], rows[rows["job"] == row["job"]])
@@ -184,21 +187,16 @@ def columns(runs: Sequence[Run]) -> dict[str, Callable[[str], str]]:
     """Return the columns of the table: name, and what a condition's cell says."""
 
     def mean(of: Callable[[Run], float]) -> Callable[[str], str]:
-        def cell(label: str) -> str:
-            values = [of(run) for run in runs if run.label == label]
-            found = mean_interval([value for value in values if math.isfinite(value)])
-            return show_interval(found if found.n else Interval(math.nan, math.nan, math.nan, 0))
-
-        return cell
+        return lambda label: show_mean(of(run) for run in runs if run.label == label)
 
     def metric(name: str) -> Callable[[Run], float]:
         return lambda run: run.job.metrics.get(f"source_test_{name}", math.nan)
 
-    worth = {
-        f"{words}{floor}": mean(metric(f"{name}{ending}"))
-        for name, words in (("knn", "neighbours"), ("probe", "probe"))
-        for ending, floor in (("", ""), ("_random", ", untrained"), ("_pixels", ", pixels"))
-    }
+    worth: dict[str, Callable[[str], str]] = {}
+    for name, words in (("knn", "neighbours"), ("probe", "probe")):
+        floors = [mean(metric(f"{name}_{floor}")) for floor in FLOORS]
+        worth[words] = mean(metric(name))
+        worth[f"{words}: untrained, pixels"] = lambda label, own=floors: ", ".join(floor(label) for floor in own)
     return {
         "condition": str,
         "runs": lambda label: str(sum(run.label == label for run in runs)),
@@ -220,9 +218,32 @@ def conclude(runs: Sequence[Run]) -> str:
         said = f"All {len(runs)} runs look healthy" if len(runs) > 1 else "The run looks healthy"
     else:
         verb = "does" if len(ill) == 1 else "do"
-        why = [f"{run.name} ({'; '.join(warning.rstrip('.') for warning in run.warnings)})" for run in ill]
-        said = f"{len(ill)} of {count_of(len(runs), 'run')} {verb} not look healthy: {listed(why, 3)}"
+        said = f"{len(ill)} of {count_of(len(runs), 'run')} {verb} not look healthy: {listed(reasons(runs), 3)}"
     return f"{said}{worth_of(runs)}."
+
+
+def reasons(runs: Sequence[Run]) -> list[str]:
+    """Say of each condition with ill runs how many they are and why: one sentence of each kind, up to its colon."""
+    found = []
+    for label in dict.fromkeys(run.label for run in runs):
+        own = [run for run in runs if run.label == label]
+        ill = [run for run in own if run.warnings]
+        kinds = {sentence[:KIND]: sentence for run in reversed(ill) for sentence in reversed(run.warnings)}
+        why = "; ".join(sentence.split(":")[0].rstrip(".") for sentence in reversed(kinds.values()))
+        if ill:
+            where = ill[0].name if len(own) == 1 else f"{label} at {len(ill)} of {len(own)} seeds"
+            found.append(f"{where} ({why})")
+    return found
+
+
+KIND = 12  # letters that tell a kind of warning from another
+
+
+def show_mean(values: Iterable[float]) -> str:
+    """Write the mean of the finite ones of some values with its interval, where they differ."""
+    known = [value for value in values if math.isfinite(value)]
+    alike = len(set(known)) == 1  # as a floor of pixels is in all runs
+    return show_interval(mean_interval(known[:1] if alike else known))
 
 
 def worth_of(runs: Sequence[Run]) -> str:
