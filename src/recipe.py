@@ -23,7 +23,7 @@ from src.engine.compiled import Cost
 from src.engine.diagnosis import Curve, Moved, overfitting, what_moved
 from src.engine.features import Task, chunks, keep_features
 from src.engine.lanes import Lanes, programs, stacked
-from src.engine.loop import Fit, Row, Training, Watch, fit_lanes, ignore, number, update_cost
+from src.engine.loop import Fit, Look, Row, Training, Watch, fit_lanes, ignore, number, update_cost
 from src.engine.optimizers import Form, Optimizer, Sgd
 from src.engine.partition import Placement, split
 from src.engine.schedules import Constant, Schedule
@@ -68,6 +68,18 @@ class Pretrained:
     seconds: float  # wall time; of lanes, each one's share; 0 when it was kept from an earlier run
 
 
+class Warned(NamedTuple):
+    """What pre-training's logged rows warn of."""
+
+    warnings: tuple[str, ...] = ()  # a sentence each
+    stability: Mapping[str, float] = {}  # the numbers that they are about
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the summary tells of it."""
+        own = {"warnings": list(self.warnings), "stability": dict(self.stability)}
+        return {name: value for name, value in own.items() if value}
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a run ends with."""
@@ -80,7 +92,7 @@ class Outcome:
     seconds: dict[str, float]  # wall time by stage; of lanes, each one's share
     moved: Moved | None = None  # what fine-tuning did to the parameters
     signals: dict[str, float] = field(default_factory=dict)  # of overfitting
-    warnings: tuple[str, ...] = ()  # of pre-training, a sentence each
+    warned: Warned = field(default_factory=Warned)  # of pre-training
 
     @property
     def status(self) -> str:
@@ -92,10 +104,15 @@ class Outcome:
         """The validation loss; infinite when the run diverged."""
         return float("inf") if self.diverged else self.metrics["val_loss"]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What pre-training's rows warn of, a sentence each."""
+        return self.warned.warnings
+
     def facts(self) -> dict[str, Any]:
         """Return what else the summary tells of it."""
-        warned = {"warnings": list(self.warnings)} if self.warnings else {}
-        return {"moved": None if self.moved is None else self.moved._asdict(), "signals": self.signals, **warned}
+        moved = None if self.moved is None else self.moved._asdict()
+        return {"moved": moved, "signals": self.signals, **self.warned.facts()}
 
 
 def pretraining_stage(recipe: Recipe, data: Transfer) -> Stage:
@@ -190,12 +207,15 @@ def pretrain(
     def watching(own: list[Row]) -> Watch:
         return lambda row: (own.append(row), watch(row))[0]
 
-    fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes)
+    views = views_of(stages, first)
+    look = looking(recipes, data, views)
+    fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes, look)
     parts = {f"source_{name}": data.source[name] for name in ("test", "val") if name in data.source}
     metrics = measure(stages, [end.params for end in fits], parts, lanes)
-    for recipe, stage, begin, end, found in zip(recipes, stages, first, fits, metrics, strict=True):
+    for recipe, view, end, found in zip(recipes, views, fits, metrics, strict=True):
         if not end.diverged:
-            found.update(recipe.pretrain.worth(features_of(stage, begin, end.params), data))
+            worth = recipe.pretrain.worth(view(end.params), data)
+            found.update({name: number(value) for name, value in worth.items()})
     cost = update_cost(stages[0], first[0], data.source["train"])
     each = (time.perf_counter() - started) / len(recipes)
     return [
@@ -204,18 +224,44 @@ def pretrain(
     ]
 
 
-def features_of(stage: Stage, begin: Params, end: Params) -> Features:
-    """Return what computes the features below a stage's head, by its last and by its first parameters."""
+def looking(recipes: Sequence[Recipe], data: Transfer, views: Sequence[Callable[[Params], Features]]) -> Look | None:
+    """Return what is measured of the features on the way, where pre-training asks for it."""
+    if (every := recipes[0].pretrain.looks_every()) is None:
+        return None
+    return Look(every, lambda lane, step, params: recipes[lane].pretrain.glance(views[lane](params), data, step))
+
+
+def views_of(stages: Sequence[Stage], first: Sequence[Params]) -> list[Callable[[Params], Features]]:
+    """Return, a lane each, what gives a network's features by its parameters at any time.
+
+    Lanes of one seed begin with the same parameters, so what has been measured of these once is known to all.
+    """
+    known: dict[Any, dict[str, float]] = {}
+    initial: dict[int, Callable[[Any], Any]] = {}
+    for stage, begin in zip(stages, first, strict=True):
+        initial.setdefault(stage.seed, features_of(stage, begin))
+
+    def view(stage: Stage, params: Params) -> Features:
+        return Features(features_of(stage, params), initial[stage.seed], outputs_of(stage, params), known)
+
+    return [partial(view, stage) for stage in stages]
+
+
+def features_of(stage: Stage, params: Params) -> Callable[[Any], Any]:
+    """Return what computes the features below a stage's head."""
     below = replace(static_part(stage), bottom=len(stage.model.groups()) - 1)
 
-    def of(params: Params) -> Callable[[Any], Any]:
-        def features(x: Any) -> Any:
-            run = partial(programs(below).features, traced(stage), params)
-            return np.concatenate([np.asarray(run(piece))[:count] for piece, count in chunks(stage.model, x)])
+    def features(x: Any) -> Any:
+        run = partial(programs(below).features, traced(stage), params)
+        return np.concatenate([np.asarray(run(piece))[:count] for piece, count in chunks(stage.model, x)])
 
-        return features
+    return features
 
-    return Features(of(end), of(begin))
+
+def outputs_of(stage: Stage, params: Params) -> Callable[[Any], Any]:
+    """Return what computes a stage's outputs."""
+    run = programs(static_part(stage)).predictions
+    return lambda x: np.asarray(run(traced(stage), params, {}, {"rows": x})["rows"])
 
 
 def starting_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes) -> list[Params]:
@@ -435,12 +481,20 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
     check_inputs(recipe.model, data.target["train"].x)
     if recipe.strategy.pretrained:
         recipe.pretrain.check(recipe.model, data, pretraining_batch(recipe, data))
+        check_looks(recipe)
     if not data.source and recipe.strategy.pretrained and not recipe.model.has_checkpoint:
         raise UserError(
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
             "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
         )
     return movement_of([stage for (stage,) in phases([recipe], data)], data.features, learns_source(recipe, data))
+
+
+def check_looks(recipe: Recipe) -> None:
+    """Refuse looks at pre-training between two logged rows: their numbers join a row."""
+    every = recipe.pretrain.looks_every()
+    if every is not None and every % recipe.log_every:
+        raise UserError(f"pretrain.worth_every is {every}; allowed: a multiple of log_every ({recipe.log_every})")
 
 
 def check_inputs(model: Model, x: np.ndarray) -> None:
@@ -479,7 +533,7 @@ def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bo
     return movement
 
 
-PRETRAINING_VERSION = 1  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
+PRETRAINING_VERSION = 2  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
 
 
 def pretrain_once(
@@ -498,7 +552,7 @@ def pretrain_once(
         return untrained(recipes, data, lanes)
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
-    extra = {**platform(), "recipe": PRETRAINING_VERSION}
+    extra = {**platform(), "recipe": PRETRAINING_VERSION, "measures": recipes[0].pretrain.measures()}
     if (checkpoint := recipes[0].model.checkpoint_fingerprint()) is not None:
         extra["checkpoint"] = checkpoint
     keys = [stage_key(pretraining_stage(recipe, data), data.source_fingerprint, extra) for recipe in recipes]
@@ -563,7 +617,7 @@ def run_finetuning(
     alive = [lane for lane, pre in enumerate(pretrained) if not pre.diverged]
     warned = [warnings_of(recipe, data, pre) for recipe, pre in zip(recipes, pretrained, strict=True)]
     outcomes = [
-        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}, warnings=own)
+        Outcome(pre.params, {}, True, pre.last_finite_step, pre.cost, {"pretrain": pre.seconds}, warned=own)
         for pre, own in zip(pretrained, warned, strict=True)
     ]
     if not alive:
@@ -588,13 +642,14 @@ def run_finetuning(
     return outcomes
 
 
-def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> tuple[str, ...]:
+def warnings_of(recipe: Recipe, data: Transfer, pre: Pretrained) -> Warned:
     """Return what pre-training's logged rows warn of."""
     if not pre.rows:
-        return ()
+        return Warned()
     rows = len(data.source["train"].x)
     batch = min(pretraining_batch(recipe, data), rows)
-    return tuple(recipe.pretrain.warnings(pre.rows, -(-rows // batch), batch))
+    seen = (pre.rows, -(-rows // batch), batch)
+    return Warned(tuple(recipe.pretrain.warnings(*seen)), recipe.pretrain.stability(*seen))
 
 
 def measure(

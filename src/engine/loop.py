@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -54,6 +55,17 @@ class Fit(NamedTuple):
     rounded: float | None = None  # share of the trainable weights whose last logged update rounded to zero
 
 
+class Look(NamedTuple):
+    """A closer look at the parameters every so many updates, before the first and after the last; the device waits."""
+
+    every: int  # updates, a multiple of `log_every`
+    measure: Callable[[int, int, Params], Mapping[str, float]]  # of a lane, the updates made, its parameters
+
+    def due(self, step: int, steps: int) -> bool:
+        """Tell whether it is time for one after ``step`` of ``steps`` updates."""
+        return step % self.every == 0 or step == steps
+
+
 class Interval(NamedTuple):
     """What comes back from the device for one logging interval; with lanes, everything has a leading axis."""
 
@@ -62,6 +74,7 @@ class Interval(NamedTuple):
     losses: Losses | None
     metrics: Mapping[str, Array]  # of the parameters after it
     best: Best | None
+    seen: Sequence[Mapping[str, float]] | None = None  # what a look has found, a lane each
 
 
 @dataclass
@@ -104,6 +117,7 @@ def fit_lanes(
     splits: Mapping[str, Split],
     watches: Sequence[Watch],
     lanes: Lanes,
+    look: Look | None = None,
 ) -> list[Fit]:
     """Train many stages that differ in traced hyperparameters only, as lanes of one program.
 
@@ -114,9 +128,10 @@ def fit_lanes(
         splits: as in :func:`fit`.
         watches: one a lane.
         lanes: how; ``Lanes.one`` for a single stage.
+        look: what is measured of the parameters on the way; its numbers join the row of their step.
     """
     run = Training(watches, lanes)
-    return run.ends(run.phase(stages, params, data, splits))
+    return run.ends(run.phase(stages, params, data, splits, look=look))
 
 
 def same_seed(stages: Sequence[Stage]) -> bool:
@@ -146,6 +161,7 @@ class Training:
         own_rows: bool = False,
         final: bool = True,
         kept: Sequence[Kept] | None = None,
+        look: Look | None = None,
     ) -> list[Params]:
         """Train one phase and return each lane's parameters.
 
@@ -157,6 +173,7 @@ class Training:
             own_rows: whether ``data`` and ``splits`` have a leading axis, each lane's own.
             final: whether this is the last phase, to which the choice of the best evaluation belongs.
             kept: what the retention method keeps of the source task, a lane each.
+            look: as in :func:`fit_lanes`.
         """
         stage = stages[0]
         run = Driver(stages, params, data, splits, self.lanes, own_rows, self.last, kept)
@@ -164,13 +181,14 @@ class Training:
         metrics = run.evaluate()
         if best is not None:
             best = run.better(best, metrics["val_loss"], 0)
-        waiting = [Interval(0, 0, None, metrics, best)]
+        waiting = [Interval(0, 0, None, metrics, best, self._look(look, run, 0))]
         for step in range(0, stage.steps, stage.log_every):
             count = min(stage.log_every, stage.steps - step)
             losses, metrics = run.advance(step, count), run.evaluate()
             if best is not None:
                 best = run.better(best, metrics["val_loss"], step + count)
-            waiting.append(Interval(step, count, losses, metrics, best))
+            seen = self._look(look, run, step + count)
+            waiting.append(Interval(step, count, losses, metrics, best, seen))
             # Read the interval before this one only now, with this one under way: the device never waits for the host.
             self._report(stages, waiting.pop(0))
             if all(course.ended for course in self.courses):
@@ -198,6 +216,15 @@ class Training:
             for own, course, steps in zip(params, self.courses, made, strict=True)
         ]
 
+    def _look(self, look: Look | None, run: Driver, step: int) -> list[Mapping[str, float]] | None:
+        """Return what a look finds of each lane that goes on, where one is due."""
+        if look is None or not look.due(step, run.stages[0].steps):
+            return None
+        return [
+            {} if course.ended else look.measure(lane, step, own)
+            for lane, (course, own) in enumerate(zip(self.courses, run.snapshot(), strict=True))
+        ]
+
     def _report(self, stages: Sequence[Stage], interval: Interval) -> None:
         """Pass an interval's row to each lane's watch; note where one diverged, or has waited long enough."""
         axis = (lambda values: np.asarray(values)[None]) if self.lanes is Lanes.one else np.asarray
@@ -215,8 +242,11 @@ class Training:
             if kept:
                 row |= {name: number(values[kept - 1]) for name, values in series.items()}
                 course.rounded = number(rounded[kept - 1]) if rounded is not None else None
+                if stage.objective.told():  # of these a single update can tell of trouble, and few are logged
+                    row["grad_norm_max"] = number(series["grad_norm"][:kept].max())
             if kept == interval.updates:
                 row |= {name: number(values[lane]) for name, values in metrics.items()}
+                row |= {name: number(value) for name, value in (interval.seen[lane] if interval.seen else {}).items()}
             else:
                 course.last_finite = int(row["step"])
             if len(row) > 1:
@@ -285,6 +315,10 @@ class Driver:
     def better(self, best: Best, loss: Array, step: int) -> Best:
         """Return the best evaluation after one more of the present parameters."""
         return self.programs.better(*self.head, self.hyper, best, shown(self.state), loss, np.int32(step))
+
+    def snapshot(self) -> list[Params]:
+        """Return each lane's parameters as they are now, copied: the next updates overwrite the state in place."""
+        return self.params(jax.tree.map(jnp.copy, shown(self.state)))
 
     def params(self, moving: Params | None = None) -> list[Params]:
         """Return each lane's parameters: those that move as they are now, or as given."""

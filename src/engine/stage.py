@@ -22,7 +22,7 @@ from src.engine.optimizers import Form, Optimizer, transformation
 from src.engine.partition import FROZEN, Placement, join, place, split
 from src.engine.schedules import Schedule
 from src.engine.trainer import Plain, Precision
-from src.models.base import Forward, Model, Params, is_statistic
+from src.models.base import Forward, Model, Params, head_paths, is_statistic
 from src.objectives.base import Draw, Learned, Network, Objective
 from src.retention.base import Kept, Retention
 from src.retention.none import NoRetention
@@ -229,6 +229,17 @@ def forward(stage: Stage, params: Params, frozen: Params, x: Array, how: Forward
     return outputs.astype(jnp.float32), seen
 
 
+def forward_in_two(
+    stage: Stage, params: Params, frozen: Params, x: Array, how: Forward
+) -> tuple[tuple[Array, Array], Params]:
+    """Return a batch's features below the head and its outputs, of one pass that is cut there; statistics likewise."""
+    top = len(stage.model.groups()) - 1
+    features, below = forward(stage, params, frozen, x, how._replace(stop=top))
+    outputs, above = forward(replace(stage, bottom=top), params, frozen, features, how)
+    head = head_paths(stage.model, above)  # each half tells of all statistics, and has moved its own
+    return (features, outputs), {**below, **{path: above[path] for path in head}}
+
+
 def bottom_features(stage: Stage, params: Params, x: Array) -> Array:
     """Return what the groups below ``stage.bottom`` return for a batch, in the trainer's precision."""
     if jnp.issubdtype(x.dtype, jnp.floating):
@@ -271,8 +282,11 @@ def gradients(
             how = Forward(moving=moving, key=keys.dropout, places=places)
             return forward(stage, params, rest, x, how) if other is None else forward(stage, other, {}, x, how)
 
+        def in_two(x: Array) -> tuple[tuple[Array, Array], Params]:
+            return forward_in_two(stage, params, rest, x, Forward(moving=moving, key=keys.dropout))
+
         draw = Draw(keys.corruption, stage.first + number, stage.steps)
-        network = Network(run, {**rest, **params})
+        network = Network(run, {**rest, **params}, in_two)
         loss, learned = stage.objective.learn(network, part, draw, state.memory, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
@@ -396,7 +410,7 @@ def advance(
 
     empty = jnp.full(stage.log_every, jnp.nan)
     # A loop of traced length: one program serves the last, shorter interval and every number of steps.
-    losses = Losses(empty, empty, empty, empty, dict.fromkeys(stage.objective.signals, empty))
+    losses = Losses(empty, empty, empty, empty, dict.fromkeys(stage.objective.told(), empty))
     return jax.lax.fori_loop(0, count, body, (state, losses))
 
 

@@ -24,6 +24,8 @@ class Network(NamedTuple):
 
     run: Callable[..., tuple[Array, Params]]  # of (x, places=None, params=None): outputs, new statistics of its batches
     params: Params  # all of them
+    # Of x: the features below the head and the outputs, of one pass, and new statistics.
+    in_two: Callable[[Array], tuple[tuple[Array, Array], Params]]
 
 
 class Draw(NamedTuple):
@@ -50,7 +52,11 @@ class Objective:
     outputs have less precision.
     """
 
-    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update
+    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update, whatever its settings
+
+    def told(self) -> tuple[str, ...]:
+        """Return the names of all that :meth:`learn` tells of each update."""
+        return self.signals
 
     def learn(
         self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
@@ -173,8 +179,12 @@ class Pretraining:
         """
         return []
 
+    def stability(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> dict[str, float]:
+        """Return the numbers that :meth:`warnings` is about, by name; the arguments are the same."""
+        return {}
+
     def worth(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return what the features below the head are worth, by name, measured on the source task's labels.
+        """Return what the features below the head are worth, by name, measured on the source task's test part.
 
         Args:
             features: of rows, as pre-training left them and as they were at first.
@@ -182,12 +192,36 @@ class Pretraining:
         """
         return {}
 
+    def looks_every(self) -> int | None:
+        """Return the updates between two calls of :meth:`glance`; ``None``: there are none."""
+        return None
+
+    def glance(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
+        """Return what is measured on the way, by its name in the row of that step; the test part is not looked at.
+
+        Args:
+            features: of rows, as they are by now and as they were at first.
+            data: both tasks.
+            step: updates made so far.
+        """
+        return {}
+
+    def measures(self) -> dict[str, Any]:
+        """Return what :meth:`worth` and :meth:`glance` depend on, as JSON can say it: a kept stage is named by it."""
+        return {}
+
 
 class Features(NamedTuple):
-    """What lies below a network's head, computed of any rows."""
+    """What lies below a network's head, computed of any rows.
+
+    ``embedded`` is what the head makes of it. ``known`` is a place for what has been measured of what pre-training does
+    not change; all lanes share it.
+    """
 
     learned: Callable[[Any], Any]
     initial: Callable[[Any], Any]
+    embedded: Callable[[Any], Any]
+    known: dict[Any, dict[str, float]]
 
 
 def need_source(option: str, kind: str, data: Transfer, words: str) -> None:

@@ -24,7 +24,7 @@ from src.objectives.contrastive import (
     queue_info_nce,
     queue_similarities,
 )
-from src.objectives.simclr import SIGNALS, Contrastive, Views, signals_of
+from src.objectives.simclr import SIGNALS, Contrastive, Views, in_parts, signals_of
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
@@ -42,7 +42,8 @@ class Queue(Views):
     def begin(self, key: Array, params: Params, outputs: int) -> dict[str, Any]:
         """Return a copy of the network, and a queue of random directions."""
         queue = initial_queue(key, outputs, self.size)
-        return {"network": dict(params), "queue": queue, "pointer": jnp.zeros((), jnp.int32)}
+        own = {"network": dict(params), "queue": queue, "pointer": jnp.zeros((), jnp.int32)}
+        return own | super().begin(key, params, outputs)
 
     def learn(
         self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
@@ -53,7 +54,7 @@ class Queue(Views):
         a shuffled batch by itself, so that its statistics give nothing away (He et al., section 3.3).
         """
         first, second = self.augmentation.two_views(draw.key, batch[0])
-        q, seen = in_parts(network.run, first, self.splits)
+        q, h, seen = self.embed(network, first, self.splits)
         slow = jax.lax.stop_gradient(momentum_update(memory["network"], network.params, self.momentum))
         order = jax.random.permutation(jax.random.fold_in(draw.key, 1), len(second))
         shuffled, own = in_parts(lambda x: network.run(x, None, slow), second[order], self.splits)
@@ -62,19 +63,12 @@ class Queue(Views):
         loss = queue_info_nce(q, k, memory["queue"], temperature)
         queue, pointer = enqueue(memory["queue"], k, memory["pointer"])
         kept = {"network": jax.lax.stop_gradient({**slow, **own}), "queue": queue, "pointer": pointer}
+        beside, of_labels = self.beside(memory, h, batch[1])
         # Updates that the oldest key has waited: of a queue that is not full yet, since the first.
         age = jnp.minimum(draw.step, self.size // len(k)).astype(jnp.float32)
         of_queue = queue_similarities(jax.lax.stop_gradient(q), k, memory["queue"])
-        signals = {**signals_of(q, k, temperature), **of_queue, "queue_age": age}
-        return loss, Learned(seen, kept, signals)
-
-
-def in_parts(run: Any, x: Float[Array, "N ..."], parts: int) -> tuple[Array, Params]:
-    """Return the outputs of a batch whose parts are normalised each by itself, and the mean of their statistics."""
-    if parts == 1:
-        return run(x)
-    outputs, seen = jax.vmap(run)(x.reshape(parts, -1, *x.shape[1:]))
-    return outputs.reshape(len(x), -1), jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), seen)
+        signals = {**signals_of(q, k, temperature), **of_queue, **of_labels, "queue_age": age}
+        return loss, Learned(seen, kept | beside, signals)
 
 
 @dataclass(frozen=True)
@@ -99,7 +93,7 @@ class Moco(Contrastive):
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return the projected network and InfoNCE against a queue."""
         own = {"size": self.queue, "momentum": self.momentum, "splits": self.splits}
-        objective = Queue(self.temperature, self.augmentation, None, **own)
+        objective = Queue(self.temperature, self.augmentation, None, self.online(model, data), **own)
         return Lesson(Projected(model, self.hidden), self.outputs, objective, new_head=True)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:

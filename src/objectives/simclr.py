@@ -8,22 +8,28 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from src.config import COUNT, knob
+from src.config import COUNT, POSITIVE, knob
 from src.errors import UserError
-from src.models.base import Model
+from src.models.base import Model, Params
 from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
-from src.objectives.base import Draw, Learned, Lesson, Network, Objective
+from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective
 from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities
 from src.objectives.images import FromImages, no_labels
-from src.results.representations import alignment, rankme, spread, uniformity
-from src.results.stability import stability_warnings
+from src.objectives.online import SIGNALS as ONLINE_SIGNALS
+from src.objectives.online import Online, feature_count
+from src.objectives.worth import on_the_way
+from src.results.representations import alignment, lidar, rankme, spread, uniformity
+from src.results.stability import stability_facts, stability_warnings
 
 if TYPE_CHECKING:
     from src.data.base import Transfer
 
+SAMPLES, VIEWS = 1000, 10  # images and views of each that LiDAR is measured with (the paper takes some 50 views)
+VIEWS_KEY = 0x71E35  # of these views: the same in every run, so that numbers can be compared
 SIGNALS = ("temperature", "pos_similarity", "neg_similarity", "spread")
 
 
@@ -34,9 +40,33 @@ class Views(Objective):
     temperature: Temperature = knob()
     augmentation: Augmentation = knob()
     chunk: int | None = None
+    online: Online | None = None  # a classifier beside it
 
     corrupts = True
     signals = SIGNALS
+
+    def told(self) -> tuple[str, ...]:
+        """Return the signals, those of the classifier where there is one."""
+        return self.signals + (() if self.online is None else ONLINE_SIGNALS)
+
+    def begin(self, key: Array, params: Params, outputs: int) -> dict[str, Any]:
+        """Return the classifier, where there is one."""
+        return {} if self.online is None else {"online": self.online.begin()}
+
+    def embed(self, network: Network, x: Array, parts: int = 1) -> tuple[Array, Array | None, Params]:
+        """Return a batch's embeddings, the features of the same pass where a classifier needs them, and statistics."""
+        if self.online is None:
+            z, seen = in_parts(network.run, x, parts)
+            return z, None, seen
+        (h, z), seen = in_parts(network.in_two, x, parts)
+        return z, h, seen
+
+    def beside(self, memory: Any, features: Array | None, labels: Array) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Return what the classifier leaves in the memory, and its signals."""
+        if self.online is None or features is None:
+            return {}, {}
+        own, signals = self.online.learn(memory["online"], features, labels)
+        return {"online": own}, signals
 
     def corrupt(self, key: Array, x: UInt8[Array, "N H W C"], targets: Array) -> tuple[Array, Array]:
         """Return two views of each image; labels are not looked at."""
@@ -68,10 +98,21 @@ class Pairs(Views):
     ) -> tuple[Float[Array, ""], Learned]:
         """Return NT-Xent of both views, which pass the network as one batch of 2N."""
         views = jnp.concatenate(self.augmentation.two_views(draw.key, batch[0]))
-        z, seen = network.run(views)
+        z, h, seen = self.embed(network, views)
         a, b = jnp.split(z, 2)
         temperature = self.temperature.at(draw.step, draw.steps)
-        return nt_xent(a, b, temperature, chunk=self.chunk), Learned(seen, memory, signals_of(a, b, temperature))
+        kept, signals = self.beside(memory, h, jnp.concatenate([batch[1], batch[1]]))
+        signals |= signals_of(a, b, temperature)
+        return nt_xent(a, b, temperature, chunk=self.chunk), Learned(seen, kept, signals)
+
+
+def in_parts(run: Any, x: Float[Array, "N ..."], parts: int) -> tuple[Any, Params]:
+    """Return the outputs of a batch whose parts are normalised each by itself, and the mean of their statistics."""
+    if parts == 1:
+        return run(x)
+    outputs, seen = jax.vmap(run)(x.reshape(parts, -1, *x.shape[1:]))
+    whole = jax.tree.map(lambda leaf: leaf.reshape(len(x), -1), outputs)
+    return whole, jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), seen)
 
 
 def signals_of(a: Float[Array, "N D"], b: Float[Array, "N D"], temperature: Any) -> dict[str, Float[Array, ""]]:
@@ -86,13 +127,30 @@ class Contrastive(FromImages):
     """Base of the options that compare views.
 
     ``hidden``, ``outputs``: units of the projection head, which is dropped for transfer; ``hidden=None`` leaves it one
-    layer. ``temperature`` and ``augmentation``: see their classes.
+    layer. ``online_probe``: learning rate of a linear classifier on the features, trained beside; ``None``: none.
+    ``temperature`` and ``augmentation``: see their classes.
     """
 
     temperature: Temperature = knob(Temperature(Shape.constant, cold=0.5))
     augmentation: Augmentation = knob(Augmentation())
     hidden: int | None = knob(128, COUNT)
     outputs: int = knob(64, COUNT)
+    online_probe: float | None = knob(None, POSITIVE, traced=True)
+
+    def online(self, model: Model, data: Transfer) -> Online | None:
+        """Return the classifier that is trained beside, where one is asked for."""
+        if self.online_probe is None:
+            return None
+        return Online(self.online_probe, feature_count(model, data.features), data.source_outputs)
+
+    def check(self, model: Model, data: Transfer, batch: int) -> None:
+        """Refuse what are no images, and a classifier where the source task has no classes."""
+        super().check(model, data, batch)
+        if self.online_probe is not None and data.source_kind != "classification":
+            raise UserError(
+                f"pretrain.online_probe is {self.online_probe}, and the data's source task is {data.source_kind}; "
+                "allowed: null, or data whose source task is a classification"
+            )
 
     def negatives(self, batch: int) -> int:
         """Return how many embeddings each is told from."""
@@ -101,6 +159,35 @@ class Contrastive(FromImages):
     def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
         """Return what the rows warn of: blown-up gradients, embeddings that collapse."""
         return stability_warnings(rows, epoch, self.negatives(batch), self.outputs)
+
+    def stability(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> dict[str, float]:
+        """Return the largest gradient of the first epoch, whether embeddings collapsed, and what is compared with."""
+        return stability_facts(rows, epoch, self.negatives(batch), self.outputs)
+
+    def worth(self, features: Features, data: Transfer) -> dict[str, float]:
+        """Return what the features are worth, and LiDAR of the test part's embeddings."""
+        found = self.cloud(features, data.source["test"].x)
+        return {**super().worth(features, data), "source_test_lidar": found["lidar"]}
+
+    def glance(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
+        """Return what the features are worth by now, and how the embeddings fill their space."""
+        return {**super().glance(features, data, step), **self.cloud(features, on_the_way(data).rows.x)}
+
+    def cloud(self, features: Features, x: Any) -> dict[str, float]:
+        """Return how the embeddings of some images' views, the same whenever they are asked for, fill their space."""
+        x = x[:SAMPLES]
+        keys = jax.random.split(jax.random.PRNGKey(VIEWS_KEY), VIEWS)
+        views = [features.embedded(np.asarray(self.augmentation.augment(key, x))) for key in keys]
+        return {name: float(value) for name, value in shape_of(np.stack(views, axis=1)).items()}
+
+
+@jax.jit
+def shape_of(z: Float[Array, "N Q D"]) -> dict[str, Float[Array, ""]]:
+    """Return LiDAR of all views of some images, and of the first two what :meth:`Views.metrics` has."""
+    a, b = z[:, 0], z[:, 1]
+    both = jnp.concatenate([a, b])
+    found = {"rankme": rankme(both), "lidar": lidar(z), "alignment": alignment(a, b)}
+    return found | {"uniformity": uniformity(both)}
 
 
 @dataclass(frozen=True)
@@ -111,7 +198,7 @@ class Simclr(Contrastive):
 
     def lesson(self, model: Model, data: Transfer) -> Lesson:
         """Return the projected network and NT-Xent."""
-        objective = Pairs(self.temperature, self.augmentation, self.chunk)
+        objective = Pairs(self.temperature, self.augmentation, self.chunk, self.online(model, data))
         return Lesson(Projected(model, self.hidden), self.outputs, objective, new_head=True)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:

@@ -68,13 +68,13 @@ def look_of(place: int) -> dict[str, Any]:
 
 
 @contextmanager
-def picture(path: Path, caption: str, height: float, panels: int = 1) -> Iterator[Sequence[Axes]]:
-    """Give axes below a caption, then write a PNG of 1600 pixels' width that reads well at half of it."""
+def picture(path: Path, caption: str, height: float, panels: int = 1, rows: int = 1) -> Iterator[Sequence[Axes]]:
+    """Give axes below a caption, row by row, then write a PNG of 1600 pixels' width that reads well at half of it."""
     with mpl.rc_context(LOOK):
         figure = Figure(figsize=(8, height), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
         figure.suptitle(caption, fontsize=10.5, color="#555555")
-        yield figure.subplots(1, panels, squeeze=False)[0]
+        yield list(figure.subplots(rows, panels, squeeze=False).ravel())
         figure.savefig(path)
 
 

@@ -36,6 +36,8 @@ class Job:
         metrics: final values by name, such as ``test_loss``.
         flops_per_step: floating-point operations of one fine-tuning step.
         seconds: wall time of the job.
+        warnings: of pre-training, a sentence each.
+        stability: the numbers that they are about.
         rows: reads the logged steps when called: dicts with ``stage``, ``step`` (updates done) and values.
     """
 
@@ -55,6 +57,8 @@ class Job:
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     started: str | None = None
+    warnings: tuple[str, ...] = ()
+    stability: dict[str, float] = field(default_factory=dict)
     rows: Callable[[], list[Row]] = field(default=list, compare=False, repr=False)
 
 
@@ -120,7 +124,7 @@ def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> 
     if not isinstance(summary, Mapping) or summary.get("status") not in STATUSES[:3]:
         raise ValueError(f"its status is not one of {', '.join(STATUSES[:3])}")
     part = {}
-    for key in ("config", "metrics", "parameters", "data", "versions", "git"):
+    for key in ("config", "metrics", "parameters", "data", "versions", "git", "stability"):
         part[key] = summary.get(key) or {}
         if not isinstance(part[key], dict):
             raise ValueError(f"'{key}' is not an object")
@@ -141,6 +145,8 @@ def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> 
         versions=part["versions"],
         git_commit=part["git"].get("commit"),
         started=summary.get("started"),
+        warnings=tuple(summary.get("warnings") or ()),
+        stability={key: number(value) for key, value in part["stability"].items()},
         rows=rows,
     )
 

@@ -27,17 +27,55 @@ def stability_warnings(
 
     Args:
         rows: the record's rows (``metrics.jsonl``), of which those of another stage than ``pretrain`` are left out.
-            Looked at are ``loss`` (nats), ``grad_norm``, ``temperature``, ``neg_similarity``, ``spread`` and ``rank``;
-            what a row does not have is not judged.
+            Looked at are ``loss`` (nats), ``grad_norm``, ``grad_norm_max`` (since the row before), ``temperature``,
+            ``neg_similarity``, ``spread`` and ``rankme``; what a row does not have is not judged.
         epoch: updates in which every row of the data is seen once.
         negatives: how many embeddings each is told from: 2N - 2 for N pairs in a batch, or the queue's size. ``None``:
             the loss is not judged.
         dim: of the embeddings. ``None``: their spread is not judged.
     """
-    history = [row for row in rows if row.get("stage", "pretrain") == "pretrain"]
+    history = _of_pretraining(rows)
     found = [_not_finite(history), _spike(history, epoch), _flat(history)]
     found += [_chance(history, negatives), _crowded(history), _narrow(history, dim), _few(history)]
     return [sentence for sentence in found if sentence]
+
+
+def stability_facts(
+    rows: Iterable[Mapping[str, Any]], epoch: int, negatives: int | None = None, dim: int | None = None
+) -> dict[str, float]:
+    """Return the numbers behind :func:`stability_warnings`, for tables of runs; the arguments are the same.
+
+    ``first_epoch_grad_norm`` is the largest of the first epoch, ``collapsed`` 1 where the embeddings end in a corner or
+    a line. ``equal_loss`` is the loss of embeddings that are all equal, ``even_spread`` the spread of those that point
+    everywhere alike: what a picture compares with.
+    """
+    history = _of_pretraining(rows)
+    norms = [norm for norm, _ in _first_epoch(history, epoch)]
+    found = {"first_epoch_grad_norm": max(norms)} if norms else {}
+    if negatives:
+        found["equal_loss"] = math.log(negatives + 1)
+    if dim:
+        found["even_spread"] = 1 / math.sqrt(dim)
+    collapsed = _crowded(history) or _narrow(history, dim) or _few(history)
+    return found | {"collapsed": float(collapsed is not None)}
+
+
+def _of_pretraining(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [row for row in rows if row.get("stage", "pretrain") == "pretrain"]
+
+
+def _first_epoch(history: list[Mapping[str, Any]], epoch: int) -> list[tuple[float, Mapping[str, Any]]]:
+    """Return the gradient norms of the first epoch with their rows.
+
+    An interval that begins in it counts as a whole: an epoch may be shorter than the way to the first row.
+    """
+    found, before = [], 0
+    for row in history:
+        worst = row.get("grad_norm_max", 0.0) if before < epoch else 0.0
+        own = row.get("grad_norm", 0.0) if row["step"] <= epoch else 0.0
+        norms = [norm for norm in (worst, own) if math.isfinite(norm)]
+        found, before = [*found, (max(norms, default=0.0), row)], row["step"]
+    return [(norm, row) for norm, row in found if norm > 0]
 
 
 def _not_finite(history: list[Mapping[str, Any]]) -> str | None:
@@ -49,14 +87,15 @@ def _not_finite(history: list[Mapping[str, Any]]) -> str | None:
 
 
 def _spike(history: list[Mapping[str, Any]], epoch: int) -> str | None:
-    first = [row for row in history if row["step"] <= epoch and row.get("grad_norm", 0.0) > SPIKE]
+    first = [(norm, row) for norm, row in _first_epoch(history, epoch) if norm > SPIKE]
     if not first:
         return None
-    worst = max(first, key=lambda row: row["grad_norm"])
+    norm, worst = max(first, key=lambda found: found[0])
+    when = "at" if norm == worst.get("grad_norm") else "before"  # between two logged rows
     at = f" at temperature {worst['temperature']:.3g}" if "temperature" in worst else ""
     return (
-        f"The gradient norm reached {worst['grad_norm']:.4g} at step {worst['step']:,}{at}, above {SPIKE:g} in the "
-        "first epoch: the temperature falls too early; begin hotter, or let it fall over a larger share of the run."
+        f"The gradient norm reached {norm:.4g} {when} step {worst['step']:,}{at}, above {SPIKE:g} in the first epoch: "
+        "the temperature falls too early; begin hotter, or let it fall over a larger share of the run."
     )
 
 
@@ -100,7 +139,7 @@ def _narrow(history: list[Mapping[str, Any]], dim: int | None) -> str | None:
 
 
 def _few(history: list[Mapping[str, Any]]) -> str | None:
-    end = _end(history, "rank")
+    end = _end(history, "rankme")
     if end is None or end >= FEW:
         return None
     return f"The effective rank of the embeddings ends at {end:.3g}, below {FEW:g}: they collapse to a line or a point."

@@ -253,7 +253,8 @@ def pretraining_of(recipe: Recipe, data: Transfer) -> Any:
     """Return what decides a recipe's pre-training."""
     from src.recipe import pretraining_stage
 
-    return pretraining_stage(recipe, data), data.source_fingerprint, recipe.strategy.pretrained
+    measures = tuple(recipe.pretrain.measures().items())
+    return pretraining_stage(recipe, data), measures, data.source_fingerprint, recipe.strategy.pretrained
 
 
 def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:

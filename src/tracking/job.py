@@ -160,5 +160,7 @@ def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
         found |= {f"{name}_{kind}": count for name, count in (summary[kind] or {}).items()}
     if summary["moved"]:
         found |= {"rounded": summary["moved"]["rounded"], "frozen_changed": len(summary["moved"]["frozen_changed"])}
+    if "stability" in summary:  # the sentences stay in the record
+        found |= {**summary["stability"], "warnings": len(summary.get("warnings", ()))}
     shown = {**summary["metrics"], **summary["signals"], **found}
     return {name: value for name, value in shown.items() if value is not None}

@@ -10,8 +10,8 @@ import pytest
 
 from src.config import bind, static_part
 from src.data.diabetes import Diabetes
-from src.engine.lanes import _programs, programs
-from src.engine.loop import fit
+from src.engine.lanes import Lanes, _programs, programs
+from src.engine.loop import Look, fit, fit_lanes
 from src.engine.optimizers import Adam, Momentum
 from src.engine.schedules import WarmupLinear
 from src.engine.stage import row_order, traced
@@ -101,6 +101,35 @@ def test_equals_a_plain_loop(data):
     np.testing.assert_allclose([row["loss"] for row in rows], losses[9::10], rtol=1e-4)
     for path in values:
         np.testing.assert_allclose(end.params[path], values[path], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("lanes", [Lanes.one, Lanes.map])
+def test_a_look_is_handed_the_parameters_of_its_row_and_changes_no_bit(data, lanes):
+    """What a look makes of them is the loss that the device evaluates there, at every look and in every lane."""
+    recipe = Recipe(strategy=Full(), finetune_steps=25, lr_fine=0.01, optimizer=Momentum())
+    rates = (0.01,) if lanes is Lanes.one else (0.01, 0.003, 1e20)
+    stages = [finetuning_stage(dataclasses.replace(recipe, lr_fine=rate), data, lanes) for rate in rates]
+    params, (x, y) = [first_params(stages[0], data)] * len(rates), data.target["val"]
+    splits, train = {"val": data.target["val"]}, data.target["train"]
+
+    def measure(lane, step, own):
+        said = stages[lane].model.apply({path: jnp.asarray(leaf) for path, leaf in own.items()}, x, 1)[:, 0]
+        return {"own_loss": float(np.mean((np.asarray(said, np.float64) - y) ** 2)), "lane": lane, "made": step}
+
+    rows, bare = ([[] for _ in rates] for _ in range(2))
+    ends = fit_lanes(stages, params, train, splits, [own.append for own in rows], lanes, Look(20, measure))
+    plain = fit_lanes(stages, params, train, splits, [own.append for own in bare], lanes)
+    for lane, (own, end, without) in enumerate(zip(rows, ends, plain, strict=True)):
+        for path, leaf in without.params.items():
+            np.testing.assert_array_equal(end.params[path], leaf)
+        seen = [row for row in own if "own_loss" in row]
+        assert [row["step"] for row in seen] == ([0] if end.diverged else [0, 20, 25])
+        for row in seen:
+            assert row["own_loss"] == pytest.approx(row["val_loss"], rel=1e-5)
+            assert (row["lane"], row["made"]) == (lane, row["step"])
+        drop = {"own_loss", "lane", "made"}
+        assert [{name: value for name, value in row.items() if name not in drop} for row in own] == bare[lane]
+    assert [end.diverged for end in ends] == [rate > 1 for rate in rates]
 
 
 def test_rows_are_what_happened(data):

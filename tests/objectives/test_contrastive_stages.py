@@ -24,10 +24,10 @@ from src.objectives.checkpoint import Checkpoint
 from src.objectives.contrastive import Shape, Temperature, nt_xent, unit
 from src.objectives.mae import Mae
 from src.objectives.mlm import Mlm
-from src.objectives.moco import Moco, in_parts
+from src.objectives.moco import Moco
 from src.objectives.moco_v1 import MocoV1
 from src.objectives.moco_v2 import MocoV2
-from src.objectives.simclr import Simclr
+from src.objectives.simclr import Simclr, in_parts
 from src.recipe import Recipe, pretrain, pretraining_stage, run, where_it_moves
 
 RNG = np.random.default_rng(0)
@@ -268,12 +268,18 @@ def test_rows_are_not_rehearsed_by_labels_that_were_not_learned(option):
         objective.loss(jnp.zeros((4, 3, 9)), jnp.zeros(4, jnp.int32))
 
 
+def first_pixels(x):
+    return np.asarray(x).reshape(len(x), -1)[:, :4]
+
+
 def test_features_that_tell_the_classes_apart_have_neighbours_that_do():
     """By hand: three classes far apart in what was learned, mixed up at first."""
     data = transfer()
     far = np.eye(CLASSES, dtype=np.float32)
     by_rows = {part.x.tobytes(): part.y for part in data.source.values()}
-    features = Features(lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)])
+    features = Features(
+        lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)], first_pixels, {}
+    )
     found = recipe(Simclr, neighbours=5).pretrain.worth(features, data)
     assert found["source_test_knn"] == 1.0
     assert found["source_test_knn_random"] < 1.0

@@ -8,7 +8,7 @@ import pytest
 
 from src.objectives.contrastive import nt_xent, similarities
 from src.results.representations import rankme, spread
-from src.results.stability import stability_warnings
+from src.results.stability import stability_facts, stability_warnings
 
 DIM, PAIRS, EPOCH = 64, 128, 40
 NEGATIVES = 2 * PAIRS - 2
@@ -22,7 +22,7 @@ def healthy(**change):
         "temperature": lambda step: max(0.5 - 0.43 * step / 40, 0.07),
         "neg_similarity": lambda step: 0.9 * math.exp(-step / 50) + 0.02,
         "spread": lambda step: 0.9 / math.sqrt(DIM),
-        "rank": lambda step: 20.0 + step / 100,
+        "rankme": lambda step: 20.0 + step / 100,
     } | change
     steps = range(10, 401, 10)
     return [{"stage": "pretrain", "step": step, **{name: of(step) for name, of in columns.items()}} for step in steps]
@@ -49,7 +49,7 @@ def test_a_healthy_run_has_none():
         ({"loss": lambda step: math.log(255) + 1}, r"have log\(255\) = 5.541: nothing has been learned"),
         ({"neg_similarity": lambda step: 0.999}, "end at a cosine similarity of 0.999, above 0.95"),
         ({"spread": lambda step: 0.001}, "ends at 0.001, below 0.2 of the 0.125 of 64 dimensions"),
-        ({"rank": lambda step: 1.2}, "rank of the embeddings ends at 1.2, below 2"),
+        ({"rankme": lambda step: 1.2}, "rank of the embeddings ends at 1.2, below 2"),
         ({"loss": lambda step: math.nan if step > 200 else 1.0}, "loss stopped being finite at step 210"),
         ({"grad_norm": lambda step: math.inf if step > 300 else 5.0}, "grad_norm stopped being finite at step 310"),
     ],
@@ -71,8 +71,8 @@ def test_spikes_count_in_the_first_epoch_only():
 
 
 def test_a_run_may_begin_collapsed_and_one_odd_batch_is_no_end():
-    begins = {"loss": math.log(255), "neg_similarity": 0.999, "spread": 0.001, "rank": 1.1}
-    later = {"loss": 1.0, "neg_similarity": 0.05, "spread": 0.1, "rank": 20.0}
+    begins = {"loss": math.log(255), "neg_similarity": 0.999, "spread": 0.001, "rankme": 1.1}
+    later = {"loss": 1.0, "neg_similarity": 0.05, "spread": 0.1, "rankme": 20.0}
 
     def column(name):
         return lambda step: begins[name] if step <= 100 or step == 400 else later[name]
@@ -99,6 +99,27 @@ def test_embeddings_that_collapse_and_embeddings_that_do_not(collapse, expected)
     if collapse:
         a, b = (np.ones(DIM) + 1e-3 * view for view in (a, b))
     a, b = a.astype(np.float32), b.astype(np.float32)
-    row = {"loss": nt_xent(a, b, 0.5), "spread": spread(a), "rank": rankme(a), **similarities(a, b)}
+    row = {"loss": nt_xent(a, b, 0.5), "spread": spread(a), "rankme": rankme(a), **similarities(a, b)}
     rows = [{"step": step, **{name: float(value) for name, value in row.items()}} for step in (10, 20)]
     assert len(warnings_of(rows)) == expected
+
+
+def test_a_spike_between_two_rows_of_a_short_epoch_is_seen():
+    """An epoch of 4 updates ends before the first row, whose own update was calm again."""
+    rows = healthy(grad_norm_max=lambda step: 320.0 if step == 10 else 9.0)
+    (sentence,) = stability_warnings(rows, 4, NEGATIVES, DIM)
+    assert "reached 320 before step 10" in sentence
+    assert stability_warnings(healthy(grad_norm_max=lambda step: 320.0 if step == 20 else 9.0), 4, NEGATIVES, DIM) == []
+    assert stability_facts(rows, 4)["first_epoch_grad_norm"] == 320.0
+
+
+def test_the_facts_are_what_the_sentences_compare():
+    found = stability_facts(healthy(), EPOCH, NEGATIVES, DIM)
+    assert found["first_epoch_grad_norm"] == pytest.approx(8 * math.exp(-0.1) + 1)
+    assert found["equal_loss"] == pytest.approx(math.log(2 * PAIRS - 1))
+    assert found["even_spread"] == 0.125
+    assert found["collapsed"] == 0.0
+    for change in ({"neg_similarity": 0.999}, {"spread": 0.001}, {"rankme": 1.2}):
+        ((name, value),) = change.items()
+        assert stability_facts(healthy(**{name: lambda step, value=value: value}), EPOCH, NEGATIVES, DIM)["collapsed"]
+    assert stability_facts([], EPOCH) == {"collapsed": 0.0}

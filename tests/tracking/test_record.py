@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from src.tracking.job import blank_summary, numbers
 from src.tracking.record import JobRecord, git_state, replacing, to_json, versions
 
 
@@ -67,3 +68,11 @@ def test_versions_and_commit():
     assert {"thaw", "jax", "flax", "optax"} <= set(versions())
     state = git_state()
     assert state is None or (len(state["commit"]) == 40 and isinstance(state["dirty"], bool))
+
+
+def test_the_table_of_runs_has_the_numbers_behind_the_warnings_and_how_many_there_are():
+    stability = {"first_epoch_grad_norm": 320.0, "collapsed": 1.0}
+    whole = blank_summary({}) | {"stability": stability, "warnings": ["One.", "Two."]}
+    assert numbers(whole).items() >= {**stability, "warnings": 2}.items()
+    assert numbers(blank_summary({}) | {"stability": stability})["warnings"] == 0
+    assert "warnings" not in numbers(blank_summary({}))
