@@ -487,7 +487,8 @@ def where_it_moves(recipe: Recipe, data: Transfer) -> Movement:
             "data has no source task and the model no checkpoint, so there is nothing to start from; allowed: "
             "model.checkpoint=<folder or name>, strategy=scratch, or data with a source task"
         )
-    return movement_of([stage for (stage,) in phases([recipe], data)], data.features, learns_source(recipe, data))
+    learned = pretraining_stage(recipe, data).objective if learns_source(recipe, data) else None
+    return movement_of([stage for (stage,) in phases([recipe], data)], data.features, learned)
 
 
 def check_looks(recipe: Recipe) -> None:
@@ -516,20 +517,21 @@ def _inputs(dtype: Any) -> str:
     return "texts" if np.issubdtype(np.dtype(dtype), np.integer) else "numbers"
 
 
-def movement_of(plan: Sequence[Stage], features: tuple[int, ...], has_source: bool = True) -> Movement:
+def movement_of(plan: Sequence[Stage], features: tuple[int, ...], learned: Objective | None) -> Movement:
     """Return what moves in stages that follow one another, checked against what is to be retained.
 
     Args:
         plan: a stage a phase, of one run.
         features: the shape of a row of inputs.
-        has_source: whether there are rows of the source task, not only a checkpoint.
+        learned: by which the source task was; ``None`` where there are no rows of it, only a checkpoint.
     """
     shapes = jax.eval_shape(lambda: initial(plan[0], features, 0))
     whole = with_added(plan[0], shapes)
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
     movement = Movement(tuple(placement(stage, whole) for stage in plan), tuple(stage.steps for stage in plan), sizes)
     strategy, head = plan[0].strategy, head_paths(plan[0].model, shapes)
-    plan[0].retention.check(movement.moving, strategy.injected, head, has_source, strategy.pretrained)
+    has_source, started = learned is not None, strategy.pretrained
+    plan[0].retention.check(movement.moving, strategy.injected, head, has_source, started, learned)
     return movement
 
 

@@ -98,7 +98,7 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> Movement:
         if name.endswith("_train"):
             recipe.trainer.check(data.kind, min(recipe.batch_size or rows, rows))
     recipe.schedule.check(recipe.finetune_steps)
-    return movement_of([stage_of(recipe, data, 1)], data.features)
+    return movement_of([stage_of(recipe, data, 1)], data.features, OBJECTIVES[data.kind])
 
 
 def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row], None]) -> SequenceOutcome:

@@ -291,9 +291,8 @@ def gradients(
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
         if stage.retention.rehearses:
-            loss += stage.retention.loss(
-                lambda x: source_outputs(stage, params, rest, x, kept), part.x, kept["own"], keys.rehearsal
-            )
+            source = source_network(stage, params, rest, kept)
+            loss += stage.retention.loss(source, part.x, kept["own"], keys.rehearsal)
         return loss, learned
 
     slope = jax.value_and_grad(loss_of, has_aux=True)
@@ -335,10 +334,16 @@ def keys_of(stage: Stage, number: Any) -> Keys:
     )
 
 
-def source_outputs(stage: Stage, params: Params, rest: Params, x: Array, kept: Kept) -> Array:
-    """Return what the network under training says of the source task, by that task's own head where it has one."""
-    source = replace(stage, outputs=kept["own"]["task"].outputs)
-    return forward(source, params, {**rest, **kept["head"]}, x, Forward())[0]
+def source_network(stage: Stage, params: Params, rest: Params, kept: Kept) -> Network:
+    """Return the network under training as the source task has it, with that task's own head where it has one."""
+    task = kept["own"]["task"]
+    source, others = replace(stage, model=task.model, outputs=task.outputs), {**rest, **kept["head"]}
+
+    def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
+        how = Forward(places=places)
+        return forward(source, params, others, x, how) if other is None else forward(source, other, {}, x, how)
+
+    return Network(run, {**params, **others}, lambda x: forward_in_two(source, params, others, x, Forward()))
 
 
 def update(

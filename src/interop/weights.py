@@ -30,6 +30,7 @@ from src.interop.adapter_files import read_job, read_tensors
 from src.interop.adapters import LEAVES, merge
 from src.job import Plan, find_finished, stage_cache
 from src.models.base import Forward, Model, Params, head_paths, is_statistic, same_bits
+from src.models.wrapped import Wrapped
 from src.recipe import Pretrained, finetuning_stage, pretrain_once, pretraining_stage
 from src.strategies.full import Full
 from src.tracking.record import CHECKPOINT
@@ -371,6 +372,12 @@ def find_job(folder: Path) -> Finished:
     if not plan.recipe.strategy.pretrained:
         raise UserError(f"'{folder}' started from no pre-training; allowed: a job that was fine-tuned")
     data = _loaded(plan.source)
+    if isinstance(plan.recipe.pretrain.lesson(plan.recipe.model, data).model, Wrapped):
+        raise UserError(
+            f"'{folder}' was pre-trained by pretrain={option_name(plan.recipe.pretrain)}, whose head is no part of a "
+            "fine-tuned model, so weights between cannot be measured on it; allowed: pre-training that keeps the "
+            "model's own head, as supervised and mlm do"
+        )
     if record.data_fingerprint not in (None, data.fingerprint):
         raise UserError(f"the data of '{folder}' changed since: {data.fingerprint}, recorded {record.data_fingerprint}")
     return Finished(folder, plan, data, record.metrics)

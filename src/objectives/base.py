@@ -52,6 +52,10 @@ class Objective:
     outputs have less precision.
     """
 
+    # Whether a batch of rows has a loss without what training has gathered, and whether the network takes rows as they
+    # are: what methods against forgetting ask.
+    alone: ClassVar[bool] = True
+    whole: ClassVar[bool] = True
     signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update, whatever its settings
 
     def told(self) -> tuple[str, ...]:

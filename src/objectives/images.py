@@ -14,14 +14,6 @@ if TYPE_CHECKING:
     from src.data.base import Transfer
 
 
-def no_labels() -> UserError:
-    """Return what a loss of images without labels says when it is asked for that of labels."""
-    return UserError(
-        "retention learns rows of the source task again by their labels, which this pre-training did not learn; "
-        "allowed: a retention without rehearsal, or pretrain=supervised"
-    )
-
-
 @dataclass(frozen=True)
 class FromImages(Measured):
     """Base of these."""

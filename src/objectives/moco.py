@@ -37,6 +37,7 @@ class Queue(Views):
     size: int = 4096
     momentum: float = knob(0.99, traced=True)
     splits: int = 1
+    alone = False  # the queue ends with pre-training
     signals = (*SIGNALS, "queue_age")
 
     def begin(self, key: Array, params: Params, outputs: int) -> dict[str, Any]:

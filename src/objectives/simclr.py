@@ -18,7 +18,7 @@ from src.models.projected import Projected
 from src.objectives.augmentation import Augmentation
 from src.objectives.base import Draw, Features, Learned, Lesson, Network, Objective
 from src.objectives.contrastive import Shape, Temperature, nt_xent, similarities
-from src.objectives.images import FromImages, no_labels
+from src.objectives.images import FromImages
 from src.objectives.online import SIGNALS as ONLINE_SIGNALS
 from src.objectives.online import Online, feature_count
 from src.objectives.worth import on_the_way
@@ -75,10 +75,6 @@ class Views(Objective):
     def through(self, run: Callable[[Array], Array], x: Float[Array, "N 2 H W C"]) -> Float[Array, "N 2 D"]:
         """Return the embeddings of both views of each row."""
         return run(x.reshape(-1, *x.shape[2:])).reshape(*x.shape[:2], -1)
-
-    def loss(self, outputs: Float[Array, "N D"], targets: Array, smoothing: Any = None) -> Float[Array, ""]:
-        """Refuse: a loss of views is :meth:`learn`'s."""
-        raise no_labels()
 
     def metrics(self, outputs: Float[Array, "N 2 D"], targets: Array) -> dict[str, Float[Array, ""]]:
         """Return NT-Xent over all rows at the last temperature, and how embeddings fill their space."""

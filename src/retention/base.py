@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from src.config import option_class, option_name, option_names, static_part
 from src.errors import UserError, listed
 from src.models.base import Model, Params, is_statistic
-from src.objectives.base import Objective
+from src.objectives.base import Network, Objective
 
 if TYPE_CHECKING:
     from src.engine.stage import Split  # which imports this file
@@ -92,6 +92,7 @@ class Retention:
         head: Collection[str] = (),
         has_source: bool = True,
         pretrained: bool = True,
+        objective: Objective | None = None,
     ) -> None:
         """Refuse what cannot be kept, before anything is trained.
 
@@ -101,6 +102,7 @@ class Retention:
             head: paths of the head.
             has_source: whether there are rows of the source task, not only a checkpoint.
             pretrained: whether the strategy starts from what was learned of the source task.
+            objective: by which that was learned.
 
         Raises:
             UserError: the method and what it is to be used with do not go together.
@@ -112,6 +114,19 @@ class Retention:
             )
         if self.needs_source and not has_source:
             raise no_source(self)
+        if objective is not None and not self.fits(objective):
+            others = [name for name in option_names("retention") if option_class("retention", name).fits(objective)]
+            raise UserError(
+                f"retention.name is '{option_name(self)}', which {self.wants}, and this pre-training has no such; "
+                f"allowed with it: {listed(others)}"
+            )
+
+    wants: ClassVar[str] = ""  # what :meth:`fits` looks for, in words
+
+    @classmethod
+    def fits(cls, objective: Objective) -> bool:  # noqa: ARG003
+        """Tell whether what was learned by an objective can be kept in this way."""
+        return True
 
     def keep(self, task: Keeping) -> Kept:
         """Return what will be needed of the source task. Called once, on the host, when it has been learned.
@@ -139,13 +154,11 @@ class Retention:
         """
         return jnp.zeros(())
 
-    def loss(
-        self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
-    ) -> Float[Array, ""]:
+    def loss(self, source: Network, x: Float[Array, "N ..."], kept: Kept, key: Array) -> Float[Array, ""]:
         """Return what is learned beside the batch, weighted.
 
         Args:
-            outputs_of: from inputs of the network to the source head's outputs, of the parameters under training.
+            source: the network under training with the source task's head, as an evaluation runs it.
             x: the batch's inputs.
             kept: what :meth:`keep` returned.
             key: of what is drawn in this update.

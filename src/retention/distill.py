@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from src.config import NON_NEGATIVE, POSITIVE, knob
-from src.objectives.supervised import Regression
+from src.objectives.base import Network, Objective
+from src.objectives.supervised import Classification
 from src.retention.base import Keeping, Kept, Retention, task_of
 
 
@@ -22,26 +22,30 @@ class Distill(Retention):
     ``strength * temperature**2 * KL(old || present)`` between the probabilities that the old network and the present
     one give the source's classes, both from outputs divided by ``temperature``; the mean over the batch. Their
     cross-entropy, which the paper has, differs by a constant; the factor keeps the gradients' size whatever the
-    temperature (Hinton et al., arXiv 1503.02531, section 2). Of a regression: the mean squared difference of the
-    outputs, without a temperature. The old network is run without dropout, in every update.
+    temperature (Hinton et al., arXiv 1503.02531, section 2). Of a regression, and of embeddings: the mean squared
+    difference of the outputs, without a temperature. The old network is run without dropout, in every update.
     """
 
     rehearses: ClassVar[bool] = True
+    wants: ClassVar[str] = "asks the source's head of whole inputs"
 
     strength: float = knob(1.0, NON_NEGATIVE, traced=True)
     temperature: float = knob(2.0, POSITIVE, traced=True)
+
+    @classmethod
+    def fits(cls, objective: Objective) -> bool:
+        """Tell whether the network takes rows as they are."""
+        return objective.whole
 
     def keep(self, task: Keeping) -> Kept:
         """Return the old network."""
         return {"params": dict(task.params), "task": task_of(task)}
 
-    def loss(
-        self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
-    ) -> Float[Array, ""]:
+    def loss(self, source: Network, x: Float[Array, "N ..."], kept: Kept, key: Array) -> Float[Array, ""]:
         """Return the weighted distance between what the source's head says of the batch and what it said."""
         task = kept["task"]
-        old, new = jax.lax.stop_gradient(task.infer(kept["params"], x)), outputs_of(x)
-        if isinstance(task.objective, Regression):
+        old, new = jax.lax.stop_gradient(task.infer(kept["params"], x)), source.run(x)[0]
+        if not isinstance(task.objective, Classification):
             return self.strength * jnp.mean(jnp.square(new - old))
         return self.strength * divergence(old, new, self.temperature)
 

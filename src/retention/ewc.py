@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from src.config import COUNT, NON_NEGATIVE, knob
-from src.errors import UserError
 from src.models.base import Params
+from src.objectives.base import Objective
 from src.objectives.supervised import Classification, Regression
 from src.retention.base import Keeping, Kept, Retention, Task, anchors, distance, source_rows, task_of
 from src.retention.fisher import Estimator, fisher_diagonal, gaussian_fisher_diagonal
@@ -46,11 +46,17 @@ class Ewc(Retention):
     """
 
     needs_source: ClassVar[bool] = True
+    wants: ClassVar[str] = "needs a likelihood of one label or number a row"
 
     strength: float = knob(100.0, NON_NEGATIVE, traced=True)
     fisher: Estimator = knob(Estimator.exact)
     samples: int | None = knob(None, COUNT)
     chunk: int = knob(256, COUNT)
+
+    @classmethod
+    def fits(cls, objective: Objective) -> bool:
+        """Tell whether the loss of a row is its likelihood."""
+        return type(objective) in (Classification, Regression)
 
     @property
     def penalises(self) -> bool:
@@ -85,14 +91,9 @@ class Ewc(Retention):
         """Return the diagonal of the Fisher information, of what is anchored only.
 
         Raises:
-            UserError: there are no rows of the source task, or its objective has no likelihood.
+            UserError: there are no rows of the source task.
         """
         x, y = source_rows(self, task)
-        if type(task.objective) not in (Classification, Regression):  # theirs are likelihoods of whole rows
-            raise UserError(
-                "the Fisher information needs one label or number a row, which a task of kind "
-                f"{type(task.objective).__name__} has not; allowed: classification, regression"
-            )
         if self.samples is not None and self.samples < len(x):
             chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
             x, y = np.asarray(x)[chosen], np.asarray(y)[chosen]

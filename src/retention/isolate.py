@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from src.config import option_names
 from src.errors import UserError, listed
+from src.objectives.base import Objective
 from src.retention.base import Retention
 
 ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")
@@ -30,6 +31,7 @@ class Isolate(Retention):
         head: Collection[str] = (),
         has_source: bool = True,
         pretrained: bool = True,
+        objective: Objective | None = None,
     ) -> None:
         """Refuse a strategy that moves a parameter, or a batch statistic, of the pre-trained network."""
         shared = sorted(path for path in moving if path.rpartition("/")[2] not in injected and path not in head)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,11 +14,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from src.config import COUNT, NON_NEGATIVE, RATIO, knob
+from src.objectives.base import Draw, Network, Objective
 from src.retention.base import Keeping, Kept, Retention, source_rows, task_of
 
 log = logging.getLogger(__name__)
 
 RESERVOIR_STREAM = 0x2E5E2
+LEARNING_STREAM = 1  # of an update's key: what the objective draws
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,17 @@ class Replay(Retention):
 
     needs_source: ClassVar[bool] = True
     rehearses: ClassVar[bool] = True
+    wants: ClassVar[str] = "learns rows again by themselves"
 
     fraction: float = knob(0.1, RATIO)
     count: int | None = knob(None, COUNT)
     strength: float = knob(1.0, NON_NEGATIVE, traced=True)
     batch: int | None = knob(None, COUNT)
+
+    @classmethod
+    def fits(cls, objective: Objective) -> bool:
+        """Tell whether rows have a loss by themselves."""
+        return objective.alone
 
     def keep(self, task: Keeping) -> Kept:
         """Return the rows."""
@@ -53,16 +60,20 @@ class Replay(Retention):
         new = self.keep(task)
         return new | {name: jnp.concatenate([kept[name], new[name]]) for name in ("x", "y")}
 
-    def loss(
-        self, outputs_of: Callable[[Array], Array], x: Float[Array, "N ..."], kept: Kept, key: Array
-    ) -> Float[Array, ""]:
-        """Return the weighted loss of the source task on the rows of this update."""
+    def loss(self, source: Network, x: Float[Array, "N ..."], kept: Kept, key: Array) -> Float[Array, ""]:
+        """Return the weighted loss of the source task on the rows of this update.
+
+        That is the objective's own, as in the last update of the source task: words are missing anew, views drawn anew.
+        """
         wanted, rows = self.batch or len(x), len(kept["x"])
         old_x, old_y = kept["x"], kept["y"]
         if wanted < rows:
             drawn = jax.random.randint(key, (wanted,), 0, rows)
             old_x, old_y = old_x[drawn], old_y[drawn]
-        return self.strength * kept["task"].objective.loss(outputs_of(old_x), old_y)
+        draw = Draw(jax.random.fold_in(key, LEARNING_STREAM), 1.0, 1.0)
+        task = kept["task"]
+        memory = task.objective.begin(draw.key, source.params, task.outputs)
+        return self.strength * task.objective.learn(source, (old_x, old_y), draw, memory)[0]
 
 
 @functools.cache

@@ -20,7 +20,7 @@ from src.config import build
 from src.errors import UserError
 from src.interop.adapter_files import read_tensors
 from src.models.base import same_bits
-from tests.commands import summary, sweep
+from tests.commands import summary, sweep, train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -323,3 +323,17 @@ def test_jobs_that_no_mean_is_for_are_one_sentence(adapted, tmp_path, main):
     with pytest.raises(UserError, match=r"--out is '.*file', which is no folder; allowed: a folder, made if missing"):
         main("wise", good, "--out", tmp_path / "file")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_weights_below_a_head_that_only_pre_training_had_are_refused(tmp_path, main):
+    small = (
+        "data=digits data.images=true model=vit model.width=8 model.layers=1 model.heads=1 pretrain=mae progress=false"
+    )
+    steps = (
+        "pretrain_steps=1 finetune_steps=1 batch_size=16 pretrain.decoder_width=8 pretrain.decoder_heads=1 cache=off"
+    )
+    done = train(tmp_path / "job", *small.split(), *steps.split(), "strategy=full")
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(UserError, match="pre-trained by pretrain=mae, whose head is no part of a fine-tuned model"):
+        main("wise", tmp_path / "job", "--out", tmp_path / "out")

@@ -16,13 +16,11 @@ from src.engine.stage import EVALUATION_KEY, Split, evaluate, keys_of, start, up
 from src.errors import UserError
 from src.models.base import Forward, Model
 from src.models.projected import Projected
-from src.models.vit import Vit
 from src.objectives.augmentation import Augmentation
 from src.objectives.base import Features
 from src.objectives.causal_lm import CausalLm
 from src.objectives.checkpoint import Checkpoint
 from src.objectives.contrastive import Shape, Temperature, nt_xent, unit
-from src.objectives.mae import Mae
 from src.objectives.mlm import Mlm
 from src.objectives.moco import Moco
 from src.objectives.moco_v1 import MocoV1
@@ -258,14 +256,6 @@ def test_data_of_another_kind_is_refused_before_training(option, message):
     data = Transfer("classification", parts, parts, 2, 2, new_head=False)
     with pytest.raises(UserError, match=message):
         where_it_moves(Recipe(pretrain=option, batch_size=8), data)
-
-
-@pytest.mark.parametrize("option", [Simclr, Mae])
-def test_rows_are_not_rehearsed_by_labels_that_were_not_learned(option):
-    model = Vit(width=8, layers=1, heads=2, patch=3)
-    objective = plain(option).lesson(model, transfer()).objective
-    with pytest.raises(UserError, match="retention learns rows of the source task again by their labels"):
-        objective.loss(jnp.zeros((4, 3, 9)), jnp.zeros(4, jnp.int32))
 
 
 def first_pixels(x):
