@@ -59,20 +59,30 @@ class Encoder(Network):
         """Return the head's outputs; of masked words, logits over the vocabulary (section 3.1, task 1)."""
         if self.head not in ("masked", "pretraining"):
             return super().answer(h, examples, embeddings)
-        states = h
-        h = gelu(dense(self.sizes.width, "transform")(h))
-        h = nn.LayerNorm(self.sizes.epsilon, name="transform_norm")(h)
-        words = Bias(name="vocabulary")(embeddings.words(h))
-        return words if self.head == "masked" else self.under_pair(words, states, examples)
+        words = self.words(h, embeddings)
+        return words if self.head == "masked" else jnp.concatenate([self.pair(h, examples, words), words], axis=1)
 
     @nn.nowrap
-    def under_pair(
-        self, words: Float[Array, "N L V"], h: Float[Array, "N L E"], examples: Int[Array, "N L"]
-    ) -> Float[Array, "N L+1 V"]:
-        """Return both tasks' logits as one array: the pair's lie above the words', two of a vocabulary's."""
-        pair = dense(2, "classifier")(self.pool(pooled(h, examples, "first", 1)))
-        rest = ((0, 0), (0, 0), (0, words.shape[-1] - pair.shape[-1]))
-        return jnp.concatenate([jnp.pad(pair, rest, constant_values=FAR), words], axis=1)
+    def asked(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, places: Array) -> Array:
+        """Return some tokens' outputs; with a pair, ``(N + P, V)``, the pairs' logits in front."""
+        if self.head != "pretraining":
+            return super().asked(h, examples, embeddings, places)
+        words = self.words(jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip"), embeddings)
+        return jnp.concatenate([self.pair(h, examples, words)[:, 0], words])
+
+    @nn.nowrap
+    def words(self, h: Float[Array, "... E"], embeddings: Embeddings) -> Float[Array, "... V"]:
+        """Return logits over the vocabulary."""
+        h = gelu(dense(self.sizes.width, "transform")(h))
+        h = nn.LayerNorm(self.sizes.epsilon, name="transform_norm")(h)
+        return Bias(name="vocabulary")(embeddings.words(h))
+
+    @nn.nowrap
+    def pair(self, h: Float[Array, "N L E"], examples: Int[Array, "N L"], words: Array) -> Float[Array, "N 1 V"]:
+        """Return the pairs' two logits, as wide as those of words: both tasks' lie in one array."""
+        logits = dense(2, "classifier")(self.pool(pooled(h, examples, "first", 1)))
+        rest = ((0, 0), (0, 0), (0, words.shape[-1] - logits.shape[-1]))
+        return jnp.pad(logits, rest, constant_values=FAR)
 
 
 class Bias(nn.Module):

@@ -239,9 +239,12 @@ class Network(nn.Module):
             h = self.pool(h)
         if stop < end:
             return h if whole and stop > depth else Hidden(h, examples).packed()
-        if places is not None:
-            h = jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip")
-        return self.answer(h, examples, embeddings)
+        return self.answer(h, examples, embeddings) if places is None else self.asked(h, examples, embeddings, places)
+
+    @nn.nowrap
+    def asked(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, places: Array) -> Array:
+        """Return the head's outputs of some tokens."""
+        return self.answer(jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip"), examples, embeddings)
 
     @nn.nowrap
     def check(self, x: Array) -> None:
@@ -386,7 +389,8 @@ class Transformer(Checkpointed):
             return self
         heads = type(self.head)  # type: ignore[attr-defined]
         if kind not in heads.__members__:
-            raise UserError(f"model={self.architecture} has no head for a task of {kind} words")
+            what = "pairs of sentences" if kind == "pretraining" else f"{kind} words"
+            raise UserError(f"model={self.architecture} has no head for a task of {what}")
         alone = {"examples": 1} if kind == "pretraining" else {}  # pairs have a row each
         return replace(self, head=heads[kind], **alone)  # type: ignore[call-arg]
 

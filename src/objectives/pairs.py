@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from src.config import Check
 from src.errors import UserError
+from src.objectives.base import Draw, Learned, Network
 from src.objectives.supervised import Classification
 from src.objectives.text import Labels, Masked, cross_entropy, mean_over, there
 
@@ -34,9 +35,15 @@ class MaskedPairs(Masked):
         x, words = super().corrupt(key, x, targets[:, 1:])
         return x, jnp.concatenate([targets[:, :1], words], axis=1)
 
-    def asked(self, targets: Int[Array, "N L+1"]) -> None:
-        """Return nothing, so that all outputs are computed: a row's first lies in no place of its tokens."""
-        return
+    def learn(
+        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], Learned]:
+        """Return the mean :meth:`loss`, of the pairs' outputs and those of the missing words alone."""
+        x, y = self.corrupt(draw.key, *batch)
+        places = self.asked(y[:, 1:])
+        words = y[:, 1:].reshape(-1).at[places].get(mode="fill", fill_value=-1)
+        outputs, seen = network.run(x, places)
+        return self.both(outputs[: len(y)], outputs[len(y) :], y[:, 0], words, smoothing), Learned(seen, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
         """Return the number of rows: of a sum of two means, no count is right for both, and rows have a label each."""
@@ -44,8 +51,11 @@ class MaskedPairs(Masked):
 
     def loss(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"], smoothing: Any = None) -> Array:
         """Return the sum of both means; only words are smoothed."""
-        of_pairs = cross_entropy(outputs[:, 0], targets[:, 0])
-        return super().loss(outputs[:, 1:], targets[:, 1:], smoothing) + mean_over(of_pairs, there(targets[:, 0]))
+        return self.both(outputs[:, 0], outputs[:, 1:], targets[:, 0], targets[:, 1:], smoothing)
+
+    def both(self, pairs: Array, words: Array, labels: Int[Array, " N"], own: Array, smoothing: Any) -> Array:
+        """Return the sum of the pairs' and the words' mean losses."""
+        return super().loss(words, own, smoothing) + mean_over(cross_entropy(pairs, labels), there(labels))
 
     def metrics(self, outputs: Float[Array, "N L+1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
         """Return the loss, that of the words with its perplexity, and both accuracies, of what ``digest`` returned."""
@@ -63,6 +73,14 @@ class MaskedPairs(Masked):
 @dataclass(frozen=True)
 class PairLabels(Classification):
     """The mean loss of pairs alone: the rows and outputs of :class:`MaskedPairs`, of which no word is missing."""
+
+    def learn(
+        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], Learned]:
+        """Return the mean :meth:`loss`, of the pairs' outputs alone."""
+        x, y = batch
+        outputs, seen = network.run(x, jnp.zeros(1, jnp.int32))  # the least of words there can be, and not looked at
+        return self.loss(outputs[: len(y), None], y, smoothing), Learned(seen, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
         """Return how many pairs have a label."""

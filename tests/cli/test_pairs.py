@@ -14,7 +14,7 @@ SMALL = (
 @pytest.mark.slow
 def test_what_follows_what_is_learned_before_and_after(tmp_path):
     folder, cache = tmp_path / "job", f"data.tokenizer_cache={tmp_path / 'kept'}"
-    asked = (f"hydra.run.dir={folder}", "tracker=disk", *SMALL, cache, "data.task=follows", "data.pairs=order")
+    asked = (f"hydra.run.dir={folder}", "tracker=disk", *SMALL, cache, "data.task=follows", "pretrain=mlm_sop")
     done = command(*asked, timeout=500)
     assert done.returncode == 0, done.stderr
     found = summary(folder)

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from src.models.base import PLAIN
+from src.models.bert import Bert, Head
 from src.models.transformer import FAR
+from src.objectives.base import Draw, Network
 from src.objectives.kinds import OBJECTIVES
-from src.objectives.pairs import MaskedPairs
+from src.objectives.pairs import MaskedPairs, PairLabels
 from src.objectives.text import Masked
 from tests.objectives.test_text import log_softmax
 
@@ -95,3 +98,82 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
     np.testing.assert_array_equal(wanted, np.concatenate([labels, alone[1]], axis=1))
     assert OBJECTIVES["pretraining"] == MaskedPairs()
     assert MaskedPairs.corrupts
+
+
+# --- an update, on a network ----------------------------------------------------------------------------------------
+
+MODEL = Bert(vocab_size=WORDS, width=8, layers=1, heads=2, positions=LENGTH, head=Head.pretraining)
+
+
+def paired_rows():
+    """Return rows of which the second half of the tokens are of type 1, the first token is special."""
+    rng = np.random.default_rng(3)
+    ids = rng.integers(4, WORDS, (ROWS, LENGTH)).astype(np.int32)
+    x = np.stack([ids, np.tile(np.arange(LENGTH) > LENGTH // 2, (ROWS, 1)), np.ones_like(ids)], axis=1).astype(np.int32)
+    targets = np.concatenate([rng.integers(0, 2, (ROWS, 1)), np.where(np.arange(LENGTH) > 0, ids, -1)], axis=1)
+    return x, targets.astype(np.int32)
+
+
+def network(params):
+    return Network(lambda x, places=None: MODEL.forward(params, x, WORDS, PLAIN._replace(places=places)), params)
+
+
+def parameters():
+    return {
+        path: 0.5 * jax.random.normal(jax.random.PRNGKey(i), leaf.shape)
+        for i, (path, leaf) in enumerate(MODEL.init(jax.random.PRNGKey(0), (3, LENGTH), WORDS).items())
+    }
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
+    """An update asks for the missing words' outputs alone; here all are computed, and the loss again in float64."""
+    x, targets = paired_rows()
+    params, key = parameters(), jax.random.PRNGKey(5)
+    objective = MaskedPairs(mask_id=3, words=WORDS, rate=0.4, exact=exact)
+    loss, learned = objective.learn(network(params), (x, targets), Draw(key, 0, 1), {})
+    seen, wanted = (np.asarray(part) for part in objective.corrupt(key, x, targets))
+    outputs = np.asarray(MODEL.apply(params, jnp.asarray(seen), WORDS), np.float64)
+    assert outputs.shape == (ROWS, 1 + LENGTH, WORDS)
+    words, pairs = own(outputs, wanted)
+    assert (seen[:, 0] != x[:, 0]).any()
+    assert float(loss) == pytest.approx(words.mean() + pairs.mean(), rel=1e-5)
+    assert learned.signals == {}
+    if exact:
+        assert (wanted[:, 1:] >= 0).sum(axis=1).tolist() == [2] * ROWS  # round(0.4 * 5)
+
+
+def test_pairs_alone_are_a_classification_of_whole_rows():
+    x, targets = paired_rows()
+    params, objective = parameters(), PairLabels()
+    loss, _ = objective.learn(network(params), (x, targets), Draw(None, 0, 1), {})
+    outputs = np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS))
+    _, pairs = own(outputs.astype(np.float64), targets)
+    found = objective.report(objective.digest(outputs, targets), targets)
+    assert float(loss) == pytest.approx(pairs.mean(), rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(pairs.mean(), rel=1e-5)
+    assert float(found["pair_accuracy"]) == pytest.approx((outputs[:, 0, :2].argmax(-1) == targets[:, 0]).mean())
+    assert found.keys() == {"loss", "pair_accuracy"}
+    smooth = 0.8 * pairs.mean() - 0.2 * log_softmax(outputs[:, 0, :2].astype(np.float64)).mean()
+    assert float(objective.loss(outputs, targets, 0.2)) == pytest.approx(smooth, rel=1e-5)
+    assert not objective.corrupts
+
+
+def test_pairs_alone_move_no_word_of_the_head():
+    """The gradient is none of the vocabulary's: only the pooler's and the classifier's part of the head learns."""
+    batch, params = paired_rows(), parameters()
+    slopes = jax.grad(lambda p: PairLabels().learn(network(p), batch, Draw(None, 0, 1), {})[0])(params)
+    moved = {path.partition("/")[0] for path, slope in slopes.items() if np.asarray(slope).any()}
+    assert {"pooler", "classifier", "embeddings", "block_0"} <= moved
+    assert not {"transform", "transform_norm", "vocabulary"} & moved
+
+
+def test_a_row_without_a_word_to_miss_is_learned_from_its_label():
+    x, targets = paired_rows()
+    targets[:, 1:] = -1
+    params = parameters()
+    loss, _ = MaskedPairs(mask_id=3, words=WORDS, exact=True).learn(
+        network(params), (x, targets), Draw(jax.random.PRNGKey(0), 0, 1), {}
+    )
+    _, pairs = own(np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS), np.float64), targets)
+    assert float(loss) == pytest.approx(pairs.mean(), rel=1e-5)
