@@ -26,10 +26,13 @@ PRECISE = jax.lax.Precision.HIGHEST
 
 
 def unit(z: Float[Array, "*n D"]) -> Float[Array, "*n D"]:
-    """Return each vector divided by its length; one without a direction becomes 0, and no gradient reaches it."""
+    """Return each vector divided by its length; one without a direction becomes 0, and no gradient reaches it.
+
+    One that is not finite stays so: a run that diverges must not look like one that has collapsed.
+    """
     z = at_least_float32(z)
     squares = jnp.sum(jnp.square(z), axis=-1, keepdims=True)
-    there = squares > SHORTEST**2
+    there = ~(squares <= SHORTEST**2)  # of NaN neither is true
     # Where both branches of a `where` are differentiated, the one not taken must be finite too.
     return jnp.where(there, z / jnp.sqrt(jnp.where(there, squares, 1.0)), 0.0)
 

@@ -42,10 +42,10 @@ class Online:
     ) -> tuple[Any, dict[str, Float[Array, ""]]]:
         """Return the classifier after an update, and its loss (nats) and accuracy on the batch before that."""
         x = jax.lax.stop_gradient(features)
-        x = unit(x - jnp.mean(x, axis=0))
+        x = unit(x - jnp.mean(x, axis=0, keepdims=True))
         happened = jax.nn.one_hot(labels, self.classes)
         weights, velocity = jax.lax.stop_gradient((memory["weights"], memory["velocity"]))
-        logits = jnp.matmul(x, weights["kernel"], precision=PRECISE) + weights["bias"]
+        logits = jnp.matmul(x, weights["kernel"], precision=PRECISE) + weights["bias"][None, :]
         wrong = (jax.nn.softmax(logits) - happened) / len(x)
         slopes = {"kernel": jnp.matmul(x.T, wrong, precision=PRECISE), "bias": jnp.sum(wrong, axis=0)}
         velocity = jax.tree.map(lambda old, slope: MOMENTUM * old + slope, velocity, slopes)

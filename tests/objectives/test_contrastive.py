@@ -366,3 +366,11 @@ def test_the_option_is_configured():
     ]:
         with pytest.raises(UserError, match=message):
             typed(Temperature, values, "pretrain.temperature")
+
+
+def test_embeddings_that_are_not_numbers_are_no_embeddings_that_are_equal():
+    """A network that has diverged: the loss must say so, and not be that of a collapse."""
+    z = jnp.asarray(np.random.default_rng(0).normal(size=(4, 3)), jnp.float32).at[1].set(jnp.nan)
+    assert np.isnan(float(nt_xent(z, z, 0.5)))
+    assert np.isnan(np.asarray(unit(z)[1])).all()
+    np.testing.assert_array_equal(unit(jnp.zeros((1, 3))), np.zeros((1, 3)))

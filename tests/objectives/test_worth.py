@@ -219,11 +219,12 @@ def test_a_kept_stage_has_the_same_rows_and_is_kept_by_how_it_was_measured(data,
 
 
 def test_a_run_that_diverges_is_looked_at_no_more(data):
-    wild = replace(watched(), lr_pre=1e30)
-    lanes = pretrain([watched(), wild], data, Lanes.map)
-    assert [lane.diverged for lane in lanes] == [False, True]
-    assert "knn" in lanes[1].rows[0]
-    assert all("knn" not in row for row in lanes[1].rows[1:])
+    (end,) = pretrain([replace(watched(), lr_pre=np.inf)], data)
+    assert end.diverged
+    assert end.last_finite_step == 1
+    assert "knn" in end.rows[0]
+    assert all("knn" not in row for row in end.rows[1:])
+    assert "source_test_knn" not in end.metrics
 
 
 def test_the_record_tells_the_numbers_behind_the_warnings(data):
