@@ -12,6 +12,7 @@ import argparse
 import json
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -133,6 +134,7 @@ def compare(python: str, batch: int, width: int, turns: int, cases: list[str]) -
     for name, stage in stages(batch, width).items():
         if name in cases:
             runs[name], facts[name] = updates(stage)
+            print(f"{name}, compiled: {facts[name]}", file=sys.stderr)
     runs |= parts(batch)
     runs["PyTorch"] = lambda: asked(other, "update", UPDATES)
     runs["PyTorch, both views"] = lambda: asked(other, "views", 1)
@@ -140,6 +142,7 @@ def compare(python: str, batch: int, width: int, turns: int, cases: list[str]) -
     for turn in range(turns + 1):
         for name, run in runs.items():
             found = run()
+            print(f"turn {turn}, {name}: {found}", file=sys.stderr)
             if turn:  # the first one warms up
                 times[name].append(found)
     other.terminate()
