@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
+from src.models.winograd import suits, winograd
+
 
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) whose rate may be traced; it acts where a pass is given a key for it."""
@@ -87,6 +89,8 @@ def convolve(
     """
     (kh, kw), (down, across) = kernel.shape[:2], strides
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
+    if suits(x.shape, kernel.shape, strides, pads):
+        return winograd(x, kernel)
     if any(map(any, pads)):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
     height, width = (x.shape[1] - kh) // down + 1, (x.shape[2] - kw) // across + 1
