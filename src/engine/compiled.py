@@ -10,11 +10,13 @@ from typing import Any, NamedTuple
 
 import jax
 
+from src.engine.loop_flops import repeated_flops
+
 
 class Cost(NamedTuple):
     """What a compiled program costs by XLA's own account."""
 
-    flops: float  # floating-point operations; the body of a loop counts once, however often it runs
+    flops: float  # floating-point operations; a loop of unknown length counts as its body, once
     peak_bytes: int  # arguments, results and temporary buffers together, what is overwritten in place counted once
     optimizer_bytes: int = 0  # of the optimizer's state, where the program is an update
 
@@ -46,6 +48,7 @@ class Compiled:
         program = self.program(*args)
         found, memory = program.cost_analysis(), program.memory_analysis()
         flops = float(found.get("flops", float("nan"))) if isinstance(found, dict) else float("nan")
+        flops += repeated_flops(program.as_text() or "")
         sizes = ("argument_size_in_bytes", "output_size_in_bytes", "temp_size_in_bytes")
         peak = sum(getattr(memory, name) for name in sizes) - getattr(memory, "alias_size_in_bytes", 0)
         return Cost(flops, peak)

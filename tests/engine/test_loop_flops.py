@@ -1,0 +1,51 @@
+"""Operations of loops: closed forms of products whose number is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from src.engine.compiled import Compiled
+from src.models.winograd import parts, winograd
+
+X, K = jnp.ones((5, 7, 11)), jnp.ones((11, 11))
+ONCE = 2 * 7 * 11 * 11  # a product of 7 x 11 by 11 x 11
+
+
+def flops(function, *args):
+    return Compiled(function).cost(*args).flops
+
+
+def squared(x, k):
+    return jnp.sum((x @ k) ** 2)
+
+
+@pytest.mark.parametrize("times", [1, 5])
+def test_a_loop_of_known_length_counts_each_of_its_passes(times):
+    found = flops(lambda x, k: jax.lax.map(lambda row: jnp.tanh(row) @ k, x[:times]), X, K)
+    assert times * ONCE <= found < times * ONCE * 1.2 + 2000
+
+
+def test_a_loop_in_a_loop_counts_as_often_as_both():
+    def outer(x, k):
+        def inner(total, row):
+            return jax.lax.scan(lambda t, _: (t @ k + row, None), total, None, length=3)[0], None
+
+        return jax.lax.scan(inner, jnp.zeros((7, 11)), x)[0]
+
+    assert flops(outer, X, K) == pytest.approx(5 * 3 * ONCE, rel=0.2)
+
+
+def test_a_loop_of_a_number_of_updates_counts_as_one():
+    def many(x, k, count):
+        return jax.lax.fori_loop(0, count, lambda _, k: k - jax.grad(squared, 1)(x[0], k), k)
+
+    assert flops(many, X, K, np.int32(9)) == pytest.approx(2 * ONCE, rel=0.3)
+
+
+def test_a_convolution_in_parts_counts_all_of_them():
+    """16 products of a channel by a channel for 2 x 2 outputs (arXiv 1509.09308, section 4.1)."""
+    x, kernel = jnp.ones((64, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
+    assert len(parts(x, 32)) == 2
+    products = 2 * 16 * 32 * 32 * 64 * 16 * 16 / 4
+    assert products < flops(winograd, x, kernel) < 1.3 * products
