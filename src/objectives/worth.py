@@ -35,8 +35,8 @@ class Measured(Pretraining):
 
     ``neighbours`` and ``neighbours_temperature``: of the votes (:func:`knn_predict`). ``worth_every``: updates between
     two measurements on the way, a multiple of ``log_every``; ``None`` measures at the end only. ``probe_rows``:
-    training rows that the linear probe learns from, at most; ``None``: all. ``probe_penalty``: of the probe where the
-    source task has no validation part to choose one by.
+    training rows that the linear probe learns from, at most; ``None``: all. ``probe_penalty``: of the probe on the
+    way, and at the end where the source task has no validation part to choose one by.
     """
 
     neighbours: int = knob(20, COUNT)
@@ -109,8 +109,7 @@ class Measured(Pretraining):
         test = (scaled(few, rows), asked.rows.y)
         if asked.choose is None:
             return scores(fit_probe(*train, classes, self.probe_penalty), *test)["accuracy"]
-        same = asked.choose is asked.rows
-        val = test if same else (scaled(few, np.asarray(of(asked.choose.x))), asked.choose.y)
+        val = (scaled(few, np.asarray(of(asked.choose.x))), asked.choose.y)
         return linear_probe(*train, *val, *test, classes)["test_accuracy"]
 
 
@@ -118,7 +117,7 @@ def on_the_way(data: Transfer) -> Asked:
     """Return what is measured on before the end."""
     train, val = data.source["train"], data.source.get("val")
     if val is not None:
-        return Asked(train, val, val)
+        return Asked(train, None, val)  # what chose a penalty could not tell how good it is
     held = np.arange(len(train.x)) % HELD_OUT == HELD_OUT - 1
     return Asked(type(train)(train.x[~held], train.y[~held]), None, type(train)(train.x[held], train.y[held]))
 

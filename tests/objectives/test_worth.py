@@ -140,7 +140,9 @@ def test_the_numbers_are_those_of_other_solvers_in_float64(data, looked):
     hits = neighbours64(bank, train.y, on_test, *vote) == test.y
     assert looked.metrics["source_test_knn"] == pytest.approx(np.mean(hits), abs=1e-6)
     fitted = (bank, train.y)
-    assert row["probe"] == pytest.approx(probe64(fitted, (on_val, val.y), (on_val, val.y), PENALTIES), abs=1e-6)
+    assert row["probe"] == pytest.approx(
+        probe64(fitted, (on_val, val.y), (on_val, val.y), [own.probe_penalty]), abs=1e-6
+    )
     expected = probe64(fitted, (on_val, val.y), (on_test, test.y), PENALTIES)
     assert looked.metrics["source_test_probe"] == pytest.approx(expected, abs=1e-6)
     pixels = [part.x.reshape(len(part.x), -1) / 255.0 for part in (train, val, test)]

@@ -161,8 +161,9 @@ def runs_of(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> 
     table = table.loc[table["job"].isin(known)]
     told = settings_of(table)
     jobs = {job.name: job for job in load_sweep(folder)}
-    table = table.sort_values(told)  # conditions in the order of their values
-    kept = table.drop_duplicates([*told, SEED] if SEED in table else told) if told or SEED in table else table[:1]
+    apart = [*told, *([SEED] if SEED in table else [])]
+    # Conditions in the order of their values; a single job has nothing that it could be told apart by.
+    kept = table.sort_values(apart).drop_duplicates(apart) if apart else table[:1]
     return [
         Run(label_of(row, told), row.get(SEED, "-"), jobs[row["job"]], rows[rows["job"] == row["job"]])
         for _, row in kept.iterrows()
