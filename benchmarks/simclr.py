@@ -9,6 +9,7 @@ On a busy machine processor seconds say more than the clock: both are printed.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -49,6 +50,7 @@ Times = dict[str, float]  # seconds of one of some calls, "wall" and "processor"
 class Ready(Augmentation):
     """Views that are there already: the images themselves."""
 
+    @functools.partial(jax.jit, static_argnums=0)
     def two_views(self, key: jax.Array, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return each image twice."""
         return to_float(images), to_float(images)
@@ -161,7 +163,7 @@ def report(title: str, times: Mapping[str, list[Times]], facts: Mapping[str, tup
     print()
     torch, views = ("PyTorch / Thaw", times["PyTorch"], own), ("views of an update", times["both views"], own)
     rows = [
-        (name, *(f"{ratio(over, under, clock):.2f}" for clock in ("wall", "processor")), wanted)
+        (name, *(f"{ratio(over, under, clock):.3g}" for clock in ("wall", "processor")), wanted)
         for (name, over, under), wanted in ((torch, f">= {AIM}"), (views, f"<= {AIM_VIEWS}"))
     ]
     table((title, "median ratio", "by processor", "wanted"), rows)

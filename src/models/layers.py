@@ -79,6 +79,7 @@ def convolve(
     CPU; over lanes, each with a kernel of its own, it becomes a grouped convolution, which is slow anywhere. Products
     have neither trouble. A product a line, not one in all: of 3 x 3, the copies of ``x`` that they need are three, not
     nine; of 1 x 1, there is none. Windows that lie side by side, the patches of an image, take one product.
+    Of 3 x 3 at every place, ``src/models/winograd.py`` has a quicker way.
 
     Args:
         x: images.
@@ -89,7 +90,8 @@ def convolve(
     """
     (kh, kw), (down, across) = kernel.shape[:2], strides
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
-    if suits(x.shape, kernel.shape, strides, pads):
+    # Sums of bfloat16 would be rounded before they are multiplied.
+    if x.dtype == kernel.dtype == jnp.float32 and suits(x.shape, kernel.shape, strides, pads):
         return winograd(x, kernel)
     if any(map(any, pads)):
         x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
