@@ -23,8 +23,11 @@ VALUES_AT_ONCE = 2**20
 def suits(shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int], pads: Any) -> bool:
     """Tell whether :func:`winograd` computes this convolution, and pays: 3 x 3 at every place of even sides.
 
-    Of maps as small as 4 x 4 with 512 channels the time goes into the kernel's sums, and nothing is gained.
+    Of maps as small as 4 x 4 with 512 channels the time goes into the kernel's sums, and nothing is gained. Parts that
+    fit into caches are for processors: an accelerator would wait for each.
     """
+    if jax.default_backend() != "cpu":
+        return False
     same = tuple(kernel[:2]) == (3, 3) and tuple(strides) == (1, 1) and tuple(map(tuple, pads)) == ((1, 1), (1, 1))
     even = shape[1] % 2 == shape[2] % 2 == 0
     return same and even and 4 * shape[1] * shape[2] >= max(kernel[2:])
