@@ -81,6 +81,8 @@ def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Se
         console().print(_matrix_table(matrix))
     if outcome.metrics:
         console().print(_result_table(outcome.metrics))
+        for line in _worth(outcome.metrics):
+            say(line)
     else:
         say(
             f"diverged: the loss stopped being finite after update {outcome.last_finite_step}; try a lower rate",
@@ -91,6 +93,21 @@ def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Se
     for warning in outcome.facts().get("warnings", ()):
         say(f"warning: {warning}", "yellow")
     say(f"record: {near(folder)}")
+
+
+WORTH = {"knn": "nearest neighbours", "probe": "a linear probe"}
+FLOORS = {"random": "the untrained network's", "pixels": "pixels"}
+
+
+def _worth(metrics: Mapping[str, float]) -> list[str]:
+    """Say what pre-trained features are worth, beside their floors, where that was measured."""
+    lines = []
+    for name, words in WORTH.items():
+        if (value := metrics.get(f"source_test_{name}")) is not None:
+            found = {floor: metrics.get(f"source_test_{name}_{floor}") for floor in FLOORS}
+            beside = ", ".join(f"{FLOORS[floor]} {v:.3f}" for floor, v in found.items() if v is not None)
+            lines.append(f"features of the source's test rows by {words}: {value:.3f} ({beside})")
+    return lines
 
 
 def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
