@@ -210,13 +210,15 @@ def pretrain(
     views = views_of(stages, first)
     look = looking(recipes, data, views)
     fits = fit_lanes(stages, first, data.source["train"], {}, [watching(own) for own in rows], lanes, look)
+    cost = update_cost(stages[0], first[0], data.source["train"])
     parts = {f"source_{name}": data.source[name] for name in ("test", "val") if name in data.source}
     metrics = measure(stages, [end.params for end in fits], parts, lanes)
     for recipe, view, end, found in zip(recipes, views, fits, metrics, strict=True):
         if not end.diverged:
             worth = recipe.pretrain.worth(view(end.params), data)
+            # What is worth more is compared at equal memory, too.
+            worth |= {"pretrain_peak_bytes": cost.peak_bytes} if worth else {}
             found.update({name: number(value) for name, value in worth.items()})
-    cost = update_cost(stages[0], first[0], data.source["train"])
     each = (time.perf_counter() - started) / len(recipes)
     return [
         Pretrained(end.params, own, found, end.diverged, end.last_finite_step, cost, each)
@@ -535,7 +537,7 @@ def movement_of(plan: Sequence[Stage], features: tuple[int, ...], learned: Objec
     return movement
 
 
-PRETRAINING_VERSION = 2  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
+PRETRAINING_VERSION = 3  # to be raised when `pretrain` changes what it computes in a way that no `Stage` shows
 
 
 def pretrain_once(

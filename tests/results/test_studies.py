@@ -121,7 +121,9 @@ def test_a_bootstrap_ranks_infinities_and_needs_two_seeds():
 
 
 def test_every_study_can_be_found_and_a_typo_is_named():
-    assert {*QUESTIONS, "strategies", "lora_compose", "forgetting", "sequence", *OF_WEIGHTS} == set(study_names())
+    assert {*QUESTIONS, "strategies", "lora_compose", "forgetting", "sequence", "stability", *OF_WEIGHTS} == set(
+        study_names()
+    )
     assert all(callable(find_study(name)) for name in study_names())
     check_report(None)
     with pytest.raises(
@@ -666,6 +668,21 @@ def test_numbers_are_compared_with_the_smallest_in_their_order(tmp_path):
     assert report.conclusion.startswith("Against rate=0.05 on test accuracy, better: rate=0.4; undecided: rate=0.15 (")
     rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| rate=")]
     assert rows == ["rate=0.05", "rate=0.15", "rate=0.4"]
+
+
+def test_batches_of_pre_training_are_compared_with_how_steady_their_losses_are(tmp_path):
+    """Of losses 1 to 8, the last half deviates by 1.29."""
+
+    def course(condition, rate, seed):
+        scale = 16 / condition["pretrain.batch_size"]
+        return [{"stage": "pretrain", "step": n, "loss": float(n * scale)} for n in range(1, 9)]
+
+    grid = {"pretrain.batch_size": (16, 32)}
+    report, text = run("pretraining", plant(tmp_path, grid, lambda batch_size: 0.8, own=0.01, curve=course))
+    assert report.title == "Which batch size of pre-training is worth more?"
+    expected = np.std([5, 6, 7, 8], ddof=1)
+    cells = [line.split("|")[2] for line in text.splitlines() if line.startswith("| batch_size=")][-2:]
+    assert [float(cell.split("±")[0]) for cell in cells] == pytest.approx([expected, expected / 2], rel=0.01)
 
 
 def test_a_difference_is_the_paired_one(tmp_path):

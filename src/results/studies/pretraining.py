@@ -27,7 +27,8 @@ SETTINGS = ("pretrain_steps", "batch_size")  # that are not under `pretrain` and
 UNDER = ("strategy", "data.train_rows")  # what a way of pre-training is tried under, each with a choice of its own
 PICTURE = "pretraining.png"
 # What a pre-training reached itself, of what is recorded of the source's test rows.
-REACHED = ("accuracy", "pair_accuracy", "masked_accuracy", "perplexity", "knn", "rankme")
+REACHED = ("accuracy", "pair_accuracy", "masked_accuracy", "perplexity", "knn", "probe", "rankme")
+MEMORY, DEVIATION = "pretrain_peak_bytes", "deviation of its loss"
 
 
 class Row(NamedTuple):
@@ -56,7 +57,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         UserError: pre-training is the same in all jobs, or fewer than two ways of it have a result.
     """
     compared = swept(table)
-    labelled = with_ways(table, compared)
+    labelled = with_deviation(with_ways(table, compared), history)
     under = [name for name in UNDER if name in table and table[name].nunique() > 1]
     analysis = choose(labelled, *under, WAY)
     found = results(analysis)
@@ -88,8 +89,8 @@ def swept(table: pd.DataFrame) -> list[str]:
     Raises:
         UserError: there is none.
     """
-    names = [name for name in config_columns(table) if name.startswith("pretrain.") or name in SETTINGS]
-    known = [name for name in ("pretrain", *names) if name in table and varies(table[name])]
+    names = [name for name in config_columns(table) if name.startswith("pretrain.")]
+    known = [name for name in ("pretrain", *names, *SETTINGS) if name in table and varies(table[name])]
     chosen: list[str] = []
     told_apart = 1
     for name in known:
@@ -108,6 +109,17 @@ def with_ways(table: pd.DataFrame, compared: Sequence[str]) -> pd.DataFrame:
     kept = table.drop(columns=list(compared))
     kept.insert(list(kept).index("objective"), WAY, labels)
     return kept
+
+
+def with_deviation(table: pd.DataFrame, history: pd.DataFrame | None) -> pd.DataFrame:
+    """Return the jobs with the standard deviation of pre-training's loss, over the logged rows of its last half."""
+    if history is None or not {"stage", "loss", "step"} <= set(history):
+        return table
+    rows = history[(history["stage"] == "pretrain") & history["loss"].notna()]
+    if rows.empty:
+        return table
+    late = rows[rows["step"] > rows.groupby("job")["step"].transform("max") / 2]
+    return table.assign(**{DEVIATION: table["job"].map(late.groupby("job")["loss"].std())})
 
 
 def in_order(table: pd.DataFrame, compared: Sequence[str]) -> list[str]:
@@ -161,7 +173,9 @@ def body(rows: Sequence[Row], ways: Sequence[str], analysis: Analysis, table: pd
         parts += [f"The same {metric} side by side; \\* as above:", markdown_table(matrix(rows, groups), ways)]
     reached = source_columns(table)
     if reached:
-        parts += ["What pre-training itself reached on the source's test rows:"]
+        parts += [
+            "What pre-training itself reached on the source's test rows (the deviation: of its last half's rows):"
+        ]
         parts += [markdown_table({"pre-training": str} | reached, ways)]
     return parts
 
@@ -195,11 +209,13 @@ def columns(rows: Sequence[Row], first: str, analysis: Analysis) -> dict[str, Ca
 def source_columns(table: pd.DataFrame) -> dict[str, Callable[[str], str]]:
     """Return the columns of what pre-training reached: one value a seed, whatever came after it."""
     found: dict[str, Callable[[str], str]] = {}
-    for name in REACHED:
-        column = f"source_test_{name}"
+    for name, column in [*((name, f"source_test_{name}") for name in REACHED), (DEVIATION, DEVIATION)]:
         if column in table and table[column].notna().any() and SEED in table:
             by_seed = table.groupby([WAY, SEED])[column].first()
             found[name] = lambda way, by_seed=by_seed: show_interval(mean_interval(by_seed[way].dropna()))
+    if MEMORY in table and table[MEMORY].notna().any():
+        most = table.groupby(WAY)[MEMORY].max() / 1e6
+        found["peak MB of an update"] = lambda way: f"{most[way]:.0f}"
     return found
 
 
