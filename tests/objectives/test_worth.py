@@ -314,6 +314,7 @@ def test_it_learns_what_features_tell():
     """Ten updates on features that are the labels."""
     online, y = Online(1.0, CLASSES, CLASSES), np.arange(12) % CLASSES
     memory, x = online.begin(), jnp.asarray(np.eye(CLASSES)[y], jnp.float32)
+    told = {}
     for _ in range(10):
         memory, told = online.learn(memory, x, jnp.asarray(y))
     assert float(told["online_accuracy"]) == 1.0

@@ -214,8 +214,8 @@ def source_columns(table: pd.DataFrame) -> dict[str, Callable[[str], str]]:
             by_seed = table.groupby([WAY, SEED])[column].first()
             found[name] = lambda way, by_seed=by_seed: show_interval(mean_interval(by_seed[way].dropna()))
     if MEMORY in table and table[MEMORY].notna().any():
-        most = table.groupby(WAY)[MEMORY].max() / 1e6
-        found["peak MB of an update"] = lambda way: f"{most[way]:.0f}"
+        most: dict[str, float] = table.groupby(WAY)[MEMORY].max().to_dict()
+        found["peak MB of an update"] = lambda way: f"{most[way] / 1e6:.0f}"
     return found
 
 
