@@ -93,7 +93,9 @@ def legend_below(axes: Sequence[Axes]) -> None:
         entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
     if entries:
         figure = axes[0].figure
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries)))
+        room = 9 * figure.get_figwidth()  # letters in a line, a line's sample taking some eight
+        columns = max(1, int(room / (8 + max(map(len, entries)))))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, columns, len(entries)))
 
 
 def plot_rates(analysis: Analysis, path: Path) -> bool:

@@ -154,12 +154,12 @@ def title_of(compared: Sequence[str]) -> str:
     """Write the question."""
     if compared[0] == "pretrain":
         return "Which pre-training is worth more?"
-    return f"Which {' and '.join(words_of(name) for name in compared)} of pre-training is worth more?"
-
-
-def words_of(setting: str) -> str:
-    """Write a column's name in a question: ``pretrain.temperature.cold`` is ``temperature cold``."""
-    return in_words(setting.removeprefix("pretrain.").replace(".", " "))
+    parts: dict[str, list[str]] = {}  # settings by what they are of: the hot and the cold end of one temperature
+    for name in compared:
+        of, _, own = name.removeprefix("pretrain.").rpartition(".")
+        parts.setdefault(of or own, []).extend([in_words(own)] if of else [])
+    named = (in_words(of) + (f" ({' and '.join(own)})" if own else "") for of, own in parts.items())
+    return f"Which {' and '.join(named)} of pre-training is worth more?"
 
 
 def body(rows: Sequence[Row], ways: Sequence[str], analysis: Analysis, table: pd.DataFrame) -> list[str]:
@@ -291,5 +291,5 @@ def draw(axes: Sequence[Axes], rows: Sequence[Row], ways: Sequence[str], analysi
     axes[0].set_xlabel(direction(analysis))
     axes[1].axvline(0, color="#555555", linewidth=1)
     axes[1].text(0, middles[0], " reference", va="center", color="#777777")
-    axes[1].set_xlabel(f"minus that of {ways[0]}, paired by seed\n({good} of 0: better)")
+    axes[1].set_xlabel(f"minus that of {ways[0]}\n(by seed; {good} of 0: better)")
     legend_below(axes)
