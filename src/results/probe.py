@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 PENALTIES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 ITERATIONS = 2000  # of L-BFGS at most
+MOST_DIMENSIONS = 4096  # of features whose curvature is computed: some tens of gigaflops and 134 MB
 TOLERANCE = 1e-6  # largest entry of the gradient at which it ends
 
 
@@ -35,6 +36,7 @@ def linear_probe(
     test_y: ArrayLike,
     classes: int,
     penalties: Sequence[float] = PENALTIES,
+    iterations: int = ITERATIONS,
 ) -> dict[str, float]:
     """Fit a classifier for each penalty, keep the one that is best on the validation rows, and test that one.
 
@@ -51,6 +53,7 @@ def linear_probe(
         test_y: as above.
         classes: how many there are.
         penalties: to choose from, all > 0.
+        iterations: the most of each fit.
 
     Returns:
         ``penalty``, the one chosen; ``train_accuracy``, ``val_accuracy`` and ``test_accuracy``, shares from 0 to 1;
@@ -67,7 +70,7 @@ def linear_probe(
         raise ValueError(f"penalties must be finite numbers > 0, at least one, got {tuple(penalties)}")
     fits: list[tuple[float, Probe, dict[str, float]]] = []
     for penalty in sorted(penalties, reverse=True):
-        probe = fit_probe(*train, classes, penalty, start=fits[-1][1] if fits else None)
+        probe = fit_probe(*train, classes, penalty, fits[-1][1] if fits else None, iterations)
         fits.append((penalty, probe, scores(probe, *val)))
     penalty, probe, of_val = max(fits, key=lambda fit: fit[2]["accuracy"])  # of equal ones the first
     of_train, of_test = scores(probe, *train), scores(probe, *test)
@@ -83,7 +86,12 @@ def linear_probe(
 
 
 def fit_probe(
-    x: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"], classes: int, penalty: float, start: Probe | None = None
+    x: Float[np.ndarray, "N D"],
+    y: Int[np.ndarray, " N"],
+    classes: int,
+    penalty: float,
+    start: Probe | None = None,
+    iterations: int = ITERATIONS,
 ) -> Probe:
     """Return the minimum of ``mean cross-entropy + penalty / 2 * |kernel|**2``, by L-BFGS over all rows in float64.
 
@@ -95,24 +103,48 @@ def fit_probe(
         classes: how many there are.
         penalty: > 0.
         start: where to begin (default: 0): the minimum at a larger penalty is close by.
+        iterations: the most that are made; ``converged`` says whether they were enough.
     """
+    from scipy.linalg import solve_triangular
     from scipy.optimize import minimize  # takes a while to import
 
     rows, dim = x.shape
     happened = np.eye(classes)[y]
+    root = curvature_root(x, penalty)
+
+    def in_kernel(flat: Float[np.ndarray, " P"]) -> Float[np.ndarray, "D K"]:
+        own = flat[:-classes].reshape(dim, classes)
+        return own if root is None else solve_triangular(root, own, lower=True, trans="T")
 
     def loss_and_gradient(flat: Float[np.ndarray, " P"]) -> tuple[float, Float[np.ndarray, " P"]]:
-        kernel, bias = flat[:-classes].reshape(dim, classes), flat[-classes:]
+        kernel, bias = in_kernel(flat), flat[-classes:]
         log_p = _log_softmax(x @ kernel + bias)
         wrong = (np.exp(log_p) - happened) / rows
         loss = -np.sum(happened * log_p) / rows + penalty / 2 * np.sum(kernel**2)
-        return float(loss), np.concatenate([(x.T @ wrong + penalty * kernel).ravel(), wrong.sum(axis=0)])
+        slope = x.T @ wrong + penalty * kernel
+        slope = slope if root is None else solve_triangular(root, slope, lower=True)
+        return float(loss), np.concatenate([slope.ravel(), wrong.sum(axis=0)])
 
-    begin = np.zeros((dim + 1) * classes) if start is None else np.concatenate([start.kernel.ravel(), start.bias])
-    options = {"maxiter": ITERATIONS, "maxfun": 2 * ITERATIONS, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20}
+    begin = np.zeros((dim + 1) * classes)
+    if start is not None:
+        begin = np.concatenate([(start.kernel if root is None else root.T @ start.kernel).ravel(), start.bias])
+    options = {"maxiter": iterations, "maxfun": 2 * iterations, "gtol": TOLERANCE, "ftol": 0.0, "maxcor": 20}
     end = minimize(loss_and_gradient, begin, jac=True, method="L-BFGS-B", options=options)
     reached = bool(np.abs(end.jac).max() <= 10 * TOLERANCE)  # also where rounding ended it before the last digit
-    return Probe(end.x[:-classes].reshape(dim, classes), end.x[-classes:], reached)
+    return Probe(in_kernel(end.x), end.x[-classes:], reached)
+
+
+def curvature_root(x: Float[np.ndarray, "N D"], penalty: float) -> Float[np.ndarray, "D D"] | None:
+    """Return the Cholesky root of a bound on the loss's curvature by the kernel; ``None`` where it would not fit.
+
+    ``X^T X / 2N + penalty`` (Boehning 1992, Annals of the Institute of Statistical Mathematics 44). Steps are taken in
+    ``root^T kernel``, in which the loss is as steep in every direction: pixels, whose variances differ by thousands,
+    take tens of steps then, where they take thousands.
+    """
+    rows, dim = x.shape
+    if dim > MOST_DIMENSIONS:
+        return None
+    return np.linalg.cholesky(x.T @ x / (2 * rows) + penalty * np.eye(dim))
 
 
 def scores(probe: Probe, x: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"]) -> dict[str, float]:
