@@ -6,10 +6,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
@@ -118,8 +120,11 @@ def with_deviation(table: pd.DataFrame, history: pd.DataFrame | None) -> pd.Data
     rows = history[(history["stage"] == "pretrain") & history["loss"].notna()]
     if rows.empty:
         return table
-    late = rows[rows["step"] > rows.groupby("job")["step"].transform("max") / 2]
-    return table.assign(**{DEVIATION: table["job"].map(late.groupby("job")["loss"].std())})
+    found = {}
+    for job, own in rows.groupby("job"):
+        late = own["step"].to_numpy(float) > own["step"].max() / 2
+        found[job] = float(np.std(own["loss"].to_numpy(float)[late], ddof=1)) if late.sum() > 1 else math.nan
+    return table.assign(**{DEVIATION: table["job"].map(found)})
 
 
 def in_order(table: pd.DataFrame, compared: Sequence[str]) -> list[str]:
