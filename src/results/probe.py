@@ -114,7 +114,7 @@ def fit_probe(
 
     def in_kernel(flat: Float[np.ndarray, " P"]) -> Float[np.ndarray, "D K"]:
         own = flat[:-classes].reshape(dim, classes)
-        return own if root is None else solve_triangular(root, own, lower=True, trans="T")
+        return own if root is None else solve_triangular(root, own, lower=True, trans=1)
 
     def loss_and_gradient(flat: Float[np.ndarray, " P"]) -> tuple[float, Float[np.ndarray, " P"]]:
         kernel, bias = in_kernel(flat), flat[-classes:]

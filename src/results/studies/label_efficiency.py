@@ -1,5 +1,8 @@
 """``report=label_efficiency``: how many times fewer labels does a pre-trained start need?"""
 
+# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
+# pyright: reportArgumentType=false, reportReturnType=false
+
 from __future__ import annotations
 
 import math
