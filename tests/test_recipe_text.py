@@ -130,7 +130,7 @@ def test_a_validation_masks_the_same_words_each_time():
 
 
 def test_the_fisher_information_of_missing_words_has_no_likelihood():
-    with pytest.raises(UserError, match="needs a likelihood of one label or number a row, and this pre-training has no such"):
+    with pytest.raises(UserError, match="needs a likelihood of one label or number a row, and this pre-training"):
         run(recipe(retention=Ewc()), data(), lambda *_: None)
 
 
