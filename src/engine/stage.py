@@ -278,15 +278,8 @@ def gradients(
     def loss_of(params: Params, statistics: Params, part: Split, keys: Keys) -> tuple[Float[Array, ""], Learned]:
         rest = {**frozen, **statistics}
 
-        def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
-            how = Forward(moving=moving, key=keys.dropout, places=places)
-            return forward(stage, params, rest, x, how) if other is None else forward(stage, other, {}, x, how)
-
-        def in_two(x: Array) -> tuple[tuple[Array, Array], Params]:
-            return forward_in_two(stage, params, rest, x, Forward(moving=moving, key=keys.dropout))
-
         draw = Draw(keys.corruption, stage.first + number, stage.steps)
-        network = Network(run, {**rest, **params}, in_two)
+        network = network_of(stage, params, rest, Forward(moving=moving, key=keys.dropout))
         loss, learned = stage.objective.learn(network, part, draw, state.memory, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
@@ -334,16 +327,21 @@ def keys_of(stage: Stage, number: Any) -> Keys:
     )
 
 
+def network_of(stage: Stage, params: Params, rest: Params, how: Forward) -> Network:
+    """Return a stage's network as an objective sees it; where both halves have a leaf, a head, it is the rest's."""
+
+    def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
+        own = how._replace(places=places)
+        return forward(stage, params, rest, x, own) if other is None else forward(stage, other, {}, x, own)
+
+    return Network(run, {**params, **rest}, lambda x: forward_in_two(stage, params, rest, x, how))
+
+
 def source_network(stage: Stage, params: Params, rest: Params, kept: Kept) -> Network:
     """Return the network under training as the source task has it, with that task's own head where it has one."""
     task = kept["own"]["task"]
-    source, others = replace(stage, model=task.model, outputs=task.outputs), {**rest, **kept["head"]}
-
-    def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
-        how = Forward(places=places)
-        return forward(source, params, others, x, how) if other is None else forward(source, other, {}, x, how)
-
-    return Network(run, {**params, **others}, lambda x: forward_in_two(source, params, others, x, Forward()))
+    source = replace(stage, model=task.model, outputs=task.outputs)
+    return network_of(source, params, {**rest, **kept["head"]}, Forward())
 
 
 def update(

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from src.config import COUNT, FRACTION, UNIT, knob
+from src.config import COUNT, FRACTION, UNIT, knob, option_name
 from src.errors import UserError
 from src.models.base import Model
 from src.objectives.base import Lesson, Objective, Pretraining, need_source
+from src.objectives.pairs import NEXT, need_pairs
 from src.objectives.text import Masked
 
 if TYPE_CHECKING:
@@ -64,6 +65,20 @@ class Mlm(Pretraining):
         if self.most is not None and not self.exact:
             raise UserError(f"pretrain.most is {self.most}; allowed: null, or a number with pretrain.exact=true")
         super().check(model, data, batch)
+
+
+@dataclass(frozen=True)
+class WithPairs(Mlm):
+    """Base of the options that learn pairs of sentences beside the words, both losses added.
+
+    ``pairs``: what the data is asked for, as ``data.pairs``.
+    """
+
+    pairs: str = knob("next", NEXT)
+
+    def need(self, data: Transfer) -> None:
+        """Refuse a source task without such pairs."""
+        need_pairs(option_name(self), self.pairs, data)
 
 
 def continuations(data: Transfer) -> tuple[int, ...]:

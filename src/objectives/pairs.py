@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.config import Check
+from src.config import Check, knob, option_name
 from src.errors import UserError
-from src.objectives.base import Draw, Learned, Network
+from src.models.base import Model
+from src.objectives.base import Draw, Learned, Lesson, Network, Pretraining
 from src.objectives.supervised import Classification
 from src.objectives.text import Labels, Masked, cross_entropy, mean_over, there
 
@@ -102,6 +103,21 @@ class PairLabels(Classification):
     def report(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
         """Return the metrics."""
         return self.metrics(outputs, targets)
+
+
+@dataclass(frozen=True)
+class OfPairs(Pretraining):
+    """Base of the options that learn pairs alone: no word is missing.
+
+    ``pairs``: what the data is asked for, as ``data.pairs``.
+    """
+
+    pairs: str = knob("next", NEXT)
+
+    def lesson(self, model: Model, data: Transfer) -> Lesson:
+        """Return the network with BERT's head of pre-training, of which the pair's part learns."""
+        need_pairs(option_name(self), self.pairs, data)
+        return super().lesson(model, data)._replace(objective=PairLabels())
 
 
 def need_pairs(option: str, pairs: str, data: Transfer) -> None:

@@ -138,8 +138,8 @@ def curvature_root(x: Float[np.ndarray, "N D"], penalty: float) -> Float[np.ndar
     """Return the Cholesky root of a bound on the loss's curvature by the kernel; ``None`` where it would not fit.
 
     ``X^T X / 2N + penalty`` (Boehning 1992, Annals of the Institute of Statistical Mathematics 44). Steps are taken in
-    ``root^T kernel``, in which the loss is as steep in every direction: pixels, whose variances differ by thousands,
-    take tens of steps then, where they take thousands.
+    ``root^T kernel``, in which features of very different variances, such as pixels, are equally steep. It is a bound:
+    where the classifier is sure, the loss is flatter, and hundreds of steps remain.
     """
     rows, dim = x.shape
     if dim > MOST_DIMENSIONS:
