@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before anything imports JAX or W&B, and inherited by every command line that a test starts. The cache is kept
@@ -13,8 +14,16 @@ for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WANDB_BASE_URL", "WANDB_PROJE
     os.environ.pop(name, None)
 
 import jax
+import pytest
 
 from src.engine.compiled import prepare_jax
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 prepare_jax()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs() -> Iterator[None]:
+    """Let go of what a file's tests compiled: Linux gives a process 65,530 mappings, and each program takes several."""
+    yield
+    jax.clear_caches()

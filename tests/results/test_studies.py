@@ -760,7 +760,7 @@ def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path):
     assert marks == {i: pytest.approx(row.arm.test.mean) for i, row in enumerate(sorted(rows, key=lambda one: one.way))}
     assert [tick.get_text() for tick in left.get_yticklabels()] == list(WAYS["pretrain.name"])
     assert left.get_legend_handles_labels()[1] == ["full", "linear_probe"]
-    assert right.get_xlabel() == "minus that of mlm, paired by seed\n(right of 0: better)"
+    assert right.get_xlabel() == "minus that of mlm\n(by seed; right of 0: better)"
 
 
 # --- what they share ------------------------------------------------------------------------------------------------
