@@ -17,6 +17,7 @@ import jax
 import pytest
 
 from src.engine.compiled import prepare_jax
+from src.engine.lanes import release
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 prepare_jax()
@@ -24,6 +25,6 @@ prepare_jax()
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs() -> Iterator[None]:
-    """Let go of what a file's tests compiled: Linux gives a process 65,530 mappings, and each program takes several."""
+    """Let go of what a file's tests compiled, so that a worker does not hold the programs of all of them."""
     yield
-    jax.clear_caches()
+    release()

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from src.config import bind
-from src.engine.compiled import Compiled
+from src.engine.compiled import Compiled, crowded
 from src.engine.stage import (
     Stage,
     advance,
@@ -62,8 +62,16 @@ def programs(stage: Stage, lanes: Lanes = Lanes.one, shared: bool = False, own_r
     return _programs(stage, lanes, shared, own_rows)
 
 
+def release() -> None:
+    """Let go of every compiled program that is not in use; whoever needs it next compiles it, or reads it from disk."""
+    _programs.cache_clear()
+    jax.clear_caches()
+
+
 @functools.cache
 def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Programs:
+    if crowded():
+        release()
     own, rows = SAME if shared else EACH, EACH if own_rows else SAME
 
     def compiled(function: Callable[..., Any], *axes: int | None, donate: tuple[int, ...] = ()) -> Compiled:

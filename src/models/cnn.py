@@ -12,7 +12,8 @@ from jaxtyping import Array, Float
 from src.config import COUNT, UNIT, knob
 from src.errors import UserError
 from src.models.base import Model
-from src.models.layers import Dropout, convolve
+from src.models.convolution import convolve
+from src.models.layers import Dropout
 
 SUBLAYERS = 2  # convolutions a block
 

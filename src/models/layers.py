@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
-
-from src.models.winograd import suits, winograd
 
 
 class Dropout(nn.Module):
@@ -64,48 +61,3 @@ def gelu(x: Array) -> Array:
 def taken(rows: Float[Array, "N L E"], places: Int[Array, "N V"]) -> Float[Array, "N V E"]:
     """Return some of the rows of each matrix, by their numbers, of which none comes twice."""
     return jax.vmap(lambda own, at: own.at[at].get(unique_indices=True, mode="promise_in_bounds"))(rows, places)
-
-
-def convolve(
-    x: Float[Array, "N H W C"],
-    kernel: Float[Array, "kh kw C D"],
-    strides: Sequence[int] = (1, 1),
-    padding: str | Sequence[tuple[int, int]] = "SAME",
-    **_: Any,
-) -> Float[Array, "N h w D"]:
-    """Return a convolution, padded with zeros, as one matrix product a line of the kernel; for ``nn.Conv``.
-
-    A training loop is compiled as one program, and in a loop XLA's own convolution is some fifteen times slower on a
-    CPU; over lanes, each with a kernel of its own, it becomes a grouped convolution, which is slow anywhere. Products
-    have neither trouble. A product a line, not one in all: of 3 x 3, the copies of ``x`` that they need are three, not
-    nine; of 1 x 1, there is none. Windows that lie side by side, the patches of an image, take one product.
-    Of 3 x 3 at every place, ``src/models/winograd.py`` has a quicker way.
-
-    Args:
-        x: images.
-        kernel: as ``nn.Conv`` has it.
-        strides: of the windows, down and across.
-        padding: lines of zeros before and after, down and across, or a word that XLA has for them.
-        _: what ``nn.Conv`` says of dilation and groups, which are its defaults.
-    """
-    (kh, kw), (down, across) = kernel.shape[:2], strides
-    pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
-    # Sums of bfloat16 would be rounded before they are multiplied.
-    if x.dtype == kernel.dtype == jnp.float32 and suits(x.shape, kernel.shape, strides, pads):
-        return winograd(x, kernel)
-    if any(map(any, pads)):
-        x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
-    height, width = (x.shape[1] - kh) // down + 1, (x.shape[2] - kw) // across + 1
-    if (kh, kw) == (down, across):
-        windows = x[:, : height * kh, : width * kw].reshape(-1, height, kh, width, kw, x.shape[-1])
-        return windows.swapaxes(2, 3).reshape(-1, height, width, kh * kw * x.shape[-1]) @ kernel.reshape(
-            -1, kernel.shape[-1]
-        )
-
-    def every(start: int, count: int, stride: int) -> slice:
-        return slice(start, start + (count - 1) * stride + 1, stride)
-
-    beside = jnp.concatenate([x[:, :, every(j, width, across)] for j in range(kw)], axis=-1)
-    rows = kernel.reshape(kh, -1, kernel.shape[-1])
-    first, *others = (beside[:, every(i, height, down)] @ rows[i] for i in range(kh))
-    return sum(others, first)

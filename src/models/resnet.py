@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from src.config import COUNT, Check, knob
 from src.errors import UserError
-from src.models.layers import Dropout, convolve
+from src.models.convolution import convolve
+from src.models.layers import Dropout
 from src.models.vision import Scaling, Vision, check_images, standardised
 
 Stem = Enum("Stem", ["cifar", "imagenet"])

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from src.config import COUNT, UNIT, knob
 from src.errors import UserError
-from src.models.layers import Dropout, convolve, gelu, taken
+from src.models.convolution import convolve
+from src.models.layers import Dropout, gelu, taken
 from src.models.transformer import Attention, dense, initial_kernel
 from src.models.vision import Scaling, Vision, check_images, standardised
 

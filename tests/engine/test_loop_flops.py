@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.engine.compiled import Compiled
-from src.models.winograd import parts, winograd
+from src.models import convolution
 
 X, K = jnp.ones((5, 7, 11)), jnp.ones((11, 11))
 ONCE = 2 * 7 * 11 * 11  # a product of 7 x 11 by 11 x 11
@@ -43,9 +43,17 @@ def test_a_loop_of_a_number_of_updates_counts_as_one():
     assert flops(many, X, K, np.int32(9)) == pytest.approx(2 * ONCE, rel=0.3)
 
 
-def test_a_convolution_in_parts_counts_all_of_them():
-    """16 products of a channel by a channel for 2 x 2 outputs (arXiv 1509.09308, section 4.1)."""
-    x, kernel = jnp.ones((64, 16, 16, 32)), jnp.ones((3, 3, 32, 32))
-    assert len(parts(x, 32)) == 2
-    products = 2 * 16 * 32 * 32 * 64 * 16 * 16 / 4
-    assert products < flops(winograd, x, kernel) < 1.3 * products
+@pytest.mark.parametrize(("strides", "channels"), [((1, 1), 24), ((2, 2), 16)])  # of the larger maps
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_convolution_in_parts_counts_as_the_whole(monkeypatch, strides, channels, gradient):
+    """By XLA's own count of the same convolution in one part, where nothing is repeated."""
+
+    def counted(values):
+        monkeypatch.setattr(convolution, "VALUES_AT_ONCE", values)
+
+        def own(x, kernel):
+            return jnp.sum(convolution.convolve(x, kernel, strides, ((1, 1), (1, 1))) ** 2)
+
+        return flops(jax.grad(own, (0, 1)) if gradient else own, jnp.ones((8, 10, 10, 16)), jnp.ones((3, 3, 16, 24)))
+
+    assert counted(2 * 100 * channels) == pytest.approx(counted(2**20), rel=0.05)

@@ -3,7 +3,6 @@
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -105,24 +104,6 @@ def test_inference_changes_no_statistic():
     model = Cnn()
     params = parameters(model, 64)
     assert model.forward(params, rows(8, 1), OUTPUTS)[1] == {}
-
-
-def test_convolution_has_the_gradients_of_xla_s_own():
-    from src.models.layers import convolve
-
-    x, kernel = (
-        jax.random.normal(jax.random.PRNGKey(i), shape) for i, shape in enumerate([(2, 5, 4, 3), (3, 3, 3, 6)])
-    )
-
-    def native(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def gradients(form):
-        return jax.grad(lambda *both: jnp.sum(jnp.sin(form(*both))), argnums=(0, 1))(x, kernel)
-
-    np.testing.assert_allclose(convolve(x, kernel), native(x, kernel), rtol=1e-4, atol=1e-5)
-    for own, theirs in zip(gradients(convolve), gradients(native), strict=True):
-        np.testing.assert_allclose(own, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_shapes_and_groups():

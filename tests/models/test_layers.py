@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2
 
 from src.models.base import Forward
-from src.models.layers import Dropout, convolve, drop, hashed_bits
+from src.models.layers import Dropout, drop, hashed_bits
 from src.models.mlp import Mlp
 
 N = 400_000
@@ -134,35 +134,3 @@ def test_two_layers_drop_differently():
     share = np.mean(out != 0)  # a quarter if independent, a half if the masks were the same
     assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / out.size)
     assert set(np.unique(out).tolist()) == {0.0, 4.0}
-
-
-@pytest.mark.parametrize(
-    ("size", "strides", "padding"),
-    [
-        ((3, 3), (1, 1), ((1, 1), (1, 1))),
-        ((3, 3), (2, 2), ((1, 1), (1, 1))),
-        ((3, 3), (2, 2), "SAME"),
-        ((7, 7), (2, 2), ((3, 3), (3, 3))),
-        ((1, 1), (1, 1), ((0, 0), (0, 0))),
-        ((1, 1), (2, 2), ((0, 0), (0, 0))),
-        ((4, 4), (4, 4), "VALID"),
-        ((2, 3), (2, 1), ((1, 0), (0, 2))),
-    ],
-)
-def test_convolutions_are_xla_s_own(size, strides, padding):
-    """Values and both gradients, on sides that are no multiples of the strides."""
-    x = jax.random.normal(jax.random.PRNGKey(0), (2, 10, 9, 3))
-    kernel = jax.random.normal(jax.random.PRNGKey(1), (*size, 3, 5))
-
-    def native(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
-
-    def own(x, kernel):
-        return convolve(x, kernel, strides, padding)
-
-    def gradients(form):
-        return jax.jit(jax.grad(lambda *both: jnp.sum(jnp.sin(form(*both))), argnums=(0, 1)))(x, kernel)
-
-    np.testing.assert_allclose(own(x, kernel), native(x, kernel), rtol=1e-4, atol=2e-5)
-    for found, expected in zip(gradients(own), gradients(native), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
