@@ -8,6 +8,7 @@ import pytest
 
 from src.data.diabetes import Diabetes
 from src.data.digits import Digits
+from src.engine import compiled, lanes
 from src.engine.lanes import EACH, SAME, Lanes, over_lanes, places_for, stacked
 from src.engine.optimizers import Adam, Momentum
 from src.engine.schedules import WarmupCosine
@@ -147,3 +148,34 @@ def test_over_lanes_runs_only_as_many_as_there_are():
 def test_places():
     assert [places_for(n) for n in (1, 2, 3, 4, 5, 50, 64)] == [1, 2, 4, 4, 8, 64, 64]
     np.testing.assert_array_equal(stacked([1, 2, 3]), [1, 2, 3, 1])
+
+
+# --- what a long sweep holds ------------------------------------------------------------------------------------------
+
+
+def test_programs_are_let_go_of_before_the_process_has_no_room_for_more(monkeypatch, tmp_path, data):
+    """Half of the mappings that the system gives; whoever still holds a program can go on with it."""
+    limit = tmp_path / "max_map_count"
+    monkeypatch.setattr(compiled, "LIMIT", limit)
+    recipe = dataclasses.replace(CASES["frozen"], pretrain_steps=5, finetune_steps=5)
+    other = dataclasses.replace(recipe, optimizer=Adam())
+    used = len(compiled.MAPPINGS.read_text().splitlines())
+    lanes.release()
+    limit.write_text(str(100 * used))
+    first = one_at_a_time([recipe], data)
+    held = lanes._programs.cache_info().currsize
+    assert held > 1
+    one_at_a_time([other], data)
+    assert lanes._programs.cache_info().currsize > held
+    limit.write_text("10")
+    again = one_at_a_time([recipe], data)  # nothing is new: nothing is let go of
+    assert lanes._programs.cache_info().currsize > held
+    one_at_a_time([dataclasses.replace(recipe, optimizer=Momentum())], data)
+    assert lanes._programs.cache_info().currsize == 1
+    for path, leaf in first[0][1].params.items():
+        assert np.array_equal(leaf, again[0][1].params[path])
+
+
+def test_without_such_a_limit_nothing_is_let_go_of(monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "LIMIT", tmp_path / "none")
+    assert not compiled.crowded()
