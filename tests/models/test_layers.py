@@ -1,4 +1,4 @@
-"""Dropout: its rate, its mean, and that its bits are as good as independent. Convolutions as XLA's own."""
+"""Dropout: its rate, its mean, and that its bits are as good as independent."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,76 @@
+"""How long a convolution of 3 x 3 and its gradients take inside a compiled loop, in the forms that could be chosen.
+
+python benchmarks/convolution.py
+
+Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from _timing import machine, table
+
+from src.engine.compiled import compiler_options
+from src.models import convolution
+
+SIZES = ((16, 32, 64), (64, 32, 64), (128, 16, 64), (256, 8, 64), (512, 4, 64))  # channels, side, images
+SLOW = 20  # channels above which XLA's own gradients are left out: they take seconds
+TURNS, UPDATES = 5, 2
+PADS = ((1, 1), (1, 1))
+WHOLE, CHOSEN = 2**40, convolution.VALUES_AT_ONCE
+FORMS = {"gradients as XLA derives them": None, "in canonical form": WHOLE, "the same, in parts (chosen)": CHOSEN}
+
+
+def compiled(form: int | None, channels: int, side: int, images: int) -> tuple[Callable[[], object], float]:
+    """Return what makes some updates of images and kernel in a loop, and the processor's seconds of compiling it."""
+    x = jax.random.normal(jax.random.key(0), (images, side, side, channels))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels)) * 0.05
+    convolution.VALUES_AT_ONCE = form or WHOLE
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        found = (
+            convolution.in_parts(x, kernel, (1, 1), PADS) if form else convolution.canonical(x, kernel, (1, 1), PADS)
+        )
+        return jnp.mean(found**2)
+
+    def update(_: object, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return jax.tree.map(lambda value, slope: value - 0.01 * slope, both, jax.grad(loss, (0, 1))(*both))
+
+    lowered = jax.jit(lambda *both: jax.lax.fori_loop(0, UPDATES, update, both)).lower(x, kernel)
+    start = time.process_time()
+    program = lowered.compile(compiler_options=compiler_options())
+    return lambda: jax.block_until_ready(program(x, kernel)), time.process_time() - start
+
+
+def timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Return the milliseconds of an update, by the clock and by the processor."""
+    wall, processor = time.perf_counter(), time.process_time()
+    work()
+    return (time.perf_counter() - wall) / UPDATES * 1e3, (time.process_time() - processor) / UPDATES * 1e3
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    jax.config.update("jax_enable_compilation_cache", False)
+    print(machine())
+    rows = []
+    for channels, side, images in SIZES:
+        runs = {
+            name: compiled(form, channels, side, images) for name, form in FORMS.items() if form or channels <= SLOW
+        }
+        turns = [{name: timed(run) for name, (run, _) in runs.items()} for _ in range(TURNS + 1)][1:]
+        for name, (_, compiling) in runs.items():
+            wall, processor = (statistics.median(turn[name][i] for turn in turns) for i in (0, 1))
+            own = statistics.median(turn[name][1] / turn[list(FORMS)[-1]][1] for turn in turns)
+            size = f"{channels} at {side} x {side}, {images} images"
+            rows.append((size, name, f"{wall:.1f}", f"{processor:.1f}", f"{own:.2f}", f"{compiling:.2f}"))
+    header = ("channels, forward and backward", "form", "ms", "processor ms", "of the chosen", "compiling, s")
+    table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
