@@ -58,7 +58,7 @@ def compiler_options() -> dict[str, Any] | None:
     """Return what is asked of XLA: on a processor, LLVM's level 2 in place of 3.
 
     Level 3 writes out each round of short loops, so that a draw of 3 x 3 x 16 x 16 numbers took it 4 s, and a small
-    ResNet-18's initial parameters 25 s. Updates are as fast either way: their time is in products, which are compiled already.
+    ResNet-18's initial parameters 25 s. Updates are as fast either way: their time is in products, compiled beforehand.
     """
     return {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
 
