@@ -314,9 +314,9 @@ def test_where_pre_training_is_swept_arms_are_told_apart_by_it(tmp_path):
         return 0.1 * log2(gain[strategy][name] * train_rows / 320) + 0.6
 
     report, text = run("label_efficiency", plant(tmp_path, grid, score))
-    assert "simclr, full needs 4 times fewer labels" in report.conclusion
-    assert "supervised, full needs 2 times fewer labels" in report.conclusion
-    assert "| labels | scratch | simclr, full | supervised, full |" in text
+    assert "simclr + full needs 4 times fewer labels" in report.conclusion
+    assert "supervised + full needs 2 times fewer labels" in report.conclusion
+    assert "| labels | scratch | simclr + full | supervised + full |" in text
 
 
 def test_a_factor_that_the_range_cuts_off_says_so(tmp_path):

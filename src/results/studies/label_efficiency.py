@@ -111,7 +111,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def told_by_pretraining(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the jobs with strategies named after what came before them, ``simclr, full``, where that varies.
+    """Return the jobs with strategies named after what came before them, ``simclr + full``, where that varies.
 
     Scratch has nothing before it: its jobs are the same under every pre-training of a sweep, and one of each is kept.
     """
@@ -119,7 +119,7 @@ def told_by_pretraining(table: pd.DataFrame) -> pd.DataFrame:
         return table
     scratch = table["strategy"] == SCRATCH
     first = table.loc[scratch, "pretrain"].min()
-    named = table.assign(strategy=table["strategy"].where(scratch, table["pretrain"] + ", " + table["strategy"]))
+    named = table.assign(strategy=table["strategy"].where(scratch, table["pretrain"] + " + " + table["strategy"]))
     own = [name for name in config_columns(table) if name == "pretrain" or name.startswith("pretrain.")]
     return named[~scratch | (table["pretrain"] == first)].drop(columns=own)
 
@@ -160,13 +160,14 @@ def conclude(savings: Sequence[Saving], metric: str, best: float, seeds: Sequenc
     fewer = [saving for saving in savings if saving.low > 1]
     rest = [saving.arm for saving in savings if not saving.low > 1 and saving.high >= 1]
     more = [saving.arm for saving in savings if saving.high < 1]
+    short = f"{listed(more)} {'does' if len(more) == 1 else 'do'} not get there with as few"
     over = f"95 % bootstrap intervals over {seeds_word(seeds)}"
     if not fewer and rest:
-        never = f"; {listed(more)} does not get there with as few" if more else ""
+        never = f"; {short}" if more else ""
         return f"Undecided whether {listed(rest)} can reach {goal} with fewer labels{never} ({over})."
     parts = [", ".join(f"{s.arm} needs {s.bound(s.factor)} times fewer labels ({span_of(s)})" for s in fewer)]
     parts += [f"for {listed(rest)} it is undecided"] if rest else []
-    parts += [f"{listed(more)} does not get there with as few"] if more else []
+    parts += [short] if more else []
     said = "; ".join(part for part in parts if part)
     return f"To reach {goal}, {said} ({over})."
 
