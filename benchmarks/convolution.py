@@ -32,10 +32,8 @@ def compiled(form: int | None, channels: int, side: int, images: int) -> tuple[C
     convolution.VALUES_AT_ONCE = form or WHOLE
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        found = (
-            convolution.in_parts(x, kernel, (1, 1), PADS) if form else convolution.canonical(x, kernel, (1, 1), PADS)
-        )
-        return jnp.mean(found**2)
+        taken = convolution.in_parts if form else convolution.canonical
+        return jnp.mean(jnp.asarray(taken(x, kernel, (1, 1), PADS)) ** 2)
 
     def update(_: object, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.tree.map(lambda value, slope: value - 0.01 * slope, both, jax.grad(loss, (0, 1))(*both))

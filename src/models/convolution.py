@@ -53,7 +53,7 @@ def convolve(
     if jax.default_backend() != "cpu":
         return canonical(x, kernel, *own)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return in_parts(x.astype(dtype), kernel.astype(dtype), *own).astype(x.dtype)
+    return jnp.asarray(in_parts(x.astype(dtype), kernel.astype(dtype), *own), x.dtype)
 
 
 def canonical(
