@@ -69,8 +69,9 @@ def linear_probe(
     if not penalties or not all(np.isfinite(penalty) and penalty > 0 for penalty in penalties):
         raise ValueError(f"penalties must be finite numbers > 0, at least one, got {tuple(penalties)}")
     fits: list[tuple[float, Probe, dict[str, float]]] = []
+    gram = gram_of(train[0])
     for penalty in sorted(penalties, reverse=True):
-        probe = fit_probe(*train, classes, penalty, fits[-1][1] if fits else None, iterations)
+        probe = fit_probe(*train, classes, penalty, fits[-1][1] if fits else None, iterations, gram)
         fits.append((penalty, probe, scores(probe, *val)))
     penalty, probe, of_val = max(fits, key=lambda fit: fit[2]["accuracy"])  # of equal ones the first
     of_train, of_test = scores(probe, *train), scores(probe, *test)
@@ -92,6 +93,7 @@ def fit_probe(
     penalty: float,
     start: Probe | None = None,
     iterations: int = ITERATIONS,
+    gram: Float[np.ndarray, "D D"] | None = None,
 ) -> Probe:
     """Return the minimum of ``mean cross-entropy + penalty / 2 * |kernel|**2``, by L-BFGS over all rows in float64.
 
@@ -104,13 +106,15 @@ def fit_probe(
         penalty: > 0.
         start: where to begin (default: 0): the minimum at a larger penalty is close by.
         iterations: the most that are made; ``converged`` says whether they were enough.
+        gram: what :func:`gram_of` returns of the rows, where it is known already.
     """
     from scipy.linalg import solve_triangular
     from scipy.optimize import minimize  # takes a while to import
 
     rows, dim = x.shape
     happened = np.eye(classes)[y]
-    root = curvature_root(x, penalty)
+    gram = gram_of(x) if gram is None else gram
+    root = None if gram is None else curvature_root(gram, rows, penalty)
 
     def in_kernel(flat: Float[np.ndarray, " P"]) -> Float[np.ndarray, "D K"]:
         own = flat[:-classes].reshape(dim, classes)
@@ -134,17 +138,19 @@ def fit_probe(
     return Probe(in_kernel(end.x), end.x[-classes:], reached)
 
 
-def curvature_root(x: Float[np.ndarray, "N D"], penalty: float) -> Float[np.ndarray, "D D"] | None:
-    """Return the Cholesky root of a bound on the loss's curvature by the kernel; ``None`` where it would not fit.
+def gram_of(x: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "D D"] | None:
+    """Return ``X^T X``, which the curvature is bounded with; ``None`` where it would not fit."""
+    return x.T @ x if x.shape[1] <= MOST_DIMENSIONS else None
+
+
+def curvature_root(gram: Float[np.ndarray, "D D"], rows: int, penalty: float) -> Float[np.ndarray, "D D"]:
+    """Return the Cholesky root of a bound on the loss's curvature by the kernel.
 
     ``X^T X / 2N + penalty`` (Boehning 1992, Annals of the Institute of Statistical Mathematics 44). Steps are taken in
     ``root^T kernel``, in which features of very different variances, such as pixels, are equally steep. It is a bound:
     where the classifier is sure, the loss is flatter, and hundreds of steps remain.
     """
-    rows, dim = x.shape
-    if dim > MOST_DIMENSIONS:
-        return None
-    return np.linalg.cholesky(x.T @ x / (2 * rows) + penalty * np.eye(dim))
+    return np.linalg.cholesky(gram / (2 * rows) + penalty * np.eye(len(gram)))
 
 
 def scores(probe: Probe, x: Float[np.ndarray, "N D"], y: Int[np.ndarray, " N"]) -> dict[str, float]:
