@@ -24,6 +24,18 @@ def seconds(run: Callable[[], object], repeats: int = 5, warmup: int = 1) -> flo
     return statistics.median(times)
 
 
+Times = dict[str, float]  # seconds of one of some calls, "wall" and "processor"
+
+
+def timed(work: Callable[[], object], times: int) -> Times:
+    """Return the seconds of one of the ``times`` that ``work`` does something, by the clock and by the processors."""
+    import jax
+
+    wall, processor = time.perf_counter(), time.process_time()
+    jax.block_until_ready(work())
+    return {"wall": (time.perf_counter() - wall) / times, "processor": (time.process_time() - processor) / times}
+
+
 def machine() -> str:
     """Return one line: date, processor, cores, versions."""
     import importlib.metadata

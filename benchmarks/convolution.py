@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from _timing import machine, table
+from _timing import machine, table, timed
 
 from src.engine.compiled import compiler_options
 from src.models import convolution
@@ -20,6 +20,7 @@ from src.models import convolution
 SIZES = ((16, 32, 64), (64, 32, 64), (128, 16, 64), (256, 8, 64), (512, 4, 64))  # channels, side, images
 SLOW = 20  # channels above which XLA's own gradients are left out: they take seconds
 TURNS, UPDATES = 5, 2
+CLOCKS = ("wall", "processor")
 PADS = ((1, 1), (1, 1))
 WHOLE, CHOSEN = 2**40, convolution.VALUES_AT_ONCE
 FORMS = {"gradients as XLA derives them": None, "in canonical form": WHOLE, "the same, in parts (chosen)": CHOSEN}
@@ -41,14 +42,7 @@ def compiled(form: int | None, channels: int, side: int, images: int) -> tuple[C
     lowered = jax.jit(lambda *both: jax.lax.fori_loop(0, UPDATES, update, both)).lower(x, kernel)
     start = time.process_time()
     program = lowered.compile(compiler_options=compiler_options())
-    return lambda: jax.block_until_ready(program(x, kernel)), time.process_time() - start
-
-
-def timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Return the milliseconds of an update, by the clock and by the processor."""
-    wall, processor = time.perf_counter(), time.process_time()
-    work()
-    return (time.perf_counter() - wall) / UPDATES * 1e3, (time.process_time() - processor) / UPDATES * 1e3
+    return lambda: program(x, kernel), time.process_time() - start
 
 
 def main() -> None:
@@ -60,10 +54,10 @@ def main() -> None:
         runs = {
             name: compiled(form, channels, side, images) for name, form in FORMS.items() if form or channels <= SLOW
         }
-        turns = [{name: timed(run) for name, (run, _) in runs.items()} for _ in range(TURNS + 1)][1:]
+        turns = [{name: timed(run, UPDATES) for name, (run, _) in runs.items()} for _ in range(TURNS + 1)][1:]
         for name, (_, compiling) in runs.items():
-            wall, processor = (statistics.median(turn[name][i] for turn in turns) for i in (0, 1))
-            own = statistics.median(turn[name][1] / turn[list(FORMS)[-1]][1] for turn in turns)
+            wall, processor = (1e3 * statistics.median(turn[name][clock] for turn in turns) for clock in CLOCKS)
+            own = statistics.median(turn[name]["processor"] / turn[list(FORMS)[-1]]["processor"] for turn in turns)
             size = f"{channels} at {side} x {side}, {images} images"
             rows.append((size, name, f"{wall:.1f}", f"{processor:.1f}", f"{own:.2f}", f"{compiling:.2f}"))
     header = ("channels, forward and backward", "form", "ms", "processor ms", "of the chosen", "compiling, s")

@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from _timing import machine, table
+from _timing import Times, machine, table, timed
 from text import reference_python
 
 from src.data.base import Transfer
@@ -44,7 +44,6 @@ EMBEDDINGS, CHUNK = 8192, 256
 CASES = ["SimCLR", "MoCo", "SimCLR, views ready"]  # the first is what all others are compared with
 OTHER = Path(__file__).with_name("_simclr_torch.py")
 AIM, AIM_VIEWS, AIM_BYTES = 1.3, 0.15, 2 * 2**30
-Times = dict[str, float]  # seconds of one of some calls, "wall" and "processor"
 
 
 class Ready(Augmentation):
@@ -76,13 +75,6 @@ def images() -> Transfer:
     rng = np.random.default_rng(0)
     part = Split(rng.integers(0, 256, (ROWS, SIDE, SIDE, 3), np.uint8), rng.integers(0, 10, ROWS, np.int32))
     return Transfer("classification", {"train": part}, {"train": part}, 10, 10, new_head=True)
-
-
-def timed(work: Callable[[], object], times: int) -> Times:
-    """Return the seconds of one of several calls, by the clock and by the processors."""
-    wall, processor = time.perf_counter(), time.process_time()
-    jax.block_until_ready(work())
-    return {"wall": (time.perf_counter() - wall) / times, "processor": (time.process_time() - processor) / times}
 
 
 def updates(stage: Stage) -> tuple[Callable[[], Times], tuple[float, float, float]]:
