@@ -71,6 +71,21 @@ def test_presets_build(preset):
     make_plan(composed(preset))
 
 
+SWEPT = {
+    path.stem: params["pretrain"].split(",")
+    for path in sorted((CONF / "experiment").glob("*.yaml"))
+    if "pretrain" in (params := yaml.safe_load(path.read_text()).get("hydra", {}).get("sweeper", {}).get("params", {}))
+}
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_pre_trainings_that_are_compared_share_an_optimizer_and_a_schedule(name):
+    """One ``lr_pre`` for plain SGD and for Adam would leave one of them untrained."""
+    options = [composed(f"experiment={name}", f"pretrain={option}").pretrain for option in SWEPT[name]]
+    assert len(options) > 1
+    assert all((option.optimizer, option.schedule) == (options[0].optimizer, options[0].schedule) for option in options)
+
+
 def test_debug_presets_build_and_win():
     assert make_plan(composed("experiment=digits", "debug=fast")).recipe.finetune_steps == 2
     assert make_plan(composed("debug=nans")).recipe.log_every == 1

@@ -88,10 +88,11 @@ def test_the_gradient_of_each_image_by_itself():
         np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=3e-5)
 
 
-def test_same_is_what_xla_means_by_it():
+@pytest.mark.parametrize("word", ["SAME", "VALID"])
+def test_words_for_padding_mean_what_xla_means_by_them(word):
     x, kernel, _ = drawn((3, 3), (2, 2), ((0, 1), (0, 1)))
-    native = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    np.testing.assert_allclose(convolve(x, kernel, (2, 2), "SAME"), native, rtol=1e-5, atol=1e-5)
+    native = jax.lax.conv_general_dilated(x, kernel, (2, 2), word, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    np.testing.assert_allclose(convolve(x, kernel, (2, 2), word), native, rtol=1e-5, atol=1e-5)
 
 
 def test_bfloat16_is_summed_in_float32():
