@@ -1,7 +1,7 @@
 """Convolutions as a processor computes them quickly inside a compiled loop: in canonical form, part by part of a batch.
 
 A training loop is compiled as one program. Of the convolutions inside a loop, XLA (jax 0.10) hands those to its quick
-kernels that have batch, places and channels in this order, and those of a derived gradient have not: they took 5 to 50
+kernels that have batch, places and channels in this order, and those of a derived gradient have not: they took 5 to 80
 times as long. So the gradients are written here, with the transpositions outside of the convolution.
 """
 
