@@ -2,13 +2,15 @@
 
 python benchmarks/convolution.py
 
-Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``).
+Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``), and it
+has two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/engine/compiled.py``).
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,26 +24,30 @@ SLOW = 20  # channels above which XLA's own gradients are left out: they take se
 TURNS, UPDATES = 5, 2
 CLOCKS = ("wall", "processor")
 PADS = ((1, 1), (1, 1))
-WHOLE, CHOSEN = 2**40, convolution.VALUES_AT_ONCE
-FORMS = {"gradients as XLA derives them": None, "in canonical form": WHOLE, "the same, in parts (chosen)": CHOSEN}
+YNNPACK = {"xla_backend_optimization_level": 2}  # what XLA takes where nothing is said of it
+FORMS = {
+    "gradients as XLA derives them": (convolution.canonical, YNNPACK),
+    "in canonical form": (convolution.both_ways, YNNPACK),
+    "the same, by Eigen's kernels (chosen)": (convolution.both_ways, compiler_options()),
+}
 
 
-def compiled(form: int | None, channels: int, side: int, images: int) -> tuple[Callable[[], object], float]:
+def compiled(
+    taken: Callable[..., jax.Array], options: dict[str, Any] | None, channels: int, side: int, images: int
+) -> tuple[Callable[[], object], float]:
     """Return what makes some updates of images and kernel in a loop, and the processor's seconds of compiling it."""
     x = jax.random.normal(jax.random.key(0), (images, side, side, channels))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels)) * 0.05
-    convolution.VALUES_AT_ONCE = form or WHOLE
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        taken = convolution.in_parts if form else convolution.canonical
-        return jnp.mean(jnp.asarray(taken(x, kernel, (1, 1), PADS)) ** 2)
+        return jnp.mean(taken(x, kernel, (1, 1), PADS) ** 2)
 
     def update(_: object, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         return jax.tree.map(lambda value, slope: value - 0.01 * slope, both, jax.grad(loss, (0, 1))(*both))
 
     lowered = jax.jit(lambda *both: jax.lax.fori_loop(0, UPDATES, update, both)).lower(x, kernel)
     start = time.process_time()
-    program = lowered.compile(compiler_options=compiler_options())
+    program = lowered.compile(compiler_options=options)
     return lambda: program(x, kernel), time.process_time() - start
 
 
@@ -52,7 +58,9 @@ def main() -> None:
     rows = []
     for channels, side, images in SIZES:
         runs = {
-            name: compiled(form, channels, side, images) for name, form in FORMS.items() if form or channels <= SLOW
+            name: compiled(*form, channels, side, images)
+            for name, form in FORMS.items()
+            if form[0] is not convolution.canonical or channels <= SLOW
         }
         turns = [{name: timed(run, UPDATES) for name, (run, _) in runs.items()} for _ in range(TURNS + 1)][1:]
         for name, (_, compiling) in runs.items():

@@ -55,12 +55,16 @@ class Compiled:
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """Return what is asked of XLA: on a processor, LLVM's level 2 in place of 3.
+    """Return what is asked of XLA on a processor: LLVM's level 2 in place of 3, and Eigen's kernels for all products.
 
     Level 3 writes out each round of short loops, so that a draw of 3 x 3 x 16 x 16 numbers took it 4 s, and a small
     ResNet-18's initial parameters 25 s. Updates are as fast either way: their time is in products, compiled beforehand.
+    Those of YNNPACK, which XLA would take (jax 0.10), use one core for convolutions of 32 or 64 channels and need more
+    memory (``docs/performance.md``).
     """
-    return {"xla_backend_optimization_level": 2} if jax.default_backend() == "cpu" else None
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 2, "xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 MAPPINGS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")

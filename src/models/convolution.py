@@ -1,4 +1,4 @@
-"""Convolutions as a processor computes them quickly inside a compiled loop: in canonical form, part by part of a batch.
+"""Convolutions as a processor computes them quickly inside a compiled loop: in canonical form, forward and backward.
 
 A training loop is compiled as one program. Of the convolutions inside a loop, XLA (jax 0.10) hands those to its quick
 kernels that have batch, places and channels in this order, and those of a derived gradient have not: they took 5 to 80
@@ -16,9 +16,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
-# Of a part's larger maps: 1 MB, which stays in a core's cache from one convolution's copy of it to its product. A whole
-# batch took up to twice as long, and so did less: the kernel is read anew for each part.
-VALUES_AT_ONCE = 2**18
 
 
 def convolve(
@@ -53,7 +50,7 @@ def convolve(
     if jax.default_backend() != "cpu":
         return canonical(x, kernel, *own)
     dtype = jnp.promote_types(x.dtype, jnp.float32)
-    return jnp.asarray(in_parts(x.astype(dtype), kernel.astype(dtype), *own), x.dtype)
+    return jnp.asarray(both_ways(x.astype(dtype), kernel.astype(dtype), *own), x.dtype)
 
 
 def canonical(
@@ -66,58 +63,27 @@ def canonical(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def in_parts(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
-    """Return the convolution, a part of the batch at a time."""
-    most = max(x[0].size, x[0, ..., 0].size // (strides[0] * strides[1]) * kernel.shape[-1])
-    found = jax.lax.map(lambda rows: canonical(rows, kernel, strides, pads), parts(x, most))
-    return found.reshape(-1, *found.shape[2:])[: len(x)]
+def both_ways(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> Array:
+    """Return the convolution; its gradients are convolutions in canonical form too."""
+    return canonical(x, kernel, strides, pads)
 
 
 def _forward(x: Array, kernel: Array, strides: tuple[int, int], pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    return in_parts(x, kernel, strides, pads), (x, kernel)
+    return canonical(x, kernel, strides, pads), (x, kernel)
 
 
 def _backward(
     strides: tuple[int, int], pads: Pads, known: tuple[Array, Array], slope: Float[Array, "N h w D"]
 ) -> tuple[Array, Array]:
-    """Return both gradients, convolutions again: of the slopes by the kernel turned round, of ``x`` by the slopes."""
+    """Return both gradients: of ``x``, the slopes by the kernel turned round; of the kernel, ``x`` by the slopes."""
     x, kernel = known
     spans = [(n - 1) * stride + 1 for n, stride in zip(slope.shape[1:3], strides, strict=True)]
     sides = list(zip(x.shape[1:3], kernel.shape[:2], pads, spans, strict=True))
     around = [(size - 1 - low, n + low - span) for n, size, (low, _), span in sides]
     beside = [(low, span + size - 1 - n - low) for n, size, (low, _), span in sides]
-    turned = kernel[::-1, ::-1].swapaxes(2, 3)
-    most = max(x[0].size, slope[0].size)
-
-    def of_x(rows: Array) -> Array:
-        return canonical(rows, turned, (1, 1), around, spread=strides)
-
-    def of_kernel(total: Array, both: tuple[Array, Array]) -> tuple[Array, None]:
-        images, slopes = both
-        own = canonical(images.transpose(3, 1, 2, 0), slopes.transpose(1, 2, 0, 3), (1, 1), beside, apart=strides)
-        return total + own, None
-
-    back = jax.lax.map(of_x, parts(slope, most))
-    # Two loops, not one: of a kernel at rest, or of the lowest layer, the other is never run.
-    total, _ = jax.lax.scan(
-        of_kernel,
-        jnp.zeros((x.shape[-1], *kernel.shape[:2], kernel.shape[-1]), x.dtype),
-        (parts(x, most), parts(slope, most)),
-    )
-    return back.reshape(-1, *x.shape[1:])[: len(x)], total.transpose(1, 2, 0, 3)
+    back = canonical(slope, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around, spread=strides)
+    own = canonical(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), (1, 1), beside, apart=strides)
+    return back, own.transpose(1, 2, 0, 3)
 
 
-in_parts.defvjp(_forward, _backward)
-
-
-def parts(rows: Float[Array, "N H W C"], values: int) -> Float[Array, "P n H W C"]:
-    """Return a batch cut into parts of few enough rows, of so many values each.
-
-    Where the parts are not even, the last one has zeros at its end: they are cut off again, or add nothing.
-    """
-    most = max(1, VALUES_AT_ONCE // values)
-    count = -(-len(rows) // most)
-    size = -(-len(rows) // count)
-    if count * size > len(rows):
-        rows = jnp.pad(rows, ((0, count * size - len(rows)), *((0, 0),) * 3))
-    return rows.reshape(count, size, *rows.shape[1:])
+both_ways.defvjp(_forward, _backward)

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.models import convolution
 from src.models.convolution import convolve
 
 SHAPES = [  # kernel, strides, zeros around
@@ -43,11 +42,7 @@ def by_hand(x, kernel, slope, strides, pads):
 
 
 @pytest.mark.parametrize(("size", "strides", "pads"), SHAPES)
-@pytest.mark.parametrize(
-    "values", [2**18, 2 * 10 * 9 * 4]
-)  # one part; parts of two images, the last of them half empty
-def test_values_and_gradients(monkeypatch, size, strides, pads, values):
-    monkeypatch.setattr(convolution, "VALUES_AT_ONCE", values)
+def test_values_and_gradients(size, strides, pads):
     x, kernel, slope = drawn(size, strides, pads)
 
     @jax.jit
