@@ -9,7 +9,7 @@ from pathlib import Path
 # between test runs: compiling is most of the suite's time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"thaw-tests-jax-{os.getuid()}"))
 # As the engine asks for its own programs: at level 3, LLVM takes seconds for each shape that a test draws.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=2")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=2 --xla_cpu_experimental_ynn_fusion_type=")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_COLOR"] = "1"
 for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WANDB_BASE_URL", "WANDB_PROJECT", "WANDB_ENTITY"):

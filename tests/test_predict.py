@@ -186,6 +186,7 @@ def test_the_command_line_reads_stdin(job, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["out.jsonl"]
 
 
+@pytest.mark.slow
 def test_what_a_strategy_added_acts(job, files, tmp_path, say):
     """LoRA on a checkpoint: without its leaves the numbers would be others."""
     export_job(job, tmp_path / "base", job)
@@ -215,6 +216,7 @@ def test_what_a_strategy_added_acts(job, files, tmp_path, say):
     assert abs(np.mean(other) - np.mean(losses)) > 1e-3
 
 
+@pytest.mark.slow
 def test_numbers_have_their_units(files, tmp_path, say):
     """The recorded loss is in standard deviations of the targets to train on; what is written is in their units."""
     job = fine_tune(

@@ -93,6 +93,7 @@ def test_words_first_labels_then():
     assert "vocabulary/bias" not in outcome.params  # the source's head is measured with, and left behind
 
 
+@pytest.mark.slow
 def test_words_and_pairs_first_labels_then():
     before = {"train": paired(30, 1), "test": paired(20, 2)}
     task = replace(data(), source=before, source_kind="pretraining")
@@ -116,7 +117,7 @@ def stage_paths(stage):
     return stage.model.init(jax.random.PRNGKey(0), (3, LENGTH), stage.outputs)
 
 
-@pytest.mark.parametrize("strategy", [LinearProbe(), Lora(targets=("trunk",))])
+@pytest.mark.parametrize("strategy", [LinearProbe(), pytest.param(Lora(targets=("trunk",)), marks=pytest.mark.slow)])
 def test_what_rests_is_still_known(strategy):
     """Under a probe the source's own head says what it said; a LoRA that stays changes it."""
     metrics = run(recipe(strategy=strategy, optimizer=Adam(), finetune_steps=20), data(), lambda *_: None).metrics

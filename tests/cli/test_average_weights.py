@@ -169,6 +169,7 @@ def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
         np.testing.assert_allclose(leaf, (one[path].astype(np.float64) + other[path]) / 2, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_new_label_space_keeps_the_new_head(digits, main):
     job = job_of(digits, "full")
     said = main("wise", job, "--points", 3)
@@ -264,6 +265,7 @@ def nats(params, part):
     return -np.mean(log[np.arange(len(part.y)), part.y]), np.mean(out.argmax(axis=1) == part.y)
 
 
+@pytest.mark.slow
 def test_a_soup_of_lora_jobs_is_the_mean_of_the_merged_kernels(adapted, tmp_path, main):
     members = [adapted[0.02], adapted[0.05]]
     main("soup", *members, "--out", tmp_path)

@@ -105,6 +105,7 @@ def test_a_sequence_from_start_to_record(tmp_path):
     assert f"│ forgetting        │        │ {summary(tmp_path)['metrics']['forgetting']:.4f}" in done.stdout
 
 
+@pytest.mark.slow
 def test_tasks_of_two_digits_with_one_head_and_with_one_each(tmp_path):
     done = sweep(tmp_path, *SMALL, "data=split_digits", "data.heads=one,each", "retention=l2_sp", *FEW)
     assert done.returncode == 0, done.stderr

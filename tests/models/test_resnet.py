@@ -137,7 +137,7 @@ STRATEGIES = {
     "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
     "discriminative": Discriminative(),
 }
-QUICK = ("freeze_bottom", "lora", "adapter")
+QUICK = ("freeze_bottom", "lora")
 
 
 @pytest.mark.parametrize(

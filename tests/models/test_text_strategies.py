@@ -62,7 +62,6 @@ def texts():
 
 NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Head.classify)}
 QUICK = {
-    ("bert", "full"),
     ("bert", "lora"),
     ("bert", "top_k"),
     ("bert", "adapter"),
@@ -121,7 +120,7 @@ class Words(Objective):
 
 TIED = {"masked": MODELS["bert-masked"], "causal": MODELS["gpt2-causal"]}
 DEPTHS = {"frozen": Frozen(), "top 1": TopK(blocks=1), "top 2": TopK(blocks=2)}
-QUICK_DEPTHS = {("classify", "frozen"), ("masked", "top 1"), ("causal", "top 1")}
+QUICK_DEPTHS = {("classify", "frozen"), ("masked", "top 1")}
 
 
 def depths():
@@ -192,6 +191,7 @@ def test_bfloat16_keeps_the_examples_apart(texts):
     np.testing.assert_array_equal(middle[0, :, -1].astype(np.int32), x[0, 2])
 
 
+@pytest.mark.slow
 def test_precision_accumulation_and_retention_go_with_it(texts):
     """The whole recipe once: dropout, accumulated gradients, EWC's exact Fisher information, and what it reports."""
     recipe = Recipe(

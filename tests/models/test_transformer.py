@@ -162,6 +162,7 @@ def test_groups_cover_every_parameter_once():
         assert all(hits.values()), hits
 
 
+@pytest.mark.slow
 def test_the_exact_fisher_information_of_tokens_and_embeddings():
     """Against every gradient of every class written down, on whole numbers as inputs."""
     model = Bert(**{**SMALL, "vocab_size": 12, "width": 4, "intermediate": 4, "layers": 1, "positions": 6})

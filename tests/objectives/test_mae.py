@@ -155,7 +155,7 @@ def test_positions_are_waves_of_the_row_and_of_the_column():
     np.testing.assert_allclose(wave_positions(3, 2, 12), waves(), atol=1e-6)
 
 
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("normalize", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_update_and_an_evaluation_are_the_mean_error_of_hidden_patches(normalize):
     data = transfer()
     stage, state, params = begun(recipe(normalize=normalize), data)
@@ -224,7 +224,9 @@ def kept(tmp_path_factory):
     return transfer(), tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("strategy", [LinearProbe(), Lora(rank=2), pytest.param(Full(), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "strategy", [LinearProbe(), *(pytest.param(moving, marks=pytest.mark.slow) for moving in (Lora(rank=2), Full()))]
+)
 def test_strategies_share_one_pre_training_and_the_decoder_is_dropped(kept, strategy):
     data, folder = kept
     rows = []

@@ -128,7 +128,7 @@ def parameters():
     }
 
 
-@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("exact", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
     """An update asks for the missing words' outputs alone; here all are computed, and the loss again in float64."""
     x, targets = paired_rows()

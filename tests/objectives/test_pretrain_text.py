@@ -40,6 +40,7 @@ def planned(*overrides):
     return plan.recipe, plan.source.load()
 
 
+@pytest.mark.slow
 def test_an_option_of_pairs_needs_no_other_key():
     """What ``pretrain`` asks for decides which pairs the data makes, and the record tells both parts."""
     recipe, data = planned("pretrain=mlm_nsp")

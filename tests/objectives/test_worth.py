@@ -271,7 +271,9 @@ def test_a_pass_that_is_cut_below_the_head_is_the_whole_pass(data):
         np.testing.assert_array_equal(seen[path], leaf)
 
 
-@pytest.mark.parametrize(("option", "settings"), [(Simclr, {}), (Moco, {"queue": 16, "splits": 2})])
+@pytest.mark.parametrize(
+    ("option", "settings"), [(Simclr, {}), pytest.param(Moco, {"queue": 16, "splits": 2}, marks=pytest.mark.slow)]
+)
 def test_the_classifier_beside_does_not_touch_the_network(option, settings, data):
     without, beside = (
         pretrain([watched(option, worth_every=None, online_probe=rate, **settings)], data)[0] for rate in (None, 0.7)

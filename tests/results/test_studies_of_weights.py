@@ -13,6 +13,7 @@ from src.results.studies import fisher_estimators, wise_ft
 from src.results.study import write_study
 from tests.commands import sweep
 
+pytestmark = pytest.mark.slow  # two sweeps, and their weights read again
 SMALL = ("pretrain_steps=60", "finetune_steps=12", "model.widths=[12]", "progress=false", "report=null", "seed=0,1")
 
 
