@@ -25,7 +25,7 @@ TURNS, UPDATES = 5, 2
 CLOCKS = ("wall", "processor")
 PADS = ((1, 1), (1, 1))
 YNNPACK = {"xla_backend_optimization_level": 2}  # what XLA takes where nothing is said of it
-FORMS = {
+FORMS: dict[str, tuple[Callable[..., jax.Array], dict[str, Any] | None]] = {
     "gradients as XLA derives them": (convolution.canonical, YNNPACK),
     "in canonical form": (convolution.both_ways, YNNPACK),
     "the same, by Eigen's kernels (chosen)": (convolution.both_ways, compiler_options()),
