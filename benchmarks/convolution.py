@@ -25,7 +25,7 @@ TURNS, UPDATES = 5, 2
 CLOCKS = ("wall", "processor")
 PADS = ((1, 1), (1, 1))
 YNNPACK = {"xla_backend_optimization_level": 2}  # what XLA takes where nothing is said of it
-FORMS: dict[str, tuple[Callable[..., jax.Array], dict[str, Any] | None]] = {
+FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any] | None]] = {
     "gradients as XLA derives them": (convolution.canonical, YNNPACK),
     "in canonical form": (convolution.both_ways, YNNPACK),
     "the same, by Eigen's kernels (chosen)": (convolution.both_ways, compiler_options()),
@@ -33,7 +33,7 @@ FORMS: dict[str, tuple[Callable[..., jax.Array], dict[str, Any] | None]] = {
 
 
 def compiled(
-    taken: Callable[..., jax.Array], options: dict[str, Any] | None, channels: int, side: int, images: int
+    taken: Callable[..., Any], options: dict[str, Any] | None, channels: int, side: int, images: int
 ) -> tuple[Callable[[], object], float]:
     """Return what makes some updates of images and kernel in a loop, and the processor's seconds of compiling it."""
     x = jax.random.normal(jax.random.key(0), (images, side, side, channels))
