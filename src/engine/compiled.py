@@ -55,16 +55,21 @@ class Compiled:
 
 
 def compiler_options() -> dict[str, Any] | None:
-    """Return what is asked of XLA on a processor: LLVM's level 2 in place of 3, and Eigen's kernels for all products.
+    """Return what is asked of XLA on a processor: LLVM's level 2, Eigen's kernels for all products, and real barriers.
 
     Level 3 writes out each round of short loops, so that a draw of 3 x 3 x 16 x 16 numbers took it 4 s, and a small
     ResNet-18's initial parameters 25 s. Updates are as fast either way: their time is in products, compiled beforehand.
     Those of YNNPACK, which XLA would take (jax 0.10), use one core for convolutions of 32 or 64 channels and need more
-    memory (``docs/performance.md``).
+    memory. And XLA takes ``jax.lax.optimization_barrier`` away before it fuses, unless that pass is left out: what
+    stood before one was computed again, place by place, in what follows (``docs/performance.md``).
     """
     if jax.default_backend() != "cpu":
         return None
-    return {"xla_backend_optimization_level": 2, "xla_cpu_experimental_ynn_fusion_type": ""}
+    return {
+        "xla_backend_optimization_level": 2,
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_disable_hlo_passes": "cse_barrier_expander",
+    }
 
 
 MAPPINGS, LIMIT = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")

@@ -14,6 +14,7 @@ from src.errors import UserError
 from src.models.base import Model
 from src.models.convolution import convolve
 from src.models.layers import Dropout
+from src.models.normalization import BatchNorm
 
 SUBLAYERS = 2  # convolutions a block
 
@@ -30,7 +31,7 @@ class ConvNorm(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N H W width"]:
         """Return normalised feature maps of the same height and width."""
         x = nn.Conv(self.width, (3, 3), use_bias=False, conv_general_dilated=convolve)(x)
-        return nn.BatchNorm(momentum=0.9, epsilon=1e-5)(x)
+        return BatchNorm()(x)
 
 
 class Block(nn.Module):

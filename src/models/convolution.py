@@ -82,7 +82,9 @@ def _backward(
     around = [(size - 1 - low, n + low - span) for n, size, (low, _), span in sides]
     beside = [(low, span + size - 1 - n - low) for n, size, (low, _), span in sides]
     back = canonical(slope, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), around, spread=strides)
-    own = canonical(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), (1, 1), beside, apart=strides)
+    # Behind a barrier, or what x is computed from is computed again within the transposition, which is slow.
+    whole = jax.lax.optimization_barrier((x, slope))
+    own = canonical(whole[0].transpose(3, 1, 2, 0), whole[1].transpose(1, 2, 0, 3), (1, 1), beside, apart=strides)
     return back, own.transpose(1, 2, 0, 3)
 
 

@@ -13,6 +13,7 @@ from src.config import COUNT, Check, knob
 from src.errors import UserError
 from src.models.convolution import convolve
 from src.models.layers import Dropout
+from src.models.normalization import BatchNorm
 from src.models.vision import Scaling, Vision, check_images, standardised
 
 Stem = Enum("Stem", ["cifar", "imagenet"])
@@ -77,9 +78,9 @@ def conv(width: int, size: int, stride: int, name: str) -> nn.Conv:
     )
 
 
-def norm(name: str, start: float = 1.0) -> nn.BatchNorm:
+def norm(name: str, start: float = 1.0) -> BatchNorm:
     """Return batch normalisation; which statistics it takes is decided in ``src/models/base.py``."""
-    return nn.BatchNorm(momentum=0.9, epsilon=1e-5, scale_init=nn.initializers.constant(start), name=name)
+    return BatchNorm(scale_init=nn.initializers.constant(start), name=name)
 
 
 class Bottom(nn.Module):

@@ -220,7 +220,7 @@ def source_columns(table: pd.DataFrame) -> dict[str, Callable[[str], str]]:
             found[name] = lambda way, by_seed=by_seed: show_interval(mean_interval(by_seed[way].dropna()))
     if MEMORY in table and table[MEMORY].notna().any():
         most: dict[str, float] = table.groupby(WAY)[MEMORY].max().to_dict()
-        found["peak MB of an update"] = lambda way: f"{most[way] / 1e6:.0f}"
+        found["peak MB of an update"] = lambda way: "-" if math.isnan(most[way]) else f"{most[way] / 1e6:.0f}"
     return found
 
 
