@@ -8,7 +8,7 @@ import pytest
 from src.engine.compiled import Compiled
 from src.models.convolution import convolve
 
-X, K = jnp.ones((5, 7, 11)), jnp.ones((11, 11))
+X, K = np.ones((5, 7, 11), np.float32), np.ones((11, 11), np.float32)
 ONCE = 2 * 7 * 11 * 11  # a product of 7 x 11 by 11 x 11
 
 
