@@ -1,23 +1,26 @@
-"""How long a convolution of 3 x 3 and its gradients take inside a compiled loop, in the forms that could be chosen.
+"""How long a convolution of 3 x 3 takes inside a compiled loop, with its gradients, and batch normalisation, by form.
 
 python benchmarks/convolution.py
 
-Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``), and it
-has two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/engine/compiled.py``).
+Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``), it has
+two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/engine/compiled.py``), and its sums over all
+places are slow (``src/models/normalization.py``).
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from _timing import machine, table, timed
+from flax import linen as nn
 
 from src.engine.compiled import compiler_options
 from src.models import convolution
+from src.models.normalization import BatchNorm
 
 SIZES = ((16, 32, 64), (64, 32, 64), (128, 16, 64), (256, 8, 64), (512, 4, 64))  # channels, side, images
 SLOW = 20  # channels above which XLA's own gradients are left out: they take seconds
@@ -30,46 +33,73 @@ FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any] | None]] = {
     "in canonical form": (convolution.both_ways, YNNPACK),
     "the same, by Eigen's kernels (chosen)": (convolution.both_ways, compiler_options()),
 }
+NORMS = {"nn.BatchNorm": nn.BatchNorm(momentum=0.9), "sums as products (chosen)": BatchNorm()}
 
 
 def compiled(
-    taken: Callable[..., Any], options: dict[str, Any] | None, channels: int, side: int, images: int
+    loss: Callable[..., jax.Array], options: dict[str, Any] | None, values: Sequence[jax.Array]
 ) -> tuple[Callable[[], object], float]:
-    """Return what makes some updates of images and kernel in a loop, and the processor's seconds of compiling it."""
-    x = jax.random.normal(jax.random.key(0), (images, side, side, channels))
-    kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels)) * 0.05
+    """Return what makes some updates of the values in a loop, and the processor's seconds of compiling it."""
+    every = tuple(range(len(values)))
 
-    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.mean(taken(x, kernel, (1, 1), PADS) ** 2)
+    def update(_: object, now: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        return jax.tree.map(lambda value, slope: value - 0.01 * slope, now, jax.grad(loss, every)(*now))
 
-    def update(_: object, both: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return jax.tree.map(lambda value, slope: value - 0.01 * slope, both, jax.grad(loss, (0, 1))(*both))
-
-    lowered = jax.jit(lambda *both: jax.lax.fori_loop(0, UPDATES, update, both)).lower(x, kernel)
+    lowered = jax.jit(lambda *now: jax.lax.fori_loop(0, UPDATES, update, now)).lower(*values)
     start = time.process_time()
     program = lowered.compile(compiler_options=options)
-    return lambda: program(x, kernel), time.process_time() - start
+    return lambda: program(*values), time.process_time() - start
+
+
+def convolved(taken: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Return a loss of images and kernel."""
+    return lambda x, kernel: jnp.mean(taken(x, kernel, (1, 1), PADS) ** 2)
+
+
+def normalised(module: nn.BatchNorm) -> Callable[..., jax.Array]:
+    """Return a loss of images, scale and shift, with a ReLU."""
+
+    def loss(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+        kept = {"mean": jnp.zeros_like(scale), "var": jnp.ones_like(scale)}
+        variables = {"params": {"scale": scale, "bias": bias}, "batch_stats": kept}
+        y, _ = module.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        return jnp.mean(nn.relu(y) ** 3)
+
+    return loss
+
+
+def compare(size: str, forms: Mapping[str, tuple[Callable[[], object], float]]) -> list[tuple[str, ...]]:
+    """Return a line for each form, timed by turns; the last form is the chosen one."""
+    turns = [{name: timed(run, UPDATES) for name, (run, _) in forms.items()} for _ in range(TURNS + 1)][1:]
+    rows = []
+    for name, (_, compiling) in forms.items():
+        wall, processor = (1e3 * statistics.median(turn[name][clock] for turn in turns) for clock in CLOCKS)
+        own = statistics.median(turn[name]["processor"] / turn[list(forms)[-1]]["processor"] for turn in turns)
+        rows.append((size, name, f"{wall:.1f}", f"{processor:.1f}", f"{own:.2f}", f"{compiling:.2f}"))
+    return rows
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     print(machine())
-    rows = []
+    convolutions, normalisations = [], []
     for channels, side, images in SIZES:
-        runs = {
-            name: compiled(*form, channels, side, images)
-            for name, form in FORMS.items()
-            if form[0] is not convolution.canonical or channels <= SLOW
+        x = jax.random.normal(jax.random.key(0), (images, side, side, channels))
+        kernel = jax.random.normal(jax.random.key(1), (3, 3, channels, channels)) * 0.05
+        size = f"{channels} at {side} x {side}, {images} images"
+        forms = {
+            name: compiled(convolved(taken), options, (x, kernel))
+            for name, (taken, options) in FORMS.items()
+            if taken is not convolution.canonical or channels <= SLOW
         }
-        turns = [{name: timed(run, UPDATES) for name, (run, _) in runs.items()} for _ in range(TURNS + 1)][1:]
-        for name, (_, compiling) in runs.items():
-            wall, processor = (1e3 * statistics.median(turn[name][clock] for turn in turns) for clock in CLOCKS)
-            own = statistics.median(turn[name]["processor"] / turn[list(FORMS)[-1]]["processor"] for turn in turns)
-            size = f"{channels} at {side} x {side}, {images} images"
-            rows.append((size, name, f"{wall:.1f}", f"{processor:.1f}", f"{own:.2f}", f"{compiling:.2f}"))
-    header = ("channels, forward and backward", "form", "ms", "processor ms", "of the chosen", "compiling, s")
-    table(header, rows)
+        convolutions += compare(size, forms)
+        own = (x, jnp.ones(channels), jnp.zeros(channels))
+        norms = {name: compiled(normalised(module), compiler_options(), own) for name, module in NORMS.items()}
+        normalisations += compare(size, norms)
+    for what, rows in (("convolution", convolutions), ("normalisation and ReLU", normalisations)):
+        header = (f"{what}, forward and backward", "form", "ms", "processor ms", "of the chosen", "compiling, s")
+        table(header, rows)
 
 
 if __name__ == "__main__":
