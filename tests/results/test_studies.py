@@ -670,6 +670,12 @@ def test_numbers_are_compared_with_the_smallest_in_their_order(tmp_path):
     assert rows == ["rate=0.05", "rate=0.15", "rate=0.4"]
 
 
+def test_labels_are_what_the_others_are_compared_with(tmp_path):
+    grid = {"pretrain.name": ("simclr", "supervised", "mae")}
+    report, _ = run("pretraining", plant(tmp_path, grid, lambda name: 0.8 - 0.04 * (name == "mae"), own=0.003))
+    assert report.conclusion.startswith("Against supervised on test accuracy, worse: mae; undecided: simclr (")
+
+
 def test_batches_of_pre_training_are_compared_with_how_steady_their_losses_are(tmp_path):
     """Of losses 1 to 8, the last half deviates by 1.29."""
 

@@ -53,7 +53,7 @@ class Row(NamedTuple):
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
     """Compare everything of pre-training that was swept with the first of it, under each strategy.
 
-    The first has the smallest numbers, and of names the first in alphabetical order.
+    The first has the smallest numbers, and of names ``supervised``, or the first in alphabetical order.
 
     Raises:
         UserError: pre-training is the same in all jobs, or fewer than two ways of it have a result.
@@ -128,9 +128,13 @@ def with_deviation(table: pd.DataFrame, history: pd.DataFrame | None) -> pd.Data
 
 
 def in_order(table: pd.DataFrame, compared: Sequence[str]) -> list[str]:
-    """Return the labels of the ways of pre-training by their values: numbers by size, names by the alphabet."""
+    """Return the labels of the ways of pre-training by their values: numbers by size, names by the alphabet.
+
+    Before these, ``supervised``: what others are worth is asked against labels.
+    """
     labels = label_arms(table, compared)
-    ordered = table[list(compared)].assign(_label=labels).drop_duplicates("_label").sort_values(list(compared))
+    ways = table[list(compared)].assign(_label=labels).drop_duplicates("_label")
+    ordered = ways.sort_values(list(compared), key=lambda column: column.replace("supervised", ""))
     return list(ordered["_label"])
 
 
