@@ -34,7 +34,7 @@ class BatchNorm(nn.BatchNorm):
             mask: ``nn.BatchNorm`` has one; here all places count, and ``None`` is all that is allowed.
         """
         if mask is not None:
-            raise NotImplementedError("a mask of the places that count")
+            raise ValueError("mask: all places count in this normalisation; allowed: None")
         width = x.shape[-1]
         kept = (
             self.variable("batch_stats", "mean", jnp.zeros, (width,)),

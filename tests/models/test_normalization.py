@@ -93,3 +93,9 @@ def test_lanes_have_the_bits_of_runs_by_themselves():
     for i in range(3):
         for found, expected in zip(together, alone(*(lane[i] for lane in lanes)), strict=True):
             assert np.asarray(found)[i].tobytes() == np.asarray(expected).tobytes()
+
+
+def test_a_mask_is_refused():
+    x = jnp.ones((2, 3))
+    with pytest.raises(ValueError, match="allowed: None"):
+        BatchNorm().init(jax.random.key(0), x, use_running_average=True, mask=jnp.ones((2, 1), bool))
