@@ -36,7 +36,7 @@ demo: .venv/installed  ## Four strategies on real data: sweep, export, analyse, 
 	$(BIN)/python scripts/export_sweep.py $(SWEEP) --out $(SWEEP)/sweep.parquet --history $(SWEEP)/history.parquet
 	$(BIN)/python scripts/analyze_sweep.py $(SWEEP)/sweep.parquet
 
-test: .venv/installed-dev  ## The fast tests (under 10 minutes on 2 cores)
+test: .venv/installed-dev  ## The fast tests (on 2 cores some 11 minutes, the first time 27: compiling)
 	$(BIN)/python -m pytest -n 2
 
 test-all: .venv/installed-dev  ## Every test, the slow ones too
