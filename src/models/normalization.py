@@ -35,27 +35,27 @@ class BatchNorm(nn.BatchNorm):
         """
         if mask is not None:
             raise ValueError("mask: all places count in this normalisation; allowed: None")
-        width = x.shape[-1]
+        width, axes = x.shape[-1:], tuple(range(x.ndim - 1))
         kept = (
-            self.variable("batch_stats", "mean", jnp.zeros, (width,)),
-            self.variable("batch_stats", "var", jnp.ones, (width,)),
+            self.variable("batch_stats", "mean", jnp.zeros, width),
+            self.variable("batch_stats", "var", jnp.ones, width),
         )
-        scale = self.param("scale", self.scale_init, (width,), self.param_dtype)
-        bias = self.param("bias", self.bias_init, (width,), self.param_dtype)
-        dtype = jnp.result_type(x, scale, bias)
-        ones = (1,) * (x.ndim - 1)
-        wide = [
+        own = (
+            self.param("scale", self.scale_init, width, self.param_dtype),
+            self.param("bias", self.bias_init, width, self.param_dtype),
+        )
+        dtype = jnp.result_type(x, *own)
+        values, scale, bias = (
             one.astype(jnp.promote_types(one.dtype, jnp.float32))
-            for one in (x, scale.reshape(*ones, -1), bias.reshape(*ones, -1))
-        ]
+            for one in (x, *(jnp.expand_dims(one, axes) for one in own))
+        )
         if use_running_average:
-            mean, var = (one.value.reshape(*ones, -1) for one in kept)
-            y = (wide[0] - mean) * (jax.lax.rsqrt(var + self.epsilon) * wide[1]) + wide[2]
-        else:
-            y, *seen = normalized(*wide, self.epsilon)
+            mean, var = (jnp.expand_dims(one.value, axes) for one in kept)
+            return ((values - mean) * (jax.lax.rsqrt(var + self.epsilon) * scale) + bias).astype(dtype)
+        y, *seen = normalized(values, scale, bias, self.epsilon)
+        if not self.is_initializing():
             for one, now in zip(kept, seen, strict=True):
-                if not self.is_initializing():
-                    one.value = self.momentum * one.value + (1 - self.momentum) * jax.lax.stop_gradient(now.reshape(-1))
+                one.value = self.momentum * one.value + (1 - self.momentum) * jax.lax.stop_gradient(now.reshape(-1))
         return y.astype(dtype)
 
 
