@@ -8,7 +8,7 @@ from pathlib import Path
 # Set before anything imports JAX or W&B, and inherited by every command line that a test starts. The cache is kept
 # between test runs: compiling is most of the suite's time.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"thaw-tests-jax-{os.getuid()}"))
-# As the engine asks for its own programs: at level 3, LLVM takes seconds for each shape that a test draws.
+# As the engine asks for its own programs, barriers aside: at level 3, LLVM takes seconds for each shape that is drawn.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=2 --xla_cpu_experimental_ynn_fusion_type=")
 os.environ["WANDB_MODE"] = "offline"
 os.environ["NO_COLOR"] = "1"
