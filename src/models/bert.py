@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from src.config import NATURAL, knob
 from src.errors import UserError
-from src.models.layers import Dropout, gelu
+from src.models.layers import Dropout, gelu, shifted
 from src.models.transformer import FAR, HEAD, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
 
 Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
@@ -92,7 +92,7 @@ class Bias(nn.Module):
     def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... K"]:
         """Return ``x`` with the bias added."""
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return x + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+        return shifted(x, bias)
 
 
 @dataclass(frozen=True)

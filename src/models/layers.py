@@ -58,6 +58,38 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * jnp.asarray(0.5**0.5, x.dtype)))
 
 
+ROWS = 8  # of ones: of a product with a single one, XLA (jax 0.10) sums place by place, which loses digits
+
+
+def total(values: Float[Array, "... C"]) -> Float[Array, "... C"]:
+    """Return the sum over all axes but the last, which stay, of length 1; on a processor by a product with ones.
+
+    XLA (jax 0.10) sums there in windows, and over leading axes its windows jump through memory: some ten times slower.
+    """
+    axes = tuple(range(values.ndim - 1))
+    if jax.default_backend() != "cpu":
+        return values.sum(axes, keepdims=True)
+    flat = values.reshape(-1, values.shape[-1])
+    return jnp.expand_dims(jnp.dot(jnp.ones((ROWS, len(flat)), flat.dtype), flat)[0], axes)
+
+
+@jax.custom_vjp
+def shifted(x: Float[Array, "... C"], bias: Float[Array, " C"]) -> Float[Array, "... C"]:
+    """Return ``x`` with a bias added, whose gradient is summed by :func:`total`."""
+    return x + bias.reshape((1,) * (x.ndim - 1) + (-1,)).astype(x.dtype)
+
+
+def _shifted(x: Array, bias: Array) -> tuple[Array, Array]:
+    return shifted(x, bias), bias
+
+
+def _slopes(bias: Array, slope: Array) -> tuple[Array, Array]:
+    return slope, total(slope.astype(bias.dtype)).reshape(-1)
+
+
+shifted.defvjp(_shifted, _slopes)
+
+
 def taken(rows: Float[Array, "N L E"], places: Int[Array, "N V"]) -> Float[Array, "N V E"]:
     """Return some of the rows of each matrix, by their numbers, of which none comes twice."""
     return jax.vmap(lambda own, at: own.at[at].get(unique_indices=True, mode="promise_in_bounds"))(rows, places)

@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-ROWS = 8  # of ones: of a product with a single one, XLA (jax 0.10) sums place by place, which loses digits
-
+from src.models.layers import total
 
 class BatchNorm(nn.BatchNorm):
     """``nn.BatchNorm`` over the last axis, with other kernels for the statistics of a batch and their gradients.
@@ -57,15 +56,6 @@ class BatchNorm(nn.BatchNorm):
             for one, now in zip(kept, seen, strict=True):
                 one.value = self.momentum * one.value + (1 - self.momentum) * jax.lax.stop_gradient(now.reshape(-1))
         return y.astype(dtype)
-
-
-def total(values: Float[Array, "... C"]) -> Float[Array, "... C"]:
-    """Return the sum over all axes but the last, which stay, of length 1; on a processor by a product with ones."""
-    axes = tuple(range(values.ndim - 1))
-    if jax.default_backend() != "cpu":
-        return values.sum(axes, keepdims=True)
-    flat = values.reshape(-1, values.shape[-1])
-    return jnp.expand_dims(jnp.dot(jnp.ones((ROWS, len(flat)), flat.dtype), flat)[0], axes)
 
 
 @jax.custom_vjp

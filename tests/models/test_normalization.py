@@ -7,7 +7,8 @@ import pytest
 from flax import linen as nn
 
 from src.engine.compiled import Compiled
-from src.models.normalization import BatchNorm, normalized, total
+from src.models.layers import total
+from src.models.normalization import BatchNorm, normalized
 
 EPSILON = 1e-5
 
