@@ -84,7 +84,8 @@ def _shifted(x: Array, bias: Array) -> tuple[Array, Array]:
 
 
 def _slopes(bias: Array, slope: Array) -> tuple[Array, Array]:
-    return slope, total(slope.astype(bias.dtype)).reshape(-1)
+    wide = slope.astype(jnp.promote_types(bias.dtype, jnp.float32))
+    return slope, total(wide).reshape(-1).astype(bias.dtype)
 
 
 shifted.defvjp(_shifted, _slopes)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from src.models.layers import total
 
+
 class BatchNorm(nn.BatchNorm):
     """``nn.BatchNorm`` over the last axis, with other kernels for the statistics of a batch and their gradients.
 

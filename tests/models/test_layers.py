@@ -1,4 +1,4 @@
-"""Dropout: its rate, its mean, and that its bits are as good as independent."""
+"""Dropout (its rate, its mean, that its bits are as good as independent), and a bias whose gradient is a product."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chi2
 
 from src.models.base import Forward
-from src.models.layers import Dropout, drop, hashed_bits
+from src.models.layers import Dropout, drop, hashed_bits, shifted
 from src.models.mlp import Mlp
 
 N = 400_000
@@ -134,3 +134,19 @@ def test_two_layers_drop_differently():
     share = np.mean(out != 0)  # a quarter if independent, a half if the masks were the same
     assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / out.size)
     assert set(np.unique(out).tolist()) == {0.0, 4.0}
+
+
+@pytest.mark.parametrize("shape", [(1200, 7), (30, 40, 7), (7,)])
+@pytest.mark.parametrize(("dtype", "off"), [(jnp.float32, 1e-6), (jnp.bfloat16, 2e-2)])
+def test_the_gradient_of_a_bias_is_the_sum_over_all_places(shape, dtype, off):
+    """Against float64, relative to the sum of sizes; values and their own gradient have the bits of a plain sum."""
+    rng = np.random.default_rng(0)
+    x, slope = (jnp.asarray(rng.normal(0.3, 1, shape), dtype) for _ in range(2))
+    bias = jnp.asarray(rng.normal(0, 1, 7), dtype)
+    y, pull = jax.vjp(shifted, x, bias)
+    of_x, of_bias = pull(slope)
+    np.testing.assert_array_equal(y, x + jnp.broadcast_to(bias, shape))
+    np.testing.assert_array_equal(of_x, slope)
+    assert of_bias.dtype == dtype
+    rows = np.asarray(slope, np.float64).reshape(-1, 7)
+    np.testing.assert_array_less(np.abs(np.asarray(of_bias, np.float64) - rows.sum(0)), off * np.abs(rows).sum(0))
