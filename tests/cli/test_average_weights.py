@@ -1,11 +1,9 @@
 """``scripts/average_weights.py`` as a user runs it, on a real sweep and its kept pre-training."""
 
 import json
-import os
 import re
 import runpy
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,9 +18,7 @@ from src.config import build
 from src.errors import UserError
 from src.interop.adapter_files import read_tensors
 from src.models.base import same_bits
-from tests.commands import summary, sweep, train
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.commands import ROOT, script, summary, sweep, train
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +74,7 @@ def data_of(folder):
 
 def test_the_path_of_a_job(jobs, tmp_path):
     job, out = job_of(jobs, "0.1", "full"), tmp_path / "out"
-    done = subprocess.run(
-        [sys.executable, "scripts/average_weights.py", "wise", str(job), "--points", "6", "--out", str(out)],
-        cwd=ROOT,
-        env={**os.environ},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
+    done = script("average_weights", "wise", job, "--points", "6", "--out", out)
     assert (done.returncode, done.stderr) == (0, "")
     assert sorted(path.name for path in out.iterdir()) == ["wise.csv", "wise.png", "wise.safetensors"]
     table: Any = pd.read_csv(out / "wise.csv")

@@ -2,31 +2,21 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from src.engine.stage_cache import CacheMode, Entry, StageCache
+from tests.commands import script
 
-ROOT = Path(__file__).resolve().parents[2]
 KEYS = [digit * 24 for digit in "abc"]
 LABEL = "Mlp(widths=64x32, activation=relu), Regression, Sgd, lr 0.05, 200 steps, seed"
 
 
 def run(*arguments: str | Path, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     where = [] if folder is None else ["--folder", folder]
-    return subprocess.run(
-        [sys.executable, "scripts/cache.py", *map(str, [*arguments, *where])],
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": "80", **environment},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    return script("cache", *arguments, *where, environment={**os.environ, "COLUMNS": "80", **environment})
 
 
 @pytest.fixture

@@ -3,9 +3,7 @@
 import os
 import re
 import runpy
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,23 +16,14 @@ from src.interop.adapters import apply, extract, merge
 from src.models.base import same_bits
 from src.models.mlp import Mlp
 from src.tracking.record import JobRecord
+from tests.commands import ROOT, script
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = Mlp(widths=(8, 6))
 HEAD = ("Dense_2/bias", "Dense_2/kernel")
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, "scripts/compose_adapters.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "HYDRA_FULL_ERROR": "0"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=180,
-    )
+    return script("compose_adapters", *arguments, environment={**os.environ, "HYDRA_FULL_ERROR": "0"})
 
 
 def make_job(folder, seed, rank, base_seed=0, head=None, **strategy):

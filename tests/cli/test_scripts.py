@@ -3,32 +3,20 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from tests.commands import script
 from tests.fabricate import make_sweep, write_job
 
-ROOT = Path(__file__).resolve().parents[2]
 
-
-def run(home: Path, script: str, *arguments: str | Path, columns: str = "80") -> subprocess.CompletedProcess[str]:
+def run(home: Path, name: str, *arguments: str | Path, columns: str = "80") -> subprocess.CompletedProcess[str]:
     hidden = ("WANDB_API_KEY", "PYTHONPATH", "HYDRA_FULL_ERROR")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"HOME": str(home), "NETRC": str(home / "none"), "COLUMNS": "80", "NO_COLOR": "1"}
-    command = [sys.executable, f"scripts/{script}.py", *map(str, arguments)]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return script(name, *arguments, environment=environment)
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """Networks written as checkpoints of Hugging Face: names, shapes and numbers, without torch."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -16,7 +14,7 @@ from src.interop.huggingface import read_checkpoint
 from src.interop.huggingface_export import export, export_job, padding_id
 from src.models import bert
 from src.models.bert import Bert
-from tests.commands import ROOT
+from tests.commands import script
 from tests.interop.exported import CASES, SIZES, batch, logits, make_job
 from tests.interop.test_huggingface import FIXTURES, OUTPUTS, network
 
@@ -98,11 +96,10 @@ def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
 
 def test_the_command_line(tmp_path):
     make_job(tmp_path / "job", *CASES["bert tokens"])
-    line = [sys.executable, "scripts/export_hf.py", str(tmp_path / "job"), "--out", str(tmp_path / "out")]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=True)
+    done, again = (script("export_hf", tmp_path / "job", "--out", tmp_path / "out") for _ in range(2))
+    assert done.returncode == 0, done.stderr
     assert "transformers.BertForTokenClassification.from_pretrained" in done.stdout
     assert (tmp_path / "out" / "config.json").is_file()
-    again = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert again.returncode == 1
     assert again.stderr.startswith("error: ")
     assert len(again.stderr.splitlines()) == 1

@@ -1,10 +1,9 @@
 """Adapters in PEFT's format: the logits of PEFT itself, and what is said of folders that do not fit. Without torch."""
 
+import functools
 import json
 import math
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -20,7 +19,7 @@ from src.interop.peft import merged, read_peft, write_peft
 from src.interop.peft_jobs import adapter_to_peft, job_to_peft, network_on, peft_to_thaw
 from src.models.bert import Bert, Pooling
 from src.strategies.dora import Dora
-from tests.commands import ROOT
+from tests.commands import script
 from tests.interop.exported import CASES
 from tests.interop.test_huggingface import FIXTURES, REAL, X, network
 from tests.interop.tuned import DORA, JOBS, LORA, MIXED, logits, make_named, make_tuned, rewritten
@@ -414,11 +413,7 @@ def test_which_network_a_base_is(tmp_path):
 
 def test_the_command_line(tmp_path):
     make_tuned(tmp_path / "job", *CASES["bert classify"], DORA)
-
-    def run(*arguments):
-        line = [sys.executable, "scripts/convert_peft.py", *map(str, arguments)]
-        return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
-
+    run = functools.partial(script, "convert_peft")
     done = run(tmp_path / "job", "--out", tmp_path / "out", "--base-out", tmp_path / "base")
     assert done.returncode == 0, done.stderr
     assert "peft.PeftModel.from_pretrained" in done.stdout

@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -29,7 +27,7 @@ from src.retention.online_ewc import OnlineEwc
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
 from src.strategies.scratch import Scratch
-from tests.commands import ROOT, rows, summary, sweep, train
+from tests.commands import rows, script, summary, sweep, train
 
 BASE = Recipe(
     model=Mlp((8,)),
@@ -251,6 +249,5 @@ def test_another_process_finds_it(tmp_path):
     for job in found[1:]:
         assert rows(job) == rows(found[0])
         assert summary(job)["metrics"] == summary(found[0])["metrics"]
-    listed = subprocess.run([sys.executable, "scripts/cache.py", "ls", "--folder", folder], cwd=ROOT,
-                            capture_output=True, text=True, check=True).stdout  # fmt: skip
-    assert "Fisher information (exact, 721 rows) of Mlp(widths=8, activation=relu)" in listed
+    listed = script("cache", "ls", "--folder", folder)
+    assert "Fisher information (exact, 721 rows) of Mlp(widths=8, activation=relu)" in listed.stdout
