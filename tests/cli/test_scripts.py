@@ -12,7 +12,7 @@ from tests.commands import script
 from tests.fabricate import make_sweep, write_job
 
 
-def run(home: Path, name: str, *arguments: str | Path, columns: str = "80") -> subprocess.CompletedProcess[str]:
+def run(home: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     hidden = ("WANDB_API_KEY", "PYTHONPATH", "HYDRA_FULL_ERROR")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"HOME": str(home), "NETRC": str(home / "none"), "COLUMNS": "80", "NO_COLOR": "1"}
