@@ -4,6 +4,7 @@ Importing takes a run two to four seconds, and there are some two hundred runs. 
 none of the project: arguments, environment, streams and exit code are a new process's own.
 """
 
+import atexit
 import json
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ def python(*line: str, timeout: float, environment: Mapping[str, str]) -> subpro
     """Run ``python <line>`` and return its exit code and what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder, name) for name in ("stdout", "stderr"))
-        process = FORKS.Process(target=_python, args=(line, dict(environment), str(out), str(err)))
+        process = FORKS.Process(target=_python, args=(ROOT, line, dict(environment), out, err))
         process.start()
         process.join(timeout)
         if process.is_alive():
@@ -45,21 +46,24 @@ def python(*line: str, timeout: float, environment: Mapping[str, str]) -> subpro
         return subprocess.CompletedProcess(list(line), process.exitcode, out.read_text(), err.read_text())
 
 
-def _python(line: tuple[str, ...], environment: dict[str, str], out: str, err: str) -> None:
-    """Be the process: what the interpreter does with a line, after its start."""
+def _python(root: Path, line: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:
+    """Be the process: do what the interpreter does with a line, after its start."""
     for path, stream in ((os.devnull, 0), (out, 1), (err, 2)):
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         os.dup2(file, stream)
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
-    if line[0] == "-m":
-        sys.argv, sys.path[0] = list(line[1:]), str(ROOT)
-        runpy.run_module(line[1], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv, sys.path[0] = list(line), str(ROOT / "scripts")
-        runpy.run_path(line[0], run_name="__main__")
+    os.chdir(root)
+    try:
+        if line[0] == "-m":
+            sys.argv, sys.path[0] = list(line[1:]), str(root)
+            runpy.run_module(line[1], run_name="__main__", alter_sys=True)
+        else:
+            sys.argv, sys.path[0] = list(line), str(root / "scripts")
+            runpy.run_path(line[0], run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
 def train(folder: Path, *arguments: str, **environment: str):
