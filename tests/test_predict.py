@@ -275,6 +275,7 @@ def test_tags_of_words(tmp_path, say):
     assert "1 of them cut to 48 tokens" in printed
 
 
+@pytest.mark.slow
 def test_answers_to_questions(tmp_path, say):
     """Exact match and F1 of what is written are the recorded ones, with the questions' ids."""
     rng, paragraphs = np.random.default_rng(0), []

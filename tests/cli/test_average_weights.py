@@ -169,6 +169,7 @@ def test_a_new_label_space_keeps_the_new_head(digits, main):
         assert table[name].iloc[-1] != table[name].iloc[0]
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_below_a_new_head_is_one_point(digits, main):
     job = job_of(digits, "frozen")
     said = main("wise", job, "--points", 3)
@@ -267,6 +268,7 @@ def test_a_soup_of_lora_jobs_is_the_mean_of_the_merged_kernels(adapted, tmp_path
         np.testing.assert_allclose(leaf, mean[path], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_source_is_measured_by_its_own_head(adapted, tmp_path, main):
     """The target has five other classes; both ends of the path are what the job itself found its source task to be."""
     main("wise", adapted[0.05], "--points", 3, "--out", tmp_path)

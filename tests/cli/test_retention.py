@@ -98,6 +98,7 @@ def test_the_command_says_it_and_fails(tmp_path, arguments, words):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_replay_of_more_rows_than_there_are_takes_all_and_says_so_once(tmp_path):
     fast = ("strategy=full", "retention=replay", "retention.count=5000", "finetune_steps=2", "pretrain_steps=2")
     done = sweep(tmp_path, *fast, "cache=off", "progress=false", "lr_fine=0.01,0.02", "seed=0,1")

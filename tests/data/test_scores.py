@@ -105,7 +105,9 @@ def by_hand(recipe, data, outcome, part):
 @pytest.mark.parametrize(
     ("load", "head", "names"),
     [
-        (conll, bert.Head.tokens, ["entity_f1", "entity_precision", "entity_recall"]),
+        pytest.param(
+            conll, bert.Head.tokens, ["entity_f1", "entity_precision", "entity_recall"], marks=pytest.mark.slow
+        ),
         (squad, bert.Head.spans, ["exact_match", "f1"]),
     ],
 )

@@ -91,7 +91,9 @@ def test_rows_are_run_in_pieces_of_one_size():
     assert [len(piece) for piece, _ in chunks(Bert(), rows)] == [64, 64]
 
 
-@pytest.mark.parametrize("data", [Diabetes(), Digits()], ids=["diabetes", "digits"])
+@pytest.mark.parametrize(
+    "data", [pytest.param(Diabetes(), marks=pytest.mark.slow), Digits()], ids=["diabetes", "digits"]
+)
 @pytest.mark.parametrize("seeds", [(0, 0, 0), (0, 1, 2)], ids=["one pre-training", "three"])
 def test_lanes_have_the_bits_of_single_runs(data, seeds):
     data = data.load()

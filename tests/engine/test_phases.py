@@ -108,7 +108,9 @@ def test_what_a_phase_does_not_move_keeps_its_bits(task):
         assert np.array_equal(only[path], params[path]) == (not path.startswith("Dense_2"))
 
 
-@pytest.mark.parametrize("strategy", [TwoPhases(), OneByOne()], ids=["two", "one by one"])
+@pytest.mark.parametrize(
+    "strategy", [TwoPhases(), pytest.param(OneByOne(), marks=pytest.mark.slow)], ids=["two", "one by one"]
+)
 def test_lanes_have_the_bits_of_single_runs(task, strategy):
     recipe, data, params = task
     recipes = [replace(recipe, strategy=strategy, lr_fine=rate) for rate in (0.01, 0.02, 1e30)]

@@ -162,6 +162,7 @@ def test_pairs_alone_are_a_classification_of_whole_rows():
     assert not objective.corrupts
 
 
+@pytest.mark.slow
 def test_pairs_alone_move_no_word_of_the_head():
     """The gradient is none of the vocabulary's: only the pooler's and the classifier's part of the head learns."""
     batch, params = paired_rows(), parameters()
