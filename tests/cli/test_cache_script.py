@@ -16,7 +16,8 @@ LABEL = "Mlp(widths=64x32, activation=relu), Regression, Sgd, lr 0.05, 200 steps
 
 def run(*arguments: str | Path, folder: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     where = [] if folder is None else ["--folder", folder]
-    return script("cache", *arguments, *where, environment={**os.environ, "COLUMNS": "80", **environment})
+    environment = {**os.environ, "COLUMNS": "80", **environment}
+    return script("cache", *arguments, *where, timeout=60, environment=environment)
 
 
 @pytest.fixture

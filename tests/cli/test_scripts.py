@@ -16,7 +16,7 @@ def run(home: Path, name: str, *arguments: str | Path) -> subprocess.CompletedPr
     hidden = ("WANDB_API_KEY", "PYTHONPATH", "HYDRA_FULL_ERROR")
     environment = {key: value for key, value in os.environ.items() if key not in hidden}
     environment |= {"HOME": str(home), "NETRC": str(home / "none"), "COLUMNS": "80", "NO_COLOR": "1"}
-    return script(name, *arguments, environment=environment)
+    return script(name, *arguments, timeout=120, environment=environment)
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,7 @@ def test_lanes_have_the_bits_of_runs_by_themselves():
     for found, own in zip(Compiled(lambda lanes: jax.lax.map(gradients, lanes))(lanes), expected, strict=True):
         assert np.asarray(found).tobytes() == own.tobytes()
     for found, own in zip(Compiled(jax.vmap(gradients))(lanes), expected, strict=True):
-        np.testing.assert_allclose(found, own, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, own, rtol=1e-5, atol=1e-5)
 
 
 def test_a_mask_is_refused():

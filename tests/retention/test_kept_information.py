@@ -250,4 +250,5 @@ def test_another_process_finds_it(tmp_path):
         assert rows(job) == rows(found[0])
         assert summary(job)["metrics"] == summary(found[0])["metrics"]
     listed = script("cache", "ls", "--folder", folder)
+    assert listed.returncode == 0, listed.stderr
     assert "Fisher information (exact, 721 rows) of Mlp(widths=8, activation=relu)" in listed.stdout
