@@ -3,7 +3,7 @@
 python benchmarks/convolution.py
 
 Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``), it has
-two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/engine/compiled.py``), and its sums over all
+two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/training/compiled.py``), and its sums over all
 places are slow (``src/models/normalization.py``).
 """
 
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from _timing import machine, table, timed
 from flax import linen as nn
 
-from src.engine.compiled import compiler_options
 from src.models import convolution
 from src.models.normalization import BatchNorm
+from src.training.compiled import compiler_options
 
 SIZES = ((16, 32, 64), (64, 32, 64), (128, 16, 64), (256, 8, 64), (512, 4, 64))  # channels, side, images
 SLOW = 20  # channels above which XLA's own gradients are left out: they take seconds

@@ -11,19 +11,20 @@ import numpy as np
 import optax
 from _timing import machine, seconds, table
 
-from src.config import bind, static_part
+from src.config.hparams import bind, static_part
 from src.data.diabetes import Diabetes
-from src.engine.compiled import Compiled, prepare_jax
-from src.engine.lanes import Lanes
-from src.engine.loop import fit, ignore
-from src.engine.optimizers import Adamw
-from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage, frozen_paths, start, traced, update
 from src.models.mlp import Mlp
 from src.objectives.kinds import OBJECTIVES
-from src.recipe import Recipe, finetuning_stage, initial_params
+from src.optim.optimizers import Adamw
+from src.optim.schedules import Constant
+from src.recipe.run import Recipe, finetuning_stage, initial_params
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
+from src.training.compiled import Compiled, prepare_jax
+from src.training.loop import fit
+from src.training.stage import Stage, frozen_paths, start, traced, update
+from src.training.vectorize import Lanes
+from src.types import Split, ignore
 
 STEPS = 1000
 

@@ -19,20 +19,20 @@ from _timing import machine, seconds, table
 
 from src.data.base import Transfer
 from src.data.digits import Digits
-from src.engine.compiled import prepare_jax
-from src.engine.lanes import Lanes, _programs
-from src.engine.loop import Driver, ignore, update_cost
-from src.engine.optimizers import Adam
-from src.engine.schedules import Constant
-from src.engine.stage import Split
 from src.models.mlp import Mlp
-from src.objectives.supervised import Supervised
-from src.recipe import Recipe, keep_source, phases, pretrain, run_finetuning, untrained
+from src.optim.optimizers import Adam
+from src.optim.schedules import Constant
+from src.pretraining.supervised import Supervised
+from src.recipe.run import Recipe, keep_source, phases, pretrain, run_finetuning, untrained
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator, fisher_diagonal
 from src.retention.l2_sp import L2Sp
 from src.retention.none import NoRetention
 from src.strategies.full import Full
+from src.training.compiled import prepare_jax
+from src.training.loop import PhaseRunner, update_cost
+from src.training.vectorize import Lanes, _programs
+from src.types import Split, ignore
 
 ROWS, FEATURES, CLASSES = 2000, 784, 10
 MODEL = Mlp((256, 256))
@@ -86,7 +86,7 @@ def updates() -> None:
         name, recipe = type(method).__name__, replace(base, retention=method)
         ((stage,),) = phases([recipe], data)
         kept = keep_source([recipe], data, [start.params])
-        drivers[name] = Driver([stage], [start.params], data.target["train"], {}, Lanes.one, False, None, kept)
+        drivers[name] = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None, kept)
         costs[name] = update_cost(stage, start.params, data.target["train"], kept[0] if kept else None)
     times = by_turns(
         {name: lambda run=run: jax.block_until_ready(run.advance(0, UPDATES)) for name, run in drivers.items()}, TURNS

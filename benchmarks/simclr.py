@@ -26,18 +26,19 @@ from _timing import Times, machine, table, timed
 from text import reference_python
 
 from src.data.base import Transfer
-from src.engine.compiled import Compiled, prepare_jax
-from src.engine.lanes import Lanes
-from src.engine.loop import Driver, update_cost
-from src.engine.optimizers import Momentum
-from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage
 from src.models.resnet import Resnet
-from src.objectives.augmentation import Augmentation, to_float
-from src.objectives.contrastive import nt_xent
-from src.objectives.moco import Moco
-from src.objectives.simclr import Simclr
-from src.recipe import Recipe, initial_params, pretraining_stage
+from src.optim.optimizers import Momentum
+from src.optim.schedules import Constant
+from src.pretraining.augmentation import Augmentation, to_float
+from src.pretraining.contrastive import nt_xent
+from src.pretraining.moco import Moco
+from src.pretraining.simclr import Simclr
+from src.recipe.run import Recipe, initial_params, pretraining_stage
+from src.training.compiled import Compiled, prepare_jax
+from src.training.loop import PhaseRunner, update_cost
+from src.training.stage import Stage
+from src.training.vectorize import Lanes
+from src.types import Split
 
 ROWS, SIDE, OUTPUTS, UPDATES = 2048, 32, 128, 2
 EMBEDDINGS, CHUNK = 8192, 256
@@ -81,7 +82,7 @@ def updates(stage: Stage) -> tuple[Callable[[], Times], tuple[float, float, floa
     """Return what makes some updates with the engine's program; seconds of compiling, MFLOP and MB of one."""
     data = images()
     (params,) = initial_params([stage], data, Lanes.one)
-    run = Driver([stage], [params], data.source["train"], {}, Lanes.one, False, None)
+    run = PhaseRunner([stage], [params], data.source["train"], {}, Lanes.one, False, None)
     start = time.perf_counter()
     cost = update_cost(stage, params, data.source["train"])
     compiling = time.perf_counter() - start

@@ -10,14 +10,9 @@ import numpy as np
 from _timing import machine, seconds, table
 
 from src.data.base import Transfer
-from src.engine.compiled import prepare_jax
-from src.engine.lanes import Lanes
-from src.engine.loop import Driver, ignore, update_cost
-from src.engine.optimizers import Adamw
-from src.engine.stage import Split, frozen_paths, with_added
-from src.engine.trainer import Plain
 from src.models.mlp import Mlp
-from src.recipe import Recipe, finetune, phases, untrained
+from src.optim.optimizers import Adamw
+from src.recipe.run import Recipe, finetune, phases, untrained
 from src.strategies.adapter import Adapter
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -31,6 +26,12 @@ from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.strategies.masked import Masked
 from src.strategies.top_k import TopK
+from src.training.compiled import prepare_jax
+from src.training.loop import PhaseRunner, update_cost
+from src.training.stage import frozen_paths, with_added
+from src.training.trainer import Plain
+from src.training.vectorize import Lanes
+from src.types import Split, ignore
 
 WIDTH, BATCH, ROWS, EPOCHS = 512, 128, 4096, 10
 STRATEGIES = {
@@ -76,10 +77,10 @@ def costs(data: Transfer) -> None:
     for name, strategy in STRATEGIES.items():
         ((stage,),) = phases([recipe(strategy=strategy)], data)
         cost = update_cost(stage, start.params, data.target["train"])
-        run = Driver([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
+        run = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
         steps = stage.steps
 
-        def epoch(run: Driver = run, steps: int = steps) -> None:
+        def epoch(run: PhaseRunner = run, steps: int = steps) -> None:
             jax.block_until_ready(run.advance(0, steps))
 
         moving = sum(np.size(leaf) for leaf in jax.tree.leaves(run.state.params))

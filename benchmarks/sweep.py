@@ -85,12 +85,12 @@ def main() -> None:
             results = {way: measured(way, sizes, tracker, scratch) for way in WAYS}
             rows = []
             for way, found in results.items():
-                for (jobs, seconds, memory, note), (basic_jobs, basic, _, _) in zip(
+                for (jobs, seconds, memory, warn_once), (basic_jobs, basic, _, _) in zip(
                     found, results["basic"], strict=True
                 ):
                     each, ratio = seconds / jobs, (basic / basic_jobs) / (seconds / jobs)
                     figures = (f"{seconds:.1f}", f"{1000 * each:.1f}", f"{ratio:.1f}", str(memory))
-                    rows.append((way + note, str(jobs), *figures))
+                    rows.append((way + warn_once, str(jobs), *figures))
             print(f"\nW&B {'off' if tracker == 'disk' else 'offline'}")
             table(("way", "points", "seconds", "ms a point", "times faster than basic", "peak MiB"), rows)
 

@@ -23,17 +23,17 @@ import numpy as np
 from _timing import machine, table
 
 from src.data.base import Transfer
-from src.engine.compiled import prepare_jax
-from src.engine.lanes import Lanes
-from src.engine.loop import Driver, ignore, update_cost
-from src.engine.optimizers import Adamw
-from src.engine.stage import Split
 from src.models.bert import Bert
-from src.recipe import Recipe, finetune, initial_params, phases, pretraining_stage
+from src.optim.optimizers import Adamw
+from src.recipe.run import Recipe, finetune, initial_params, phases, pretraining_stage
 from src.strategies.base import Strategy
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
+from src.training.compiled import prepare_jax
+from src.training.loop import PhaseRunner, update_cost
+from src.training.vectorize import Lanes
+from src.types import Split, ignore
 
 ROWS, LENGTH, WORDS, TURNS, UPDATES = 32, 64, 30522, 5, 2
 EPOCHS, SET = 5, 512  # of the frozen trunk whose features are kept, and the rows of its training set
@@ -95,10 +95,10 @@ def own_updates(cases: Iterable[str]) -> tuple[dict[str, Callable[[], float]], d
         own = recipe(CASES[name], 0.1, UPDATES)
         (params,) = initial_params([pretraining_stage(own, data)], data, Lanes.one)
         ((stage,),) = phases([own], data)
-        run = Driver([stage], [params], data.target["train"], {}, Lanes.one, False, None)
+        run = PhaseRunner([stage], [params], data.target["train"], {}, Lanes.one, False, None)
         memory[name] = update_cost(stage, params, data.target["train"]).peak_bytes
 
-        def updates(run: Driver = run) -> float:
+        def updates(run: PhaseRunner = run) -> float:
             start = time.perf_counter()
             jax.block_until_ready(run.advance(0, UPDATES))
             return (time.perf_counter() - start) / UPDATES

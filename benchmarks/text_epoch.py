@@ -19,13 +19,13 @@ from _timing import machine, table
 from text import reference_python
 
 from src.data.text import Text
-from src.engine.compiled import prepare_jax
-from src.engine.lanes import Lanes
-from src.engine.loop import Driver
-from src.engine.optimizers import Adamw
 from src.models.bert import Bert, Pooling
-from src.recipe import Recipe, phases, untrained
+from src.optim.optimizers import Adamw
+from src.recipe.run import Recipe, phases, untrained
 from src.strategies.full import Full
+from src.training.compiled import prepare_jax
+from src.training.loop import PhaseRunner
+from src.training.vectorize import Lanes
 
 BATCH, LENGTH, ROWS, PACKED, AIM = 32, 64, 12, 8, 1.5
 
@@ -54,7 +54,7 @@ def ours(model: str, train: str) -> tuple[float, float, int, int]:
     )  # fmt: skip
     (start,) = untrained([recipe], data)
     ((stage,),) = phases([recipe], data)
-    run = Driver([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
+    run = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
     begin = time.perf_counter()
     jax.block_until_ready(run.advance(0, 1))
     compiled = time.perf_counter()

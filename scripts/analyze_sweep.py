@@ -12,10 +12,10 @@ from pathlib import Path
 import _root  # noqa: F401
 from rich.console import Console
 
+from src.analysis.analysis import analyze, make_question
+from src.analysis.export import read_table
+from src.analysis.report import print_analysis, write_report
 from src.errors import run_script
-from src.results.analysis import analyze, make_question
-from src.results.export import read_table
-from src.results.report import print_analysis, write_report
 
 
 def read_arguments() -> argparse.Namespace:

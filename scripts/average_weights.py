@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from src.errors import UserError, listed, run_script
-from src.results.records import job_folders, natural_key
+from src.tracking.records import job_folders, natural_key
 
 PRE_TRAINED, FINE_TUNED, UNIFORM, GREEDY = "pre-trained", "fine-tuned", "uniform soup", "greedy soup"
 
@@ -44,7 +44,7 @@ def wise(arguments: argparse.Namespace) -> None:
     """Measure a path, and keep its best point."""
     if arguments.points < 2:
         raise UserError(f"--points is {arguments.points}; allowed: a whole number >= 2")
-    from src.interop.weights import evaluate_path, find_job, interpolate, read_tuned, shared
+    from src.finished.weights import evaluate_path, find_job, interpolate, read_tuned, shared
     from src.models.base import same_bits
 
     (tuned,) = read_tuned([find_job(arguments.job)])
@@ -65,7 +65,7 @@ def wise(arguments: argparse.Namespace) -> None:
 
 def soup(arguments: argparse.Namespace) -> None:
     """Average jobs; measure members and soups; keep the soup that was asked for."""
-    from src.interop.weights import evaluate_path, greedy_soup, read_tuned, stack, uniform_soup, validation_loss
+    from src.finished.weights import evaluate_path, greedy_soup, read_tuned, stack, uniform_soup, validation_loss
 
     tuned = read_tuned(members(arguments.jobs))
     tasks, folders = tuned[0].tasks(), [one.job.folder for one in tuned]
@@ -92,7 +92,7 @@ def members(paths: Sequence[Path]) -> Sequence[Any]:
 
     Where a sweep has several pre-trainings, that of most jobs is taken; among equals, that of the best job.
     """
-    from src.interop.weights import find_job
+    from src.finished.weights import find_job
 
     folders = list(expanded(paths))
     if folders and all(folder in paths for folder in folders):
@@ -160,7 +160,7 @@ def finish(
     """Print and write the table, draw the picture, write the weights."""
     from safetensors.numpy import save
 
-    from src.tracking.record import replacing
+    from src.files import atomic_write
 
     words = {"member": "in the soup", "chosen": "<- best by validation"}
     shown = table.assign(**{name: np.where(table[name], text, "") for name, text in words.items() if name in table})
@@ -170,14 +170,14 @@ def finish(
     table.to_csv(out / f"{arguments.command}.csv", index=False)
     draw(table, out / f"{arguments.command}.png", tuned.job.data.new_head)
     texts = {name: json.dumps(value) for name, value in metadata.items()}
-    with replacing(out / f"{arguments.command}.safetensors") as file:
+    with atomic_write(out / f"{arguments.command}.safetensors") as file:
         file.write(save({path: np.asarray(leaf, order="C") for path, leaf in params.items()}, texts))
     print(f"wrote {arguments.command}.csv, .png and .safetensors to {out}")
 
 
 def with_statistics(params: Mapping[str, Any], tuned: Any, arguments: argparse.Namespace) -> Mapping[str, Any]:
     """Return the weights with batch statistics of the target's training rows where that is asked for; say so."""
-    from src.interop.weights import recompute_statistics
+    from src.finished.weights import recompute_statistics
     from src.models.base import is_statistic
 
     if not any(map(is_statistic, params)):
@@ -192,7 +192,7 @@ def with_statistics(params: Mapping[str, Any], tuned: Any, arguments: argparse.N
 
 def measured(params: Mapping[str, Any], tasks: Sequence[Any]) -> str:
     """Say the metrics of one set of weights."""
-    from src.interop.weights import evaluate_path, stack
+    from src.finished.weights import evaluate_path, stack
 
     row = evaluate_path(stack([params]), tasks).iloc[0]
     return ", ".join(f"{name} {value:.4g}" for name, value in row.items())
@@ -203,7 +203,7 @@ def measured(params: Mapping[str, Any], tasks: Sequence[Any]) -> str:
 
 def draw(table: pd.DataFrame, path: Path, new_head: bool) -> None:
     """Draw the target's test rows against the source's, a marker a row of the table."""
-    from src.results.plots import COLOURS, in_words, legend_below, picture
+    from src.analysis.plots import COLOURS, in_words, legend_below, picture
 
     metric = "accuracy" if "test_accuracy" in table else "loss"
     x, y = table[f"source_test_{metric}"].to_numpy(float), table[f"test_{metric}"].to_numpy(float)
@@ -228,7 +228,7 @@ def draw(table: pd.DataFrame, path: Path, new_head: bool) -> None:
 
 def draw_members(ax: Any, table: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> None:
     """Draw single jobs, hollow where the greedy soup left them out, and the soups."""
-    from src.results.plots import COLOURS
+    from src.analysis.plots import COLOURS
 
     weights = table["weights"].to_numpy()
     single = ~np.isin(weights, (UNIFORM, GREEDY))
@@ -246,7 +246,7 @@ def main() -> None:
     arguments = read_arguments()
     if arguments.out is not None and arguments.out.exists() and not arguments.out.is_dir():
         raise UserError(f"--out is '{arguments.out}', which is no folder; allowed: a folder, made if missing")
-    from src.engine.compiled import prepare_jax
+    from src.training.compiled import prepare_jax
 
     prepare_jax()
     {"wise": wise, "soup": soup}[arguments.command](arguments)

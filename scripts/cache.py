@@ -18,8 +18,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from src.engine.stage_cache import CacheMode, Kept, StageCache, parse_size
 from src.errors import UserError, run_script
+from src.training.stage_cache import CacheMode, Kept, StageCache, parse_size
 
 
 def read_arguments() -> argparse.Namespace:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 import _root  # noqa: F401
 import pandas as pd
 
-from src.config import build
+from src.checkpoints.adapter_files import FinishedJob, load, read_job, save
+from src.checkpoints.adapters import Adapter
+from src.config.schema import build
 from src.errors import UserError, listed, run_script
-from src.interop.adapter_files import FinishedJob, load, read_job, save
-from src.interop.adapters import Adapter
-from src.interop.composing import compose, search_weights, truncate, weight_grid
+from src.finished.composing import compose, search_weights, truncate, weight_grid
 
 SHOWN = 10  # rows of the search's table
 
@@ -69,8 +69,8 @@ def number(text: str, key: str) -> float:
 
 def search(parts: Sequence[Part], grid: Sequence[float], head: int | None) -> pd.DataFrame:
     """Measure every combination of weights on the validation rows of the job whose head is taken."""
-    from src.engine.compiled import prepare_jax
     from src.objectives.kinds import OBJECTIVES
+    from src.training.compiled import prepare_jax
 
     if any(part.weight is not None for part in parts):
         raise UserError("--search chooses the weights; leave ':WEIGHT' out")

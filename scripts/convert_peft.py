@@ -38,7 +38,7 @@ def main() -> None:
     """Read, convert, write."""
     arguments = read_arguments()
     source: Path = arguments.source
-    from src.interop.peft_jobs import adapter_to_peft, job_to_peft, peft_to_thaw
+    from src.finished.peft_jobs import adapter_to_peft, job_to_peft, peft_to_thaw
 
     is_job = (source / ".hydra").is_dir()
     for key in ("base", "head") if is_job else ("base_out", "pad_token_id"):

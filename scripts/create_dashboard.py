@@ -9,8 +9,8 @@ import argparse
 
 import _root  # noqa: F401
 
+from src.analysis.dashboard import build_workspace, save_workspace, workspace_json
 from src.errors import run_script
-from src.results.dashboard import build_workspace, save_workspace, workspace_json
 
 
 def main() -> None:

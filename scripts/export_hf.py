@@ -26,7 +26,7 @@ def read_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, merge, write."""
     arguments = read_arguments()
-    from src.interop.huggingface_export import export_job
+    from src.checkpoints.huggingface_export import export_job
 
     name = export_job(arguments.job, arguments.out, arguments.tokenizer, arguments.pad_token_id)
     print(f"wrote {arguments.out}: transformers.{name}.from_pretrained('{arguments.out}')")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import _root  # noqa: F401
 
+from src.analysis.export import check_format, history_table, jobs_table, load_sweep, write_table
 from src.errors import UserError, listed, run_script
-from src.results.export import check_format, history_table, jobs_table, load_sweep, write_table
-from src.results.records import STATUSES, Job
+from src.tracking.records import STATUSES, Job
 
 
 def read_arguments() -> argparse.Namespace:
@@ -34,7 +34,7 @@ def read_arguments() -> argparse.Namespace:
 def load(arguments: argparse.Namespace) -> Sequence[Job]:
     """Read the jobs that the command line names; none at all is an error."""
     if arguments.wandb:
-        from src.results.wandb_api import load_wandb_project
+        from src.tracking.wandb_api import load_wandb_project
 
         jobs = load_wandb_project(arguments.wandb)
     else:

@@ -16,12 +16,13 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.choices import Kind
-from src.config import CONF, register_schema
+from src.config.choices import Kind
+from src.config.identity import register_resolvers
+from src.config.messages import sentence
+from src.config.schema import CONF, register_schema
 from src.errors import UserError, run_script
-from src.job import make_plan, stage_cache
-from src.messages import sentence
-from src.sweeps.identity import register_resolvers
+from src.launch.job import stage_cache
+from src.recipe.configure import make_plan
 
 
 def read_arguments() -> argparse.Namespace:
@@ -49,14 +50,14 @@ def main() -> None:
     if plan.recipe.recipe is Kind.sequence:
         raise UserError("recipe is 'sequence', and the range test is of one fine-tuning; allowed: transfer")
 
-    from src.engine.compiled import prepare_jax
-    from src.engine.lr_find import range_test, suggestions
-    from src.recipe import pretrain_once, where_it_moves
-    from src.results.plots import plot_range_test
+    from src.analysis.plots import plot_range_test
+    from src.recipe.lr_find import range_test, suggestions
+    from src.recipe.run import pretrain_once, resolve_trainable
+    from src.training.compiled import prepare_jax
 
     prepare_jax()
     data = plan.source.load()
-    where_it_moves(plan.recipe, data)
+    resolve_trainable(plan.recipe, data)
     (pre,) = pretrain_once([plan.recipe], data, stage_cache(plan.study))
     test = range_test(plan.recipe, data, pre.params, arguments.low, arguments.high, arguments.steps)
     found = suggestions(test)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import _root  # noqa: F401
 
+from src.analysis.study import recorded_report, study_names, write_study
 from src.errors import run_script
-from src.results.study import recorded_report, study_names, write_study
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ def listed(words: Iterable[str], limit: int = 12) -> str:
     return ", ".join(words[:limit]) + rest
 
 
-# Read once: the command line sets the variable for itself while Hydra runs (src/messages.py).
+# Read once: the command line sets the variable for itself while Hydra runs (src/config/messages.py).
 _TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 

@@ -17,15 +17,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from src.config import knob, option_name, typed
-from src.data.conll import lines_of_columns
-from src.data.squad import questions_in
-from src.data.text import sheet_of
-from src.data.tokenization import as_text, read_text
-from src.engine.compiled import prepare_jax
-from src.errors import UserError, did_you_mean, listed, run_script
-from src.interop.predictions import Said, load_predictor
-from src.tracking.record import replacing
+from .config.hparams import hparam
+from .config.schema import option_name, typed
+from .data.conll import lines_of_columns
+from .data.squad import questions_in
+from .data.text import sheet_of
+from .data.tokenization import as_text, read_text
+from .errors import UserError, did_you_mean, listed, run_script
+from .files import atomic_write
+from .finished.predictions import Prediction, load_predictor
+from .training.compiled import prepare_jax
 
 Format = Enum("Format", ["csv", "tsv", "jsonl", "lines", "columns", "squad"])
 ENDINGS = {  # .txt is none of them: lines, tabs or columns, and each would read the others without a word
@@ -50,14 +51,14 @@ USAGE = """python -m src.predict checkpoint=JOB_FOLDER input=FILE output=FILE.cs
 class Options:
     """The command line."""
 
-    checkpoint: str = knob()
-    input: str = knob()
-    output: str = knob()
-    format: Format | None = knob(None)
-    text: str | None = knob(None)
-    second_text: str | None = knob(None)
-    header: bool | None = knob(None)
-    overwrite: bool = knob(False)
+    checkpoint: str = hparam()
+    input: str = hparam()
+    output: str = hparam()
+    format: Format | None = hparam(None)
+    text: str | None = hparam(None)
+    second_text: str | None = hparam(None)
+    header: bool | None = hparam(None)
+    overwrite: bool = hparam(False)
 
 
 class Asked(NamedTuple):
@@ -224,7 +225,7 @@ def with_words(asked: Asked, places: Sequence[str], origin: str) -> Asked:
 # --- writing ---------------------------------------------------------------------------------------------------------
 
 
-def joined(asked: Asked, said: Said) -> list[dict[str, Any]]:
+def joined(asked: Asked, said: Prediction) -> list[dict[str, Any]]:
     """Return each text with what is said of it; of contexts, which are long, only the questions."""
     found = []
     for row, own in enumerate(said.objects):
@@ -260,13 +261,13 @@ def write(objects: Sequence[Mapping[str, Any]], output: Path) -> None:
         table.writerows(lines)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(output) as file:
+        with atomic_write(output) as file:
             file.write(page.getvalue().encode())
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error.strerror}") from error
 
 
-def summary(said: Said) -> str:
+def summary(said: Prediction) -> str:
     """Return what was said, in a line: how many texts, how often each label, and how many were cut."""
     counts = Counter(one["label"] for one in said.objects if "label" in one)
     counts.update(tag for one in said.objects for tag in one.get("tags", ()) if tag is not None)

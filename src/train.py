@@ -18,11 +18,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from src.config import CONF, register_schema
-from src.errors import UserError, wants_traceback
-from src.job import SWEEP_VARIABLE, run_job
-from src.messages import reported
-from src.sweeps.identity import register_resolvers
+from .config.identity import register_resolvers
+from .config.messages import reported
+from .config.schema import CONF, register_schema
+from .environment import SWEEP_VARIABLE
+from .errors import UserError, wants_traceback
+from .launch.job import run_job
 
 register_schema()
 register_resolvers()

@@ -18,8 +18,8 @@ for name in ("WANDB_API_KEY", "HYDRA_FULL_ERROR", "WANDB_BASE_URL", "WANDB_PROJE
 import jax
 import pytest
 
-from src.engine.compiled import prepare_jax
-from src.engine.lanes import release
+from src.training.compiled import prepare_jax
+from src.training.vectorize import release
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 prepare_jax()

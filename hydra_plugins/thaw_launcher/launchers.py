@@ -44,7 +44,7 @@ class _SweepLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Take hold of the sweep's folder."""
-        from src.sweeps.launching import Sweep
+        from src.launch.sweep import Sweep
 
         self.sweep = Sweep(hydra_context, task_function, config, self.way, self.settings)
 

@@ -13,11 +13,11 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
-from src.engine.stage import Split
-from src.errors import UserError, listed
-from src.objectives.base import Objective
-from src.objectives.kinds import OBJECTIVES
+from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
+from ..errors import UserError, listed
+from ..objectives.base import Objective
+from ..objectives.kinds import OBJECTIVES
+from ..types import Split
 
 
 @dataclass(frozen=True)
@@ -213,12 +213,12 @@ class Source:
     """
 
     is_sequence: ClassVar[bool] = False
-    source_test_fraction: float = knob(0.2, FRACTION)
-    source_val_fraction: float = knob(0.0, SHARE)
-    val_fraction: float = knob(0.25, FRACTION)
-    test_fraction: float = knob(0.25, FRACTION)
-    split_seed: int = knob(0, NATURAL)
-    train_rows: int | None = knob(None, COUNT)
+    source_test_fraction: float = hparam(0.2, FRACTION)
+    source_val_fraction: float = hparam(0.0, SHARE)
+    val_fraction: float = hparam(0.25, FRACTION)
+    test_fraction: float = hparam(0.25, FRACTION)
+    split_seed: int = hparam(0, NATURAL)
+    train_rows: int | None = hparam(None, COUNT)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the source table, the target table, and ``"regression"`` or ``"classification"``."""

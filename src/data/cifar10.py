@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from src.config import COUNT, FRACTION, knob
-from src.data.image_files import Looks, OnBad, Pictures, limited, read_images, split_archive
-from src.data.images import ImageSource
-from src.errors import UserError
+from ..config.hparams import COUNT, FRACTION, hparam
+from ..errors import UserError
+from .image_files import Looks, OnBad, Pictures, limited, read_images, split_archive
+from .images import ImageSource
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SIDE = 32  # pixels
@@ -31,9 +31,9 @@ class Cifar10(ImageSource):
     with ``train`` and ``test`` in it, each with a folder of PNG or JPEG files for each class.
     """
 
-    path: str = knob()
-    source_rows: int | None = knob(10_000, COUNT)
-    val_fraction: float = knob(0.1, FRACTION)
+    path: str = hparam()
+    source_rows: int | None = hparam(10_000, COUNT)
+    val_fraction: float = hparam(0.1, FRACTION)
 
     def pictures(self) -> tuple[Pictures, Pictures | None]:
         """Read both parts."""

@@ -10,14 +10,14 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from src.config import NATURAL, knob
-from src.data.base import Table, check_shares, cut
-from src.data.packing import NOTHING, Example, by_token
-from src.data.text_source import TextSource, TextTransfer, counted, tell
-from src.data.tokenization import Vocabulary, read_text
-from src.engine.stage import Split
-from src.errors import UserError, listed
-from src.results.text_metrics import entity_scores
+from ..config.hparams import NATURAL, hparam
+from ..errors import UserError, listed
+from ..metrics.text import entity_scores
+from ..types import Split
+from .base import Table, check_shares, cut
+from .packing import NOTHING, Example, by_token
+from .text_source import TextSource, TextTransfer, counted, tell
+from .tokenization import Vocabulary, read_text
 
 OUTSIDE = "O"
 DOCUMENT = "-DOCSTART-"  # begins a line that is no word
@@ -34,11 +34,11 @@ class Conll(TextSource):
     beyond ``length`` is cut, counted and not tested on.
     """
 
-    path: str = knob()
-    val_path: str | None = knob(None)
-    test_path: str | None = knob(None)
-    token_column: int = knob(0, NATURAL)
-    tag_column: int | None = knob(None, NATURAL)
+    path: str = hparam()
+    val_path: str | None = hparam(None)
+    test_path: str | None = hparam(None)
+    token_column: int = hparam(0, NATURAL)
+    tag_column: int | None = hparam(None, NATURAL)
 
     def load(self) -> TextTransfer:
         """Read, split, convert and encode."""

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from src.config import knob
-from src.data.base import Source, Table
-from src.errors import UserError, did_you_mean, listed
+from ..config.hparams import hparam
+from ..errors import UserError, did_you_mean, listed
+from .base import Source, Table
 
 Kind = Enum("Kind", ["regression", "classification"])
 
@@ -23,11 +23,11 @@ class Csv(Source):
     what the label is. Paths are relative to the folder that the command is run in.
     """
 
-    source_path: str = knob()
-    target_path: str = knob()
-    label: str = knob()
-    features: tuple[str, ...] | None = knob(None)
-    kind: Kind = knob(Kind.regression)
+    source_path: str = hparam()
+    target_path: str = hparam()
+    label: str = hparam()
+    features: tuple[str, ...] | None = hparam(None)
+    kind: Kind = hparam(Kind.regression)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Read both files."""

@@ -7,9 +7,9 @@ from enum import Enum
 
 import numpy as np
 
-from src.config import knob
-from src.data.base import Source, Table
-from src.data.embedded import read_embedded
+from ..config.hparams import hparam
+from .base import Source, Table
+from .embedded import read_embedded
 
 Sex = Enum("Sex", ["first", "second"])  # the study codes them 1 and 2 and does not say which is which
 SEX_COLUMN = 1
@@ -23,7 +23,7 @@ class Diabetes(Source):
     study codes it, whose patients make the source task (``first``: 235 patients; ``second``: 207).
     """
 
-    pretrain_on: Sex = knob(Sex.first)
+    pretrain_on: Sex = hparam(Sex.first)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the two sexes' patients."""

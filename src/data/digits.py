@@ -8,9 +8,9 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from src.config import knob
-from src.data.base import Source, Table, rank_in_class
-from src.data.embedded import read_embedded
+from ..config.hparams import hparam
+from .base import Source, Table, rank_in_class
+from .embedded import read_embedded
 
 Task = Enum("Task", ["new_digits", "rotated", "inverted", "both", "union"])
 SIDE = 8  # pixels
@@ -33,8 +33,8 @@ class Digits(Source):
     numbers.
     """
 
-    task: Task = knob(Task.new_digits)
-    images: bool = knob(False)
+    task: Task = hparam(Task.new_digits)
+    images: bool = hparam(False)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the two tasks' digits."""

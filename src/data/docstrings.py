@@ -21,15 +21,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from src.config import FRACTION, SHARE, knob
-from src.data.base import Table, check_shares, cut
-from src.data.language import Modelling, language_rows
-from src.data.pairs import Lone, Pairing, pairing_rows, sentences_of
-from src.data.text_source import Texts, TextSource, TextTransfer, divided, tell
-from src.data.tokenization import Vocabulary
-from src.engine.stage import Split
-from src.errors import UserError
-from src.tracking.record import replacing
+from ..config.hparams import FRACTION, SHARE, hparam
+from ..errors import UserError
+from ..files import atomic_write
+from ..types import Split
+from .base import Table, check_shares, cut
+from .language import Modelling, language_rows
+from .pairs import Lone, Pairing, pairing_rows, sentences_of
+from .text_source import Texts, TextSource, TextTransfer, divided, tell
+from .tokenization import Vocabulary
 
 Task = Enum("Task", ["package", "follows"])
 
@@ -79,11 +79,11 @@ class Docstrings(TextSource):
     ``source_test_fraction`` and ``source_val_fraction`` are of the corpus' documents.
     """
 
-    task: Task = knob(Task.package)
-    pairs: Pairing | None = knob(None)
-    lone_sentences: Lone | None = knob(None)
-    source_test_fraction: float = knob(0.1, FRACTION)
-    source_val_fraction: float = knob(0.0, SHARE)
+    task: Task = hparam(Task.package)
+    pairs: Pairing | None = hparam(None)
+    lone_sentences: Lone | None = hparam(None)
+    source_test_fraction: float = hparam(0.1, FRACTION)
+    source_val_fraction: float = hparam(0.0, SHARE)
 
     def load(self) -> TextTransfer:
         """Read, divide and encode."""
@@ -229,7 +229,7 @@ def read_library(cache: str | None) -> list[Docstring]:
             tell(f"{kept} cannot be read: it is made again")
     found = parsed(tuple(files))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(kept) as beside:
+    with atomic_write(kept) as beside:
         beside.write(json.dumps(found).encode())
     return found
 

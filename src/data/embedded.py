@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from src.errors import UserError
+from ..errors import UserError
 
 
 def read_embedded(name: str) -> np.ndarray:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from src.config import COUNT, knob
-from src.data.hub_text import fetch
-from src.data.image_files import Entry, Looks, OnBad, Pictures, check_bad, kept_or_decoded, limited
-from src.data.images import ImageSource
-from src.errors import UserError, did_you_mean, listed
+from ..config.hparams import COUNT, hparam
+from ..errors import UserError, did_you_mean, listed
+from .hub_text import fetch
+from .image_files import Entry, Looks, OnBad, Pictures, check_bad, kept_or_decoded, limited
+from .images import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,15 +25,15 @@ class HubImages(ImageSource):
     ``on_bad`` are as in ``data=image_folder``.
     """
 
-    dataset: str = knob()
-    subset: str | None = knob(None)
-    train_split: str = knob("train")
-    test_split: str | None = knob(None)
-    image: str = knob("image")
-    label: str = knob("label")
-    size: int | None = knob(None, COUNT)
-    grey: bool = knob(False)
-    on_bad: OnBad = knob(OnBad.refuse)
+    dataset: str = hparam()
+    subset: str | None = hparam(None)
+    train_split: str = hparam("train")
+    test_split: str | None = hparam(None)
+    image: str = hparam("image")
+    label: str = hparam("label")
+    size: int | None = hparam(None, COUNT)
+    grey: bool = hparam(False)
+    on_bad: OnBad = hparam(OnBad.refuse)
 
     def pictures(self) -> tuple[Pictures, Pictures | None]:
         """Fetch the parts."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import knob
-from src.data.text import Empty, without_empty
-from src.data.text_source import LabelledText, Texts
-from src.errors import UserError, did_you_mean, listed
+from ..config.hparams import hparam
+from ..errors import UserError, did_you_mean, listed
+from .text import Empty, without_empty
+from .text_source import LabelledText, Texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,15 +20,15 @@ class HubText(LabelledText):
     first (the labels of published test parts are often secret).
     """
 
-    dataset: str = knob()
-    subset: str | None = knob(None)
-    train_split: str = knob("train")
-    val_split: str | None = knob("validation")
-    test_split: str | None = knob(None)
-    text: str = knob("text")
-    second_text: str | None = knob(None)
-    label: str = knob("label")
-    empty: Empty = knob(Empty.refuse)
+    dataset: str = hparam()
+    subset: str | None = hparam(None)
+    train_split: str = hparam("train")
+    val_split: str | None = hparam("validation")
+    test_split: str | None = hparam(None)
+    text: str = hparam("text")
+    second_text: str | None = hparam(None)
+    label: str = hparam("label")
+    empty: Empty = hparam(Empty.refuse)
 
     def texts(self) -> dict[str, Texts]:
         """Fetch the parts."""

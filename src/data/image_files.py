@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
-from src.data.base import rank_in_class
-from src.data.text_source import tell
-from src.errors import UserError, listed
-from src.tracking.record import replacing
+from ..errors import UserError, listed
+from ..files import atomic_write
+from .base import rank_in_class
+from .text_source import tell
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -229,7 +229,7 @@ def kept_or_decoded(
     if file is not None:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as beside:
+            with atomic_write(file) as beside:
                 np.savez(beside, images=found.images, kept=found.kept, bad=np.array(found.bad, str))
         except OSError as error:  # a run is worth more than what it keeps for the next one
             tell(f"{origin}: decoded images cannot be kept in {cache}: {error.strerror}")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import COUNT, knob
-from src.data.image_files import Looks, OnBad, Pictures, read_images
-from src.data.images import ImageSource
+from ..config.hparams import COUNT, hparam
+from .image_files import Looks, OnBad, Pictures, read_images
+from .images import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,11 @@ class ImageFolder(ImageSource):
     the folder that the command is run in.
     """
 
-    path: str = knob()
-    test_path: str | None = knob(None)
-    size: int | None = knob(None, COUNT)
-    grey: bool = knob(False)
-    on_bad: OnBad = knob(OnBad.refuse)
+    path: str = hparam()
+    test_path: str | None = hparam(None)
+    size: int | None = hparam(None, COUNT)
+    grey: bool = hparam(False)
+    on_bad: OnBad = hparam(OnBad.refuse)
 
     def pictures(self) -> tuple[Pictures, Pictures | None]:
         """Read the files."""

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from src.config import COUNT, knob
-from src.data.base import Source, Table, Transfer, check_shares, cut, fewer, rank_in_class
-from src.data.image_files import Pictures
-from src.data.mnist import ROWS_STREAM
-from src.engine.stage import Split
-from src.errors import UserError, did_you_mean, listed
+from ..config.hparams import COUNT, hparam
+from ..errors import UserError, did_you_mean, listed
+from ..types import Split
+from .base import Source, Table, Transfer, check_shares, cut, fewer, rank_in_class
+from .image_files import Pictures
+from .mnist import ROWS_STREAM
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class ImageSource(Source):
     ``test_fraction`` is not used. The source task's test images are always a fraction of its own.
     """
 
-    source_classes: tuple[str, ...] | None = knob(None)
-    target_classes: tuple[str, ...] | None = knob(None)
-    source_rows: int | None = knob(None, COUNT)
-    limit: int | None = knob(None, COUNT)
-    image_cache: str | None = knob("outputs/cache/images")
+    source_classes: tuple[str, ...] | None = hparam(None)
+    target_classes: tuple[str, ...] | None = hparam(None)
+    source_rows: int | None = hparam(None, COUNT)
+    limit: int | None = hparam(None, COUNT)
+    image_cache: str | None = hparam("outputs/cache/images")
 
     def pictures(self) -> tuple[Pictures, Pictures | None]:
         """Return the images, and those to test on where they are a part of their own."""

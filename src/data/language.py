@@ -8,11 +8,11 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Int
 
-from src.data.packing import NOTHING, Example, by_token
-from src.data.text_source import TextSource, tell
-from src.data.tokenization import Vocabulary
-from src.engine.stage import Split
-from src.errors import UserError
+from ..errors import UserError
+from ..types import Split
+from .packing import NOTHING, Example, by_token
+from .text_source import TextSource, tell
+from .tokenization import Vocabulary
 
 Modelling = Enum("Modelling", ["causal", "masked"])
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from src.config import COUNT, knob
-from src.data.base import Source, Table
-from src.errors import UserError
+from ..config.hparams import COUNT, hparam
+from ..errors import UserError
+from .base import Source, Table
 
 Files = Enum("Files", ["train", "t10k"])
 UNSIGNED_BYTE = 0x08  # of the idx format's types, the one that both files hold
@@ -30,11 +30,11 @@ class Mnist(Source):
     models of images, instead of rows of standardised numbers.
     """
 
-    path: str = knob()
-    files: Files = knob(Files.train)
-    source_rows: int | None = knob(5000, COUNT)
-    target_rows: int | None = knob(2000, COUNT)
-    images: bool = knob(False)
+    path: str = hparam()
+    files: Files = hparam(Files.train)
+    source_rows: int | None = hparam(5000, COUNT)
+    target_rows: int | None = hparam(2000, COUNT)
+    images: bool = hparam(False)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Read both files; return the low and the high digits."""

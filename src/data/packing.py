@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from src.data.tokenization import Vocabulary
+from .tokenization import Vocabulary
 
 NOTHING = -1  # as a target: there is nothing to predict
 MULTIPLE = 8  # of tokens: widths of rows are multiples of it, which matrix units like and which keeps shapes few

@@ -17,12 +17,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from src.data.language import predictable
-from src.data.packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
-from src.data.text_source import TextSource, tell
-from src.data.tokenization import Vocabulary
-from src.engine.stage import Split
-from src.errors import UserError
+from ..errors import UserError
+from ..types import Split
+from .language import predictable
+from .packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
+from .text_source import TextSource, tell
+from .tokenization import Vocabulary
 
 Pairing = Enum("Pairing", ["next", "order"])
 Lone = Enum("Lone", ["random", "skip"])

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import NATURAL, SEVERAL, knob
-from src.data.base import TaskSequence
-from src.data.sequences import MnistSequence, Pools
-from src.errors import UserError
+from ..config.hparams import NATURAL, SEVERAL, hparam
+from ..errors import UserError
+from .base import TaskSequence
+from .sequences import MnistSequence, Pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,8 @@ class PermutedMnist(MnistSequence):
     more tasks begin with the fewer.
     """
 
-    tasks: int = knob(5, SEVERAL)
-    permutation_seed: int = knob(0, NATURAL)
+    tasks: int = hparam(5, SEVERAL)
+    permutation_seed: int = hparam(0, NATURAL)
 
     def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
         """Return the tasks, all of the same images."""

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from src.config import FRACTION, knob
-from src.data.base import check_shares
-from src.data.language import Modelling, language_rows
-from src.data.pairs import Lone, Pairing, pairing_rows
-from src.data.text_source import TextSource, TextTransfer
-from src.data.tokenization import Vocabulary, read_text
-from src.engine.stage import Split
-from src.errors import UserError
+from ..config.hparams import FRACTION, hparam
+from ..errors import UserError
+from ..types import Split
+from .base import check_shares
+from .language import Modelling, language_rows
+from .pairs import Lone, Pairing, pairing_rows
+from .text_source import TextSource, TextTransfer
+from .tokenization import Vocabulary, read_text
 
 Documents = Enum("Documents", ["blank_lines", "files"])
 BLANK = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
@@ -36,15 +36,15 @@ class PlainText(TextSource):
     tenth would test memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
     """
 
-    objective: Modelling = knob(Modelling.causal)
-    pairs: Pairing | None = knob(None)
-    lone_sentences: Lone | None = knob(None)
-    path: str = knob()
-    val_path: str | None = knob(None)
-    test_path: str | None = knob(None)
-    source_path: str | None = knob(None)
-    source_test_fraction: float = knob(0.1, FRACTION)
-    documents: Documents = knob(Documents.blank_lines)
+    objective: Modelling = hparam(Modelling.causal)
+    pairs: Pairing | None = hparam(None)
+    lone_sentences: Lone | None = hparam(None)
+    path: str = hparam()
+    val_path: str | None = hparam(None)
+    test_path: str | None = hparam(None)
+    source_path: str | None = hparam(None)
+    source_test_fraction: float = hparam(0.1, FRACTION)
+    documents: Documents = hparam(Documents.blank_lines)
 
     def load(self) -> TextTransfer:
         """Read, cut and encode."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import POSITIVE, SEVERAL, knob
-from src.data.base import TaskSequence
-from src.data.sequences import DigitsSequence, Pools
-from src.errors import UserError
+from ..config.hparams import POSITIVE, SEVERAL, hparam
+from ..errors import UserError
+from .base import TaskSequence
+from .sequences import DigitsSequence, Pools
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class RotatedDigits(DigitsSequence):
     linearly between pixels, and lose what turns over the edge.
     """
 
-    tasks: int = knob(4, SEVERAL)
-    angle_step: float = knob(90.0, POSITIVE)
+    tasks: int = hparam(4, SEVERAL)
+    angle_step: float = hparam(90.0, POSITIVE)
 
     def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
         """Return the tasks, all of the same images."""

@@ -14,11 +14,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from src.config import COUNT, FRACTION, NATURAL, SHARE, knob
-from src.data.base import ImageTask, Parts, Table, TaskSequence, cut, fewer
-from src.data.embedded import read_embedded
-from src.data.mnist import Files, read_digits
-from src.errors import UserError
+from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
+from ..errors import UserError
+from .base import ImageTask, Parts, Table, TaskSequence, cut, fewer
+from .embedded import read_embedded
+from .mnist import Files, read_digits
 
 DIGITS = tuple(range(10))
 Heads = Enum("Heads", ["one", "each"])
@@ -42,10 +42,10 @@ class SequenceSource:
     """
 
     is_sequence: ClassVar[bool] = True
-    val_fraction: float = knob(0.1, SHARE)
-    split_seed: int = knob(0, NATURAL)
-    train_rows: int | None = knob(None, COUNT)
-    test_rows: int | None = knob(None, COUNT)
+    val_fraction: float = hparam(0.1, SHARE)
+    split_seed: int = hparam(0, NATURAL)
+    train_rows: int | None = hparam(None, COUNT)
+    test_rows: int | None = hparam(None, COUNT)
 
     def pools(self, rng: np.random.Generator) -> Pools:
         """Return the images to train and to test on, the latter in an order drawn with ``rng``."""
@@ -99,7 +99,7 @@ class MnistSequence(SequenceSource):
     ``path``: the folder of the four idx files, as they are published, compressed (``.gz``) or not.
     """
 
-    path: str = knob()
+    path: str = hparam()
 
     def pools(self, rng: np.random.Generator) -> Pools:
         """Read the four files."""
@@ -126,7 +126,7 @@ class DigitsSequence(SequenceSource):
     ``test_fraction`` of them is kept to test on; the same ones whatever the tasks are.
     """
 
-    test_fraction: float = knob(0.25, FRACTION)
+    test_fraction: float = hparam(0.25, FRACTION)
 
     def pools(self, rng: np.random.Generator) -> Pools:
         """Read the table and cut off what is for testing."""

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import knob
-from src.data.base import TaskSequence
-from src.data.sequences import DigitsSequence, Heads, Pools
+from ..config.hparams import hparam
+from .base import TaskSequence
+from .sequences import DigitsSequence, Heads, Pools
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class SplitDigits(DigitsSequence):
     tested; ``one`` is class-incremental learning, one head with 10 outputs for all.
     """
 
-    heads: Heads = knob(Heads.each)
+    heads: Heads = hparam(Heads.each)
 
     def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
         """Return the five tasks."""

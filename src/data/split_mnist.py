@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import knob
-from src.data.base import TaskSequence
-from src.data.sequences import Heads, MnistSequence, Pools
+from ..config.hparams import hparam
+from .base import TaskSequence
+from .sequences import Heads, MnistSequence, Pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,7 @@ class SplitMnist(MnistSequence):
     1904.07734).
     """
 
-    heads: Heads = knob(Heads.each)
+    heads: Heads = hparam(Heads.each)
 
     def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
         """Return the five tasks."""

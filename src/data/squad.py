@@ -11,14 +11,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from src.config import COUNT, knob
-from src.data.base import Table, check_shares, cut
-from src.data.packing import NOTHING, Example, frame, lay_out, one_a_row, padding_share, special_tokens
-from src.data.text_source import LENGTH, TextSource, TextTransfer, tell
-from src.data.tokenization import Pieces, Vocabulary, read_text
-from src.engine.stage import Split
-from src.errors import UserError
-from src.results.text_metrics import best_spans, squad_scores
+from ..config.hparams import COUNT, hparam
+from ..errors import UserError
+from ..metrics.text import best_spans, squad_scores
+from ..types import Split
+from .base import Table, check_shares, cut
+from .packing import NOTHING, Example, frame, lay_out, one_a_row, padding_share, special_tokens
+from .text_source import LENGTH, TextSource, TextTransfer, tell
+from .tokenization import Pieces, Vocabulary, read_text
 
 
 class Question(NamedTuple):
@@ -69,12 +69,12 @@ class Squad(TextSource):
     random. ``train_rows`` counts questions.
     """
 
-    path: str = knob()
-    val_path: str | None = knob(None)
-    test_path: str | None = knob(None)
-    stride: int = knob(128, COUNT)
-    question_length: int = knob(64, COUNT)
-    length: int = knob(384, LENGTH)
+    path: str = hparam()
+    val_path: str | None = hparam(None)
+    test_path: str | None = hparam(None)
+    stride: int = hparam(128, COUNT)
+    question_length: int = hparam(64, COUNT)
+    length: int = hparam(384, LENGTH)
 
     def load(self) -> TextTransfer:
         """Read, split, encode and find the answers again."""

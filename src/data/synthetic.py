@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from src.config import COUNT, NATURAL, NON_NEGATIVE, UNIT, knob
-from src.data.base import Source, Table
+from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, UNIT, hparam
+from .base import Source, Table
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,13 @@ class Synthetic(Source):
     choose and report by.
     """
 
-    similarity: float = knob(0.8, UNIT)
-    source_rows: int = knob(1000, COUNT)
-    target_rows: int = knob(200, COUNT)
-    features: int = knob(10, COUNT)
-    teacher_width: int = knob(8, COUNT)
-    noise: float = knob(0.1, NON_NEGATIVE)  # standard deviation, in units of the noiseless targets' own
-    data_seed: int = knob(0, NATURAL)
+    similarity: float = hparam(0.8, UNIT)
+    source_rows: int = hparam(1000, COUNT)
+    target_rows: int = hparam(200, COUNT)
+    features: int = hparam(10, COUNT)
+    teacher_width: int = hparam(8, COUNT)
+    noise: float = hparam(0.1, NON_NEGATIVE)  # standard deviation, in units of the noiseless targets' own
+    data_seed: int = hparam(0, NATURAL)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the two teachers' rows."""

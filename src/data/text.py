@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
-from src.config import knob
-from src.data.text_source import LabelledText, Texts, tell
-from src.data.tokenization import read_text
-from src.errors import UserError, did_you_mean, listed
+from ..config.hparams import hparam
+from ..errors import UserError, did_you_mean, listed
+from .text_source import LabelledText, Texts, tell
+from .tokenization import read_text
 
 Empty = Enum("Empty", ["refuse", "skip"])
 FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
@@ -30,14 +30,14 @@ class Text(LabelledText):
     counted. Paths are relative to the folder that the command is run in.
     """
 
-    path: str = knob()
-    val_path: str | None = knob(None)
-    test_path: str | None = knob(None)
-    text: str = knob("text")
-    second_text: str | None = knob(None)
-    label: str = knob("label")
-    header: bool = knob(True)
-    empty: Empty = knob(Empty.refuse)
+    path: str = hparam()
+    val_path: str | None = hparam(None)
+    test_path: str | None = hparam(None)
+    text: str = hparam("text")
+    second_text: str | None = hparam(None)
+    label: str = hparam("label")
+    header: bool = hparam(True)
+    empty: Empty = hparam(Empty.refuse)
 
     def texts(self) -> dict[str, Texts]:
         """Read the files."""

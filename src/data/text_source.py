@@ -21,24 +21,14 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from src.config import COUNT, FRACTION, NATURAL, Check, knob
-from src.data.base import Table, Transfer, check_shares, cut, fewer
-from src.data.packing import (
-    Example,
-    Rows,
-    by_example,
-    frame,
-    lay_out,
-    one_a_row,
-    packed,
-    padding_share,
-    width,
-)
-from src.data.tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
-from src.engine.stage import Split
-from src.errors import UserError, did_you_mean, listed
-from src.objectives.base import Objective
-from src.objectives.text import Masked
+from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
+from ..errors import UserError, did_you_mean, listed
+from ..objectives.base import Objective
+from ..objectives.text import Masked
+from ..types import Split
+from .base import Table, Transfer, check_shares, cut, fewer
+from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
+from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -94,17 +84,17 @@ class TextSource:
     """
 
     is_sequence: ClassVar[bool] = False
-    tokenizer: str | None = knob(None)
-    vocab_size: int | None = knob(None, COUNT)
-    subwords: Subwords = knob(Subwords.wordpiece)
-    tokenizer_cache: str | None = knob("outputs/cache/tokenizers")
-    length: int = knob(128, LENGTH)
-    padding: Padding = knob(Padding.fit)
-    examples: int = knob(1, COUNT)
-    val_fraction: float = knob(0.1, FRACTION)
-    test_fraction: float = knob(0.1, FRACTION)
-    split_seed: int = knob(0, NATURAL)
-    train_rows: int | None = knob(None, COUNT)
+    tokenizer: str | None = hparam(None)
+    vocab_size: int | None = hparam(None, COUNT)
+    subwords: Subwords = hparam(Subwords.wordpiece)
+    tokenizer_cache: str | None = hparam("outputs/cache/tokenizers")
+    length: int = hparam(128, LENGTH)
+    padding: Padding = hparam(Padding.fit)
+    examples: int = hparam(1, COUNT)
+    val_fraction: float = hparam(0.1, FRACTION)
+    test_fraction: float = hparam(0.1, FRACTION)
+    split_seed: int = hparam(0, NATURAL)
+    train_rows: int | None = hparam(None, COUNT)
 
     def load(self) -> TextTransfer:
         """Read, check, split and encode.
@@ -274,7 +264,7 @@ class LabelledText(TextSource):
     rows to train on, before ``train_rows``.
     """
 
-    kind: Labels = knob(Labels.classification)
+    kind: Labels = hparam(Labels.classification)
 
     def texts(self) -> dict[str, Texts]:
         """Return ``train``, and ``val`` and ``test`` where they are files of their own."""

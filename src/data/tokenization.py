@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from src.errors import UserError
-from src.tracking.record import replacing
+from ..errors import UserError
+from ..files import atomic_write
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -312,7 +312,7 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
     backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as beside:
+        with atomic_write(file) as beside:
             beside.write(backend.to_str().encode())
     return vocabulary(backend, origin)
 

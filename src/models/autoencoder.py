@@ -12,12 +12,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from src.config import knob
-from src.models.base import PLAIN, Forward, Params
-from src.models.layers import taken
-from src.models.transformer import dense, initial_kernel
-from src.models.vit import Sizes, Vit, through_blocks
-from src.models.wrapped import Wrapped
+from ..config.hparams import hparam
+from ..types import Params
+from .base import PLAIN, ApplyOptions
+from .layers import taken
+from .transformer import dense, initial_kernel
+from .vit import Sizes, Vit, through_blocks
+from .wrapped import Wrapped
 
 HIDDEN = -1.0  # every pixel of a hidden patch: they are from 0 to 1
 
@@ -97,10 +98,10 @@ class Autoencoder(Wrapped):
     is the encoder. Pixels of hidden patches are all :data:`HIDDEN`; as many are hidden in every image.
     """
 
-    model: Vit = knob()
-    decoder: Sizes = knob()  # its width, layers, heads and the units between two layers
-    grid: tuple[int, int] = knob()  # patches down and across
-    seen: int = knob()  # patches of an image that are not hidden
+    model: Vit = hparam()
+    decoder: Sizes = hparam()  # its width, layers, heads and the units between two layers
+    grid: tuple[int, int] = hparam()  # patches down and across
+    seen: int = hparam()  # patches of an image that are not hidden
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return the network's groups, the decoder in the place of the head."""
@@ -121,7 +122,7 @@ class Autoencoder(Wrapped):
         own = {path: leaf for path, leaf in whole.items() if not path.startswith("head/")}
         return own | {f"decoder/{path}": leaf for path, leaf in decoder.items()}
 
-    def forward(self, params: Params, x: Array, outputs: int, how: Forward = PLAIN) -> tuple[Array, Params]:
+    def forward(self, params: Params, x: Array, outputs: int, how: ApplyOptions = PLAIN) -> tuple[Array, Params]:
         """Return the pixels of the hidden patches of each image, ``(N, L - V, P)``, in the patches' order.
 
         Of the groups below the head: what they return for whole images, as the network does.

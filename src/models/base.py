@@ -15,30 +15,30 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
-# {"Dense_0/kernel": array}: the flat form that everything outside this file handles. Batch statistics are leaves like
-# any other (`BatchNorm_0/mean`), so freezing a group freezes them too; only no gradient is taken of them.
-Params = dict[str, Array]
+from ..types import Params
 
 # What stands around a module: `(call, leaves, module, x, key) -> output`. `call` is the module itself, `leaves` are
 # the injected parameters that lie beside its own.
-Around = Callable[[Callable[[Array], Array], Mapping[str, Array], nn.Module, Array, Array | None], Array]
+WrapCall = Callable[[Callable[[Array], Array], Mapping[str, Array], nn.Module, Array, Array | None], Array]
 
 
-class Forward(NamedTuple):
+class ApplyOptions(NamedTuple):
     """How a pass differs from plain inference."""
 
     start: int = 0  # the first group that is run: below it, the inputs are what the group before it returned
     stop: int | None = None  # the first group that is not run any more; None: all are
     moving: frozenset[str] = frozenset()  # batch statistics that the pass updates; all others are used as they are
     key: Any = None  # of dropout; None: there is none
-    injected: frozenset[str] = frozenset()  # names of leaves that a strategy added beside a module's own parameters
-    around: Around | None = None  # what these leaves do
+    adapter_params: frozenset[str] = (
+        frozenset()
+    )  # names of leaves that a strategy added beside a module's own parameters
+    wrap_call: WrapCall | None = None  # what these leaves do
     # Places that there are outputs of; None: all. Of texts, int (P,) of all of a batch's that are asked for; of images,
     # the patches of each that are looked at, int (N, V).
     places: Any = None
 
 
-PLAIN = Forward()
+PLAIN = ApplyOptions()
 
 
 def is_statistic(path: str) -> bool:
@@ -105,7 +105,7 @@ class Model:
         """Return how many rows of these features are evaluated side by side; ``None``: all there are."""
         return None
 
-    def facing(self, kind: str) -> Model:
+    def with_head(self, kind: str) -> Model:
         """Return the model with the head that a kind of task needs, where that is not the configured one's."""
         return self
 
@@ -118,19 +118,19 @@ class Model:
             flat |= flatten_dict(part, sep="/")
         return flat
 
-    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, how: Forward = PLAIN) -> Array:
+    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, how: ApplyOptions = PLAIN) -> Array:
         """Return the network's outputs for a batch."""
         return self.forward(params, x, outputs, how)[0]
 
     def forward(
-        self, params: Params, x: Float[Array, "N ..."], outputs: int, how: Forward = PLAIN
+        self, params: Params, x: Float[Array, "N ..."], outputs: int, how: ApplyOptions = PLAIN
     ) -> tuple[Float[Array, "N outputs"], Params]:
         """Return the outputs for a batch, and the new values of the statistics in ``how.moving``."""
         beside: dict[str, dict[str, Array]] = {}
         collections: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
         for path, leaf in params.items():
             module, _, name = path.rpartition("/")
-            if name in how.injected:
+            if name in how.adapter_params:
                 beside.setdefault(module, {})[name] = leaf
             else:
                 collections["batch_stats" if is_statistic(path) else "params"][path] = leaf
@@ -151,7 +151,7 @@ class Model:
 
 
 def _intercept(
-    how: Forward, beside: Mapping[str, Mapping[str, Array]], call: Any, args: Any, kwargs: Any, context: Any
+    how: ApplyOptions, beside: Mapping[str, Mapping[str, Array]], call: Any, args: Any, kwargs: Any, context: Any
 ) -> Any:
     """Stand between a module and its caller: decide on batch statistics, and let injected parameters act."""
     if context.method_name != "__call__":
@@ -159,11 +159,11 @@ def _intercept(
     path = "/".join(context.module.path)
     if isinstance(context.module, nn.BatchNorm):
         kwargs = kwargs | {"use_running_average": f"{path}/mean" not in how.moving}
-    if path not in beside or how.around is None:
+    if path not in beside or how.wrap_call is None:
         return call(*args, **kwargs)
     x, *rest = args
     key = None if how.key is None else jax.random.fold_in(how.key, sorted(beside).index(path))
-    return how.around(lambda value: call(value, *rest, **kwargs), beside[path], context.module, x, key)
+    return how.wrap_call(lambda value: call(value, *rest, **kwargs), beside[path], context.module, x, key)
 
 
 def same_bits(one: Any, other: Any) -> bool:

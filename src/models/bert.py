@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from src.config import NATURAL, knob
-from src.errors import UserError
-from src.models.layers import Dropout, gelu, shifted
-from src.models.transformer import FAR, HEAD, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
+from ..config.hparams import NATURAL, hparam
+from ..errors import UserError
+from .layers import Dropout, gelu, shifted
+from .transformer import HEAD, MASK_VALUE, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
 
 Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
 Pooling = Enum("Pooling", ["pooler", "first", "mean"])
@@ -82,7 +82,7 @@ class Encoder(Network):
         """Return the pairs' two logits, as wide as those of words: both tasks' lie in one array."""
         logits = dense(2, "classifier")(self.pool(pooled(h, examples, "first", 1)))
         rest = ((0, 0), (0, 0), (0, words.shape[-1] - logits.shape[-1]))
-        return jnp.pad(logits, rest, constant_values=FAR)
+        return jnp.pad(logits, rest, constant_values=MASK_VALUE)
 
 
 class Bias(nn.Module):
@@ -110,9 +110,9 @@ class Bert(Transformer):
     architecture: ClassVar[str] = "bert"
     smallest: ClassVar[Sizes] = Sizes(types=2, epsilon=1e-12)
 
-    types: int | None = knob(None, NATURAL)
-    head: Head = knob(Head.classify)
-    pooling: Pooling = knob(Pooling.pooler)
+    types: int | None = hparam(None, NATURAL)
+    head: Head = hparam(Head.classify)
+    pooling: Pooling = hparam(Pooling.pooler)
 
     def module(self, outputs: int) -> Network:
         """Return the network with ``outputs`` outputs.

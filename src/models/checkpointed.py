@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from src.config import knob
-from src.errors import UserError
-from src.models.base import Model, Params
+from ..config.hparams import hparam
+from ..errors import UserError
+from ..types import Params
+from .base import Model
 
 
 @dataclass(frozen=True)
 class Checkpointed(Model):
     """``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: there is none."""
 
-    checkpoint: str | None = knob(None)
+    checkpoint: str | None = hparam(None)
 
     @property
     def has_checkpoint(self) -> bool:
@@ -26,7 +27,7 @@ class Checkpointed(Model):
         """Return a digest of the checkpoint's files."""
         if self.checkpoint is None:
             return None
-        from src.interop.huggingface import fingerprint
+        from ..checkpoints.huggingface import fingerprint
 
         return fingerprint(self.checkpoint)
 
@@ -34,7 +35,7 @@ class Checkpointed(Model):
         """Return the checkpoint's parameters, with its head where that is of the same kind and size."""
         if self.checkpoint is None:
             return {}
-        from src.interop.huggingface import read_checkpoint
+        from ..checkpoints.huggingface import read_checkpoint
 
         return dict(read_checkpoint(self, outputs))  # type: ignore[arg-type]
 

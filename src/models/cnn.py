@@ -9,12 +9,12 @@ from typing import Any
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.config import COUNT, UNIT, knob
-from src.errors import UserError
-from src.models.base import Model
-from src.models.convolution import convolve
-from src.models.layers import Dropout
-from src.models.normalization import BatchNorm
+from ..config.hparams import COUNT, UNIT, hparam
+from ..errors import UserError
+from .base import Model
+from .convolution import convolve
+from .layers import Dropout
+from .normalization import BatchNorm
 
 SUBLAYERS = 2  # convolutions a block
 
@@ -89,9 +89,9 @@ def images(rows: Float[Array, "N D"], channels: int) -> Float[Array, "N side sid
 class Cnn(Model):
     """``model=cnn``. ``widths``: feature maps of each block; ``channels``: values a pixel; ``dropout``: of the head."""
 
-    widths: tuple[int, ...] = knob((16, 32), COUNT)
-    channels: int = knob(1, COUNT)
-    dropout: float | None = knob(None, UNIT, traced=True)
+    widths: tuple[int, ...] = hparam((16, 32), COUNT)
+    channels: int = hparam(1, COUNT)
+    dropout: float | None = hparam(None, UNIT, traced=True)
 
     def module(self, outputs: int) -> ConvNet:
         """Return the network with ``outputs`` output units."""

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from src.config import knob
-from src.models.layers import Dropout
-from src.models.transformer import Attention, Embeddings, Network, Sizes, Transformer, dense, residual_deviation
+from ..config.hparams import hparam
+from .layers import Dropout
+from .transformer import Attention, Embeddings, Network, Sizes, Transformer, dense, residual_deviation
 
 Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
 Pooling = Enum("Pooling", ["last", "mean"])
@@ -80,8 +80,8 @@ class Gpt2(Transformer):
 
     architecture: ClassVar[str] = "gpt2"
 
-    head: Head = knob(Head.causal)
-    pooling: Pooling = knob(Pooling.last)
+    head: Head = hparam(Head.causal)
+    pooling: Pooling = hparam(Pooling.last)
 
     def module(self, outputs: int) -> Network:
         """Return the network with ``outputs`` outputs."""

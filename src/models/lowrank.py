@@ -10,7 +10,7 @@ from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 from jaxtyping import Array, Float
 
-from src.errors import UserError
+from ..errors import UserError
 
 
 def scale(alpha: Any, rank: int, rank_stabilised: bool = False) -> Any:

@@ -10,9 +10,9 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.config import COUNT, UNIT, knob
-from src.models.base import Model
-from src.models.layers import Dropout
+from ..config.hparams import COUNT, UNIT, hparam
+from .base import Model
+from .layers import Dropout
 
 Activation = Enum("Activation", ["relu", "gelu", "tanh", "silu"])
 
@@ -45,9 +45,9 @@ class Perceptron(nn.Module):
 class Mlp(Model):
     """``model=mlp``. ``widths``: units of each hidden layer; ``activation`` and ``dropout``: after each of them."""
 
-    widths: tuple[int, ...] = knob((8,), COUNT)
-    activation: Activation = knob(Activation.relu)
-    dropout: float | None = knob(None, UNIT, traced=True)
+    widths: tuple[int, ...] = hparam((8,), COUNT)
+    activation: Activation = hparam(Activation.relu)
+    dropout: float | None = hparam(None, UNIT, traced=True)
 
     def module(self, outputs: int) -> Perceptron:
         """Return the perceptron with ``outputs`` output units."""

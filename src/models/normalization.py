@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.models.layers import total
+from .layers import total
 
 
 class BatchNorm(nn.BatchNorm):

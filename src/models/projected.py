@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
-from src.models.base import PLAIN, Forward, Params
-from src.models.wrapped import Wrapped
+from ..types import Params
+from .base import PLAIN, ApplyOptions
+from .wrapped import Wrapped
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Projected(Wrapped):
             return params
         return params | {"projection/kernel": nn.initializers.lecun_normal()(last, (self.hidden, outputs), jnp.float32)}
 
-    def forward(self, params: Params, x: Array, outputs: int, how: Forward = PLAIN) -> tuple[Array, Params]:
+    def forward(self, params: Params, x: Array, outputs: int, how: ApplyOptions = PLAIN) -> tuple[Array, Params]:
         """Return the embeddings of a batch, not normalised."""
         own = {path: leaf for path, leaf in params.items() if path != "projection/kernel"}
         h, seen = self.model.forward(own, x, self.hidden or outputs, how)

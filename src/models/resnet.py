@@ -9,12 +9,12 @@ from typing import Any, ClassVar, NamedTuple
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.config import COUNT, Check, knob
-from src.errors import UserError
-from src.models.convolution import convolve
-from src.models.layers import Dropout
-from src.models.normalization import BatchNorm
-from src.models.vision import Scaling, Vision, check_images, standardised
+from ..config.hparams import COUNT, Check, hparam
+from ..errors import UserError
+from .convolution import convolve
+from .layers import Dropout
+from .normalization import BatchNorm
+from .vision import Scaling, Vision, check_images, standardised
 
 Stem = Enum("Stem", ["cifar", "imagenet"])
 
@@ -171,10 +171,10 @@ class Resnet(Vision):
 
     architecture: ClassVar[str] = "resnet"
 
-    depth: int | None = knob(None, DEPTH)
-    width: int | None = knob(None, COUNT)
-    stem: Stem | None = knob(None)
-    zero_init_residual: bool = knob(False)
+    depth: int | None = hparam(None, DEPTH)
+    width: int | None = hparam(None, COUNT)
+    stem: Stem | None = hparam(None)
+    zero_init_residual: bool = hparam(False)
 
     @property
     def sizes(self) -> Sizes:
@@ -185,7 +185,7 @@ class Resnet(Vision):
         """
         if self.checkpoint is None:
             return Sizes.named(self.depth or 18, self.width or 64, (self.stem or Stem.cifar).name)
-        from src.interop.huggingface import read_sizes
+        from ..checkpoints.huggingface import read_sizes
 
         known: Sizes = read_sizes(self.architecture, self.checkpoint)
         self.agreed({"depth": known.depth or f"{known.kind} stages of {known.depths}", "width": known.stem_width})

@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from src.config import COUNT, UNIT, knob
-from src.errors import UserError
-from src.models.base import Model
-from src.models.checkpointed import Checkpointed
-from src.models.layers import Dropout
+from ..config.hparams import COUNT, UNIT, hparam
+from ..errors import UserError
+from .base import Model
+from .checkpointed import Checkpointed
+from .layers import Dropout
 
-FAR = -1e9  # of a score or a logit: its probability is 0 in every precision
+MASK_VALUE = -1e9  # of a score or a logit: its probability is 0 in every precision
 TIED = ("masked", "pretraining", "causal")  # heads whose outputs are words: the embedding of words is their kernel
 HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
 
@@ -86,7 +86,7 @@ class Attention(nn.Module):
 
 
 def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> Float[Array, "n 1 L L"]:
-    """Return 0 where a token (axis 2, or all alike) may look at another (axis 3), and :data:`FAR` elsewhere.
+    """Return 0 where a token (axis 2, or all alike) may look at another (axis 3), and :data:`MASK_VALUE` elsewhere.
 
     Args:
         examples: the number of the example at each place.
@@ -99,7 +99,7 @@ def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> F
         seen = (examples[:, None, :, None] == examples[:, None, None, :]) & (before if causal else True)
     else:
         seen = before if causal else examples[:, None, None, :] > 0
-    return jnp.where(seen, 0.0, FAR)
+    return jnp.where(seen, 0.0, MASK_VALUE)
 
 
 # --- packed rows -----------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ class Network(nn.Module):
         h = Dropout(self.head_dropout, name="head_dropout")(h)
         outputs = dense(self.outputs, "classifier", bias=self.head_bias)(h)
         if self.head == "spans":
-            return jnp.where(examples[..., None] > 0, outputs, jnp.asarray(FAR, outputs.dtype))
+            return jnp.where(examples[..., None] > 0, outputs, jnp.asarray(MASK_VALUE, outputs.dtype))
         return outputs[:, 0] if self.head == "classify" and self.examples == 1 else outputs
 
     @property
@@ -306,15 +306,15 @@ class Transformer(Checkpointed):
     architecture: ClassVar[str]  # as `model_type` in config.json has it
     smallest: ClassVar[Sizes] = Sizes()
 
-    vocab_size: int | None = knob(None, COUNT)
-    width: int | None = knob(None, COUNT)
-    layers: int | None = knob(None, COUNT)
-    heads: int | None = knob(None, COUNT)
-    intermediate: int | None = knob(None, COUNT)
-    positions: int | None = knob(None, COUNT)
-    dropout: float | None = knob(None, UNIT, traced=True)
-    head_dropout: float | None = knob(None, UNIT, traced=True)
-    examples: int = knob(1, COUNT)
+    vocab_size: int | None = hparam(None, COUNT)
+    width: int | None = hparam(None, COUNT)
+    layers: int | None = hparam(None, COUNT)
+    heads: int | None = hparam(None, COUNT)
+    intermediate: int | None = hparam(None, COUNT)
+    positions: int | None = hparam(None, COUNT)
+    dropout: float | None = hparam(None, UNIT, traced=True)
+    head_dropout: float | None = hparam(None, UNIT, traced=True)
+    examples: int = hparam(1, COUNT)
 
     @property
     def sizes(self) -> Sizes:
@@ -325,7 +325,7 @@ class Transformer(Checkpointed):
         """
         known = self.smallest
         if self.checkpoint is not None:
-            from src.interop.huggingface import read_sizes
+            from ..checkpoints.huggingface import read_sizes
 
             known = read_sizes(self.architecture, self.checkpoint)
         given = {name: value for name in Sizes._fields if (value := getattr(self, name, None)) is not None}
@@ -380,7 +380,7 @@ class Transformer(Checkpointed):
         """Return as many as 4,096 tokens make: the scores of attention are what memory is needed for."""
         return max(1, 4096 // features[-1])
 
-    def facing(self, kind: str) -> Model:
+    def with_head(self, kind: str) -> Model:
         """Return the model with the head of a language model where that is the task.
 
         Rows stay packed if the data's are: texts of one row must not see each other, of whichever task.

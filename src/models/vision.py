@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.config import UNIT, Check, knob
-from src.errors import UserError
-from src.models.checkpointed import Checkpointed
+from ..config.hparams import UNIT, Check, hparam
+from ..errors import UserError
+from .checkpointed import Checkpointed
 
 
 def is_number(value: Any) -> bool:
@@ -81,9 +81,9 @@ class Vision(Checkpointed):
     architecture: ClassVar[str]  # as `model_type` in config.json has it
     head_name: ClassVar[str] = "classify"
 
-    mean: Any = knob(None, CENTRE)
-    std: Any = knob(None, SPREAD)
-    head_dropout: float | None = knob(None, UNIT, traced=True)
+    mean: Any = hparam(None, CENTRE)
+    std: Any = hparam(None, SPREAD)
+    head_dropout: float | None = hparam(None, UNIT, traced=True)
 
     @property
     def scaling(self) -> Scaling:
@@ -95,7 +95,7 @@ class Vision(Checkpointed):
         given = {name: value for name in Scaling._fields if (value := getattr(self, name)) is not None}
         known = Scaling()
         if self.checkpoint is not None and len(given) < len(Scaling._fields):
-            from src.interop.huggingface import read_scaling
+            from ..checkpoints.huggingface import read_scaling
 
             known = Scaling(*read_scaling(self.checkpoint))
         return known._replace(**{k: v if isinstance(v, tuple) else (v,) for k, v in given.items()})

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
-from src.config import COUNT, UNIT, knob
-from src.errors import UserError
-from src.models.convolution import convolve
-from src.models.layers import Dropout, gelu, taken
-from src.models.transformer import Attention, dense, initial_kernel
-from src.models.vision import Scaling, Vision, check_images, standardised
+from ..config.hparams import COUNT, UNIT, hparam
+from ..errors import UserError
+from .convolution import convolve
+from .layers import Dropout, gelu, taken
+from .transformer import Attention, dense, initial_kernel
+from .vision import Scaling, Vision, check_images, standardised
 
 Size = Enum("Size", ["tiny", "small", "base"])
 Pooling = Enum("Pooling", ["first", "mean"])
@@ -182,15 +182,15 @@ class Vit(Vision):
 
     architecture: ClassVar[str] = "vit"
 
-    size: Size | None = knob(None)
-    width: int | None = knob(None, COUNT)
-    layers: int | None = knob(None, COUNT)
-    heads: int | None = knob(None, COUNT)
-    intermediate: int | None = knob(None, COUNT)
-    patch: int | None = knob(None, COUNT)
-    image: int | None = knob(None, COUNT)
-    pooling: Pooling = knob(Pooling.first)
-    dropout: float | None = knob(None, UNIT, traced=True)
+    size: Size | None = hparam(None)
+    width: int | None = hparam(None, COUNT)
+    layers: int | None = hparam(None, COUNT)
+    heads: int | None = hparam(None, COUNT)
+    intermediate: int | None = hparam(None, COUNT)
+    patch: int | None = hparam(None, COUNT)
+    image: int | None = hparam(None, COUNT)
+    pooling: Pooling = hparam(Pooling.first)
+    dropout: float | None = hparam(None, UNIT, traced=True)
 
     @property
     def sizes(self) -> Sizes:
@@ -201,7 +201,7 @@ class Vit(Vision):
         """
         names = ("width", "layers", "heads", "intermediate", "patch", "image")
         if self.checkpoint is not None:
-            from src.interop.huggingface import read_sizes
+            from ..checkpoints.huggingface import read_sizes
 
             sizes: Sizes = read_sizes(self.architecture, self.checkpoint)
             self.agreed({"size": sizes.size or "sizes of its own"} | {name: getattr(sizes, name) for name in names})

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import knob
-from src.models.base import Model, Params
+from ..config.hparams import hparam
+from ..types import Params
+from .base import Model
 
 
 @dataclass(frozen=True)
 class Wrapped(Model):
     """Base of these: what does not depend on the head is the network's."""
 
-    model: Model = knob()
+    model: Model = hparam()
 
     @property
     def stochastic(self) -> bool:

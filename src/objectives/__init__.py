@@ -1,1 +1,1 @@
-"""What is learned: losses, the metrics that go with them, and ways to pre-train."""
+"""Losses and metrics, by kind of task."""

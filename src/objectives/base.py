@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.config import COUNT, knob
-from src.engine.optimizers import Optimizer
-from src.engine.schedules import Schedule
-from src.errors import UserError
-from src.models.base import Model, Params
-
-if TYPE_CHECKING:
-    from src.data.base import Transfer
+from ..types import Params
 
 
 class Network(NamedTuple):
@@ -25,10 +18,10 @@ class Network(NamedTuple):
     run: Callable[..., tuple[Array, Params]]  # of (x, places=None, params=None): outputs, new statistics of its batches
     params: Params  # all of them
     # Of x: the features below the head and the outputs, of one pass, and new statistics.
-    in_two: Callable[[Array], tuple[tuple[Array, Array], Params]]
+    features_and_logits: Callable[[Array], tuple[tuple[Array, Array], Params]]
 
 
-class Draw(NamedTuple):
+class StepContext(NamedTuple):
     """What an objective may use of an update: chance, and how far training has come."""
 
     key: Any  # None where the objective draws nothing
@@ -36,11 +29,11 @@ class Draw(NamedTuple):
     steps: Any  # of the whole stage
 
 
-class Learned(NamedTuple):
+class StepAux(NamedTuple):
     """What an update leaves behind beside its gradients."""
 
     statistics: Params  # of the batches
-    memory: Any  # the objective's own, see :meth:`Objective.begin`
+    memory: Any  # the objective's own, see :meth:`Objective.init_memory`
     signals: dict[str, Array]  # what is logged of it, by name
 
 
@@ -54,33 +47,33 @@ class Objective:
 
     # Whether a batch of rows has a loss without what training has gathered, and whether the network takes rows as they
     # are: what methods against forgetting ask.
-    alone: ClassVar[bool] = True
-    whole: ClassVar[bool] = True
-    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`learn` tells of each update, whatever its settings
+    per_example_loss: ClassVar[bool] = True
+    raw_inputs: ClassVar[bool] = True
+    signals: ClassVar[tuple[str, ...]] = ()  # what :meth:`loss_and_aux` tells of each update, whatever its settings
 
-    def told(self) -> tuple[str, ...]:
-        """Return the names of all that :meth:`learn` tells of each update."""
+    def metric_names(self) -> tuple[str, ...]:
+        """Return the names of all that :meth:`loss_and_aux` tells of each update."""
         return self.signals
 
-    def learn(
-        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
-    ) -> tuple[Float[Array, ""], Learned]:
+    def loss_and_aux(
+        self, network: Network, batch: tuple[Array, Array], draw: StepContext, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], StepAux]:
         """Return the loss of an update, of which gradients are taken, and what it leaves behind.
 
         By default: the mean :meth:`loss` of the network's outputs.
         """
         x, y = self.corrupt(draw.key, *batch) if self.corrupts else batch
-        places = self.asked(y)
+        places = self.loss_positions(y)
         if places is not None:
             y = y.reshape(-1).at[places].get(mode="fill", fill_value=-1)
         outputs, seen = network.run(x, places)
-        return self.loss(outputs, y, smoothing), Learned(seen, memory, {})
+        return self.loss(outputs, y, smoothing), StepAux(seen, memory, {})
 
-    def begin(self, key: Array, params: Params, outputs: int) -> Any:
+    def init_memory(self, key: Array, params: Params, outputs: int) -> Any:
         """Return what the objective itself remembers from update to update, before the first; by default nothing."""
         return {}
 
-    def through(self, run: Callable[[Array], Array], x: Array) -> Array:
+    def apply_eval(self, run: Callable[[Array], Array], x: Array) -> Array:
         """Return the outputs of rows that :meth:`corrupt` returned, in an evaluation."""
         return run(x)
 
@@ -118,118 +111,16 @@ class Objective:
         """Return what the network sees of a batch and what it has to say, where that is drawn anew in each update."""
         return x, targets
 
-    def asked(self, targets: Array) -> Int[Array, " P"] | None:
+    def loss_positions(self, targets: Array) -> Int[Array, " P"] | None:
         """Return the places of a batch with something to say, where that is few of them; ``None``: everywhere.
 
         Their number is fixed. A place behind the last one, ``targets.size``, stands for none.
         """
         return None
 
-    def digest(self, outputs: Array, targets: Array) -> Array:
+    def reduce_outputs(self, outputs: Array, targets: Array) -> Array:
         """Return what :meth:`metrics` and :meth:`report` need of some rows' outputs; by default the outputs."""
         return outputs
 
 
 # --- pre-training ----------------------------------------------------------------------------------------------------
-
-
-class Lesson(NamedTuple):
-    """What pre-training is: a network, its outputs, what it minimises, and whether its head is of no use afterwards."""
-
-    model: Model
-    outputs: int
-    objective: Objective
-    new_head: bool
-
-
-@dataclass(frozen=True)
-class Pretraining:
-    """Base of the options: with its own optimizer, schedule and batches, so that fine-tuning's leave it alone.
-
-    ``batch_size``: rows of an update, ``None`` for as many as fine-tuning takes.
-    """
-
-    trains: ClassVar[bool] = True  # whether there is any
-    optimizer: Optimizer = knob()
-    schedule: Schedule = knob()
-    batch_size: int | None = knob(None, COUNT)
-
-    def lesson(self, model: Model, data: Transfer) -> Lesson:
-        """Return what is learned: by default the source task as the data has it.
-
-        Raises:
-            UserError: the data or the model is not of the kind that this takes.
-        """
-        kind = data.source_kind
-        return Lesson(model.facing(kind), data.source_outputs, data.objective(kind), data.new_head)
-
-    def check(self, model: Model, data: Transfer, batch: int) -> None:
-        """Refuse what this cannot learn, before anything is trained.
-
-        Args:
-            model: as configured.
-            data: both tasks.
-            batch: rows of an update.
-        """
-        self.lesson(model, data)
-
-    def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
-        """Return what the logged rows warn of, a sentence each.
-
-        Args:
-            rows: of pre-training.
-            epoch: updates in which every row of the data is seen once.
-            batch: rows of an update.
-        """
-        return []
-
-    def stability(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> dict[str, float]:
-        """Return the numbers that :meth:`warnings` is about, by name; the arguments are the same."""
-        return {}
-
-    def worth(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return what the features below the head are worth, by name, measured on the source task's test part.
-
-        Args:
-            features: of rows, as pre-training left them and as they were at first.
-            data: both tasks.
-        """
-        return {}
-
-    def looks_every(self) -> int | None:
-        """Return the updates between two calls of :meth:`glance`; ``None``: there are none."""
-        return None
-
-    def glance(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
-        """Return what is measured on the way, by its name in the row of that step; the test part is not looked at.
-
-        Args:
-            features: of rows, as they are by now and as they were at first.
-            data: both tasks.
-            step: updates made so far.
-        """
-        return {}
-
-    def measures(self) -> dict[str, Any]:
-        """Return what :meth:`worth` and :meth:`glance` depend on, as JSON can say it: a kept stage is named by it."""
-        return {}
-
-
-class Features(NamedTuple):
-    """What lies below a network's head, computed of any rows.
-
-    ``embedded`` is what the head makes of it. ``known`` is a place for what has been measured of what pre-training does
-    not change; all lanes share it.
-    """
-
-    learned: Callable[[Any], Any]
-    initial: Callable[[Any], Any]
-    embedded: Callable[[Any], Any]
-    known: dict[Any, dict[str, float]]
-
-
-def need_source(option: str, kind: str, data: Transfer, words: str) -> None:
-    """Refuse data whose source task is of another kind than an option of ``pretrain`` learns."""
-    if data.source_kind != kind or not data.source:
-        has = f"is {data.source_kind}" if data.source else "is none"
-        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {words}")

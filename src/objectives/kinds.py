@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from src.objectives.base import Objective
-from src.objectives.pairs import MaskedPairs
-from src.objectives.supervised import Classification, Regression
-from src.objectives.text import Causal, Labels, Masked, Spans
+from .base import Objective
+from .pairs import MaskedPairs
+from .supervised import Classification, Regression
+from .text import Causal, Labels, Masked, Spans
 
 OBJECTIVES: dict[str, Objective] = {
     "regression": Regression(),

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from src.config import Check, knob, option_name
-from src.errors import UserError
-from src.models.base import Model
-from src.objectives.base import Draw, Learned, Lesson, Network, Pretraining
-from src.objectives.supervised import Classification
-from src.objectives.text import Labels, Masked, cross_entropy, mean_over, there
-
-if TYPE_CHECKING:
-    from src.data.base import Transfer
-
-# What an option of `pretrain` takes of its own setting, from which `data.pairs` follows.
-NEXT = Check("next", lambda v: v == "next")
-ORDER = Check("order", lambda v: v == "order")
+from .base import Network, StepAux, StepContext
+from .supervised import Classification
+from .text import Labels, Masked, cross_entropy, mean_over, there
 
 
 @dataclass(frozen=True)
@@ -36,15 +26,15 @@ class MaskedPairs(Masked):
         x, words = super().corrupt(key, x, targets[:, 1:])
         return x, jnp.concatenate([targets[:, :1], words], axis=1)
 
-    def learn(
-        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
-    ) -> tuple[Float[Array, ""], Learned]:
+    def loss_and_aux(
+        self, network: Network, batch: tuple[Array, Array], draw: StepContext, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], StepAux]:
         """Return the mean :meth:`loss`, of the pairs' outputs and those of the missing words alone."""
         x, y = self.corrupt(draw.key, *batch)
-        places = self.asked(y[:, 1:])
+        places = self.loss_positions(y[:, 1:])
         words = y[:, 1:].reshape(-1).at[places].get(mode="fill", fill_value=-1)
         outputs, seen = network.run(x, places)
-        return self.both(outputs[: len(y)], outputs[len(y) :], y[:, 0], words, smoothing), Learned(seen, memory, {})
+        return self.both(outputs[: len(y)], outputs[len(y) :], y[:, 0], words, smoothing), StepAux(seen, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
         """Return the number of rows: of a sum of two means, no count is right for both, and rows have a label each."""
@@ -75,13 +65,13 @@ class MaskedPairs(Masked):
 class PairLabels(Classification):
     """The mean loss of pairs alone: the rows and outputs of :class:`MaskedPairs`, of which no word is missing."""
 
-    def learn(
-        self, network: Network, batch: tuple[Array, Array], draw: Draw, memory: Any, smoothing: Any = None
-    ) -> tuple[Float[Array, ""], Learned]:
+    def loss_and_aux(
+        self, network: Network, batch: tuple[Array, Array], draw: StepContext, memory: Any, smoothing: Any = None
+    ) -> tuple[Float[Array, ""], StepAux]:
         """Return the mean :meth:`loss`, of the pairs' outputs alone."""
         x, y = batch
         outputs, seen = network.run(x, jnp.zeros(1, jnp.int32))  # the least of words there can be, and not looked at
-        return self.loss(outputs[: len(y), None], y, smoothing), Learned(seen, memory, {})
+        return self.loss(outputs[: len(y), None], y, smoothing), StepAux(seen, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
         """Return how many pairs have a label."""
@@ -91,41 +81,15 @@ class PairLabels(Classification):
         """Return the mean cross-entropy of the two logits."""
         return Labels().loss(outputs[:, :1, :2], targets[:, :1], smoothing)
 
-    def digest(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"]) -> Float[Array, "N 1 2"]:
+    def reduce_outputs(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"]) -> Float[Array, "N 1 2"]:
         """Return the pairs' logits: those over the vocabulary are not kept."""
         return outputs[:, :1, :2]
 
     def metrics(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
-        """Return the loss and the share of right labels, of what :meth:`digest` returned."""
+        """Return the loss and the share of right labels, of what :meth:`reduce_outputs` returned."""
         found = Labels().metrics(outputs, targets[:, :1])
         return {"loss": found["loss"], "pair_accuracy": found["accuracy"]}
 
     def report(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
         """Return the metrics."""
         return self.metrics(outputs, targets)
-
-
-@dataclass(frozen=True)
-class OfPairs(Pretraining):
-    """Base of the options that learn pairs alone: no word is missing.
-
-    ``pairs``: what the data is asked for, as ``data.pairs``.
-    """
-
-    pairs: str = knob("next", NEXT)
-
-    def lesson(self, model: Model, data: Transfer) -> Lesson:
-        """Return the network with BERT's head of pre-training, of which the pair's part learns."""
-        need_pairs(option_name(self), self.pairs, data)
-        return super().lesson(model, data)._replace(objective=PairLabels())
-
-
-def need_pairs(option: str, pairs: str, data: Transfer) -> None:
-    """Refuse data whose source task is none of the pairs that an option of ``pretrain`` learns."""
-    found = getattr(data, "pairs", None)
-    if not data.source or found != pairs:
-        has = f"data.pairs is {found}" if found and data.source else "the data has none"
-        raise UserError(
-            f"pretrain={option} learns from pairs of sentences, and {has}; allowed: data=docstrings or data=plain_text "
-            f"with data.pairs={pairs}, which follows from pretrain={option} where it is not set"
-        )

@@ -16,10 +16,11 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from src.config import COUNT, FRACTION, UNIT, knob
-from src.errors import UserError
-from src.objectives.masking import SHARES, mask_tokens, word_numbers
-from src.objectives.supervised import Classification, at_least_float32, calibration_error, confusion, of_confusion
+from ..config.hparams import COUNT, FRACTION, UNIT, hparam
+from ..errors import UserError
+from ..metrics.classification import at_least_float32, calibration_error, confusion, of_confusion
+from .masking import SHARES, mask_tokens, word_numbers
+from .supervised import Classification
 
 
 def there(targets: Int[Array, "*n"]) -> Bool[Array, "*n"]:
@@ -94,7 +95,7 @@ class Spans(Classification):
         return {"loss": self.loss(outputs, targets), "accuracy": mean_over(both, jnp.all(there(targets), axis=-1))}
 
     def report(self, outputs: Float[Array, "N L 2"], targets: Int[Array, "N 2"]) -> dict[str, Float[Array, ""]]:
-        """Return the same: what is worth more is computed from the words (``src/results/text_metrics.py``)."""
+        """Return the same: what is worth more is computed from the words (``src/metrics/text.py``)."""
         return self.metrics(outputs, targets)
 
 
@@ -102,13 +103,13 @@ class Spans(Classification):
 class Causal(Labels):
     """The next word: cross-entropy over a vocabulary, with the perplexity ``exp(mean)`` over all tokens."""
 
-    def digest(self, outputs: Float[Array, "N L V"], targets: Int[Array, "N L"]) -> Float[Array, "N L 2"]:
+    def reduce_outputs(self, outputs: Float[Array, "N L V"], targets: Int[Array, "N L"]) -> Float[Array, "N L 2"]:
         """Return each token's cross-entropy and whether it was right: outputs over a vocabulary are not kept."""
         hits = jnp.argmax(outputs, axis=-1) == targets
         return jnp.stack([cross_entropy(outputs, targets), hits.astype(jnp.float32)], axis=-1)
 
     def metrics(self, outputs: Float[Array, "N L 2"], targets: Int[Array, "N L"]) -> dict[str, Float[Array, ""]]:
-        """Return the loss, the perplexity and the share of right words, of what :meth:`digest` returned."""
+        """Return the loss, the perplexity and the share of right words, of what :meth:`reduce_outputs` returned."""
         losses, hits = outputs[..., 0], outputs[..., 1]
         loss = mean_over(losses, there(targets))
         return {"loss": loss, "perplexity": jnp.exp(loss), "accuracy": mean_over(hits, there(targets))}
@@ -127,10 +128,10 @@ class Masked(Causal):
 
     mask_id: int = 0  # of the token that stands for a missing one
     words: int = 0  # of the vocabulary, from which replacements are drawn
-    rate: float = knob(0.15, FRACTION)  # share of the tokens that are predicted
-    exact: bool = knob(False)  # whether that share is of each row, as in BERT's code, or only on average
-    most: int | None = knob(None, COUNT)  # under exact, the most tokens of a row that are predicted
-    shares: tuple[float, float, float] = knob(SHARES, UNIT)  # of them: masked, replaced at random, kept
+    rate: float = hparam(0.15, FRACTION)  # share of the tokens that are predicted
+    exact: bool = hparam(False)  # whether that share is of each row, as in BERT's code, or only on average
+    most: int | None = hparam(None, COUNT)  # under exact, the most tokens of a row that are predicted
+    shares: tuple[float, float, float] = hparam(SHARES, UNIT)  # of them: masked, replaced at random, kept
     continues: tuple[int, ...] = ()  # tokens that continue a word, to mask whole ones; none: each piece on its own
 
     corrupts = True
@@ -163,7 +164,7 @@ class Masked(Causal):
         table[list(self.continues)] = True
         return word_numbers(ids, special, jnp.asarray(table))
 
-    def asked(self, targets: Int[Array, "N L"]) -> Int[Array, " P"] | None:
+    def loss_positions(self, targets: Int[Array, "N L"]) -> Int[Array, " P"] | None:
         """Return the places of the missing words of a batch: a vocabulary's outputs elsewhere would be for nothing.
 
         Where their number is drawn there is room for five standard deviations more than are expected of a batch without

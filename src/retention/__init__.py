@@ -1,5 +1,5 @@
 """What protects the source task while the target task is learned: one small file each."""
 
-from src.retention.fisher import fisher_diagonal
+from .fisher import fisher_diagonal
 
 __all__ = ["fisher_diagonal"]

@@ -10,18 +10,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from src.config import option_class, option_name, option_names, static_part
-from src.errors import UserError, listed
-from src.models.base import Model, Params, is_statistic
-from src.objectives.base import Network, Objective
+from ..config.hparams import static_part
+from ..config.schema import option_class, option_name, option_names
+from ..errors import UserError, listed
+from ..models.base import Model, is_statistic
+from ..objectives.base import Network, Objective
+from ..types import Params
 
 if TYPE_CHECKING:
-    from src.engine.stage import Split  # which imports this file
+    from ..types import Split  # which imports this file
 
 Kept = dict[str, Any]  # a pytree of arrays, handed to the compiled programs as an argument
 Rate = Float[Array, ""] | Mapping[str, Any]  # a learning rate: one, or one for each path
 # Of what is computed (a dataclass that says how, whose ``str`` is for people) and of the computation: its result.
-Remember = Callable[[Any, Callable[[], Params]], Params]
+CacheFn = Callable[[Any, Callable[[], Params]], Params]
 
 
 def compute_anew(_what: Any, compute: Callable[[], Params]) -> Params:
@@ -29,7 +31,7 @@ def compute_anew(_what: Any, compute: Callable[[], Params]) -> Params:
     return compute()
 
 
-class Keeping(NamedTuple):
+class SourceTask(NamedTuple):
     """What a method may look at when the source task has been learned."""
 
     model: Model
@@ -40,7 +42,7 @@ class Keeping(NamedTuple):
     new_head: bool  # whether fine-tuning replaces it: then it is never anchored
     source: Split | None  # its training rows, standardised, not augmented; None where there is a checkpoint only
     seed: int
-    remember: Remember = compute_anew  # what is dear to compute is found again here, if anything is kept
+    cached: CacheFn = compute_anew  # what is dear to compute is found again here, if anything is kept
 
 
 @jax.tree_util.register_static
@@ -81,14 +83,14 @@ class Retention:
         return False
 
     @property
-    def keeps(self) -> bool:
-        """Whether training needs anything of the source task: what :meth:`keep` returns."""
+    def needs_state(self) -> bool:
+        """Whether training needs anything of the source task: what :meth:`init_state` returns."""
         return self.penalises or self.rehearses or self.proximal
 
     def check(
         self,
         moving: Collection[str] = (),
-        injected: Collection[str] = (),
+        adapter_params: Collection[str] = (),
         head: Collection[str] = (),
         has_source: bool = True,
         pretrained: bool = True,
@@ -107,7 +109,7 @@ class Retention:
         Raises:
             UserError: the method and what it is to be used with do not go together.
         """
-        if self.keeps and not pretrained:
+        if self.needs_state and not pretrained:
             raise UserError(
                 f"retention.name is '{option_name(self)}', and the strategy starts without pre-training, which leaves "
                 "nothing to keep; allowed with it: none"
@@ -128,7 +130,7 @@ class Retention:
         """Tell whether what was learned by an objective can be kept in this way."""
         return True
 
-    def keep(self, task: Keeping) -> Kept:
+    def init_state(self, task: SourceTask) -> Kept:
         """Return what will be needed of the source task. Called once, on the host, when it has been learned.
 
         Raises:
@@ -136,21 +138,21 @@ class Retention:
         """
         return {}
 
-    def update(self, kept: Kept, task: Keeping) -> Kept:
+    def update(self, kept: Kept, task: SourceTask) -> Kept:
         """Return what is needed after one more task of a sequence; the base keeps what the last task left.
 
         Args:
-            kept: what :meth:`keep` or this returned after the task before.
+            kept: what :meth:`init_state` or this returned after the task before.
             task: as it has been learned now.
         """
-        return self.keep(task)
+        return self.init_state(task)
 
     def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
         """Return what is added to the loss for leaving the source task's parameters, weighted.
 
         Args:
             params: the trainable half; what does not move costs nothing.
-            kept: what :meth:`keep` returned.
+            kept: what :meth:`init_state` returned.
         """
         return jnp.zeros(())
 
@@ -160,7 +162,7 @@ class Retention:
         Args:
             source: the network under training with the source task's head, as an evaluation runs it.
             x: the batch's inputs.
-            kept: what :meth:`keep` returned.
+            kept: what :meth:`init_state` returned.
             key: of what is drawn in this update.
         """
         return jnp.zeros(())
@@ -170,7 +172,7 @@ class Retention:
 
         Args:
             params: the trainable half, updated.
-            kept: what :meth:`keep` returned.
+            kept: what :meth:`init_state` returned.
             lr: the update's learning rate, or each path's.
         """
         return params
@@ -185,19 +187,19 @@ def no_source(method: Retention) -> UserError:
     )
 
 
-def task_of(keeping: Keeping) -> Task:
+def task_of(keeping: SourceTask) -> Task:
     """Return the source task without its numbers; whatever is traced in the model (dropout) counts for nothing."""
     return Task(static_part(keeping.model), keeping.outputs, keeping.objective)
 
 
-def source_rows(method: Retention, keeping: Keeping) -> Split:
+def source_rows(method: Retention, keeping: SourceTask) -> Split:
     """Return the source task's rows; raises :class:`UserError` where there are none."""
     if keeping.source is None:
         raise no_source(method)
     return keeping.source
 
 
-def anchors(keeping: Keeping) -> Params:
+def anchors(keeping: SourceTask) -> Params:
     """Return what fine-tuning starts from: the parameters, without a head that it replaces and without statistics."""
     gone = keeping.head if keeping.new_head else frozenset()
     return {path: leaf for path, leaf in keeping.params.items() if path not in gone and not is_statistic(path)}

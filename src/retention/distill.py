@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from src.config import NON_NEGATIVE, POSITIVE, knob
-from src.objectives.base import Network, Objective
-from src.objectives.supervised import Classification
-from src.retention.base import Keeping, Kept, Retention, task_of
+from ..config.hparams import NON_NEGATIVE, POSITIVE, hparam
+from ..objectives.base import Network, Objective
+from ..objectives.supervised import Classification
+from .base import Kept, Retention, SourceTask, task_of
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Distill(Retention):
     rehearses: ClassVar[bool] = True
     wants: ClassVar[str] = "asks the source's head of whole inputs"
 
-    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
-    temperature: float = knob(2.0, POSITIVE, traced=True)
+    strength: float = hparam(1.0, NON_NEGATIVE, traced=True)
+    temperature: float = hparam(2.0, POSITIVE, traced=True)
 
     @classmethod
     def fits(cls, objective: Objective) -> bool:
         """Tell whether the network takes rows as they are."""
-        return objective.whole
+        return objective.raw_inputs
 
-    def keep(self, task: Keeping) -> Kept:
+    def init_state(self, task: SourceTask) -> Kept:
         """Return the old network."""
         return {"params": dict(task.params), "task": task_of(task)}
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from src.config import COUNT, NON_NEGATIVE, knob
-from src.models.base import Params
-from src.objectives.base import Objective
-from src.objectives.supervised import Classification, Regression
-from src.retention.base import Keeping, Kept, Retention, Task, anchors, distance, source_rows, task_of
-from src.retention.fisher import Estimator, fisher_diagonal, gaussian_fisher_diagonal
+from ..config.hparams import COUNT, NON_NEGATIVE, hparam
+from ..objectives.base import Objective
+from ..objectives.supervised import Classification, Regression
+from ..types import Params
+from .base import Kept, Retention, SourceTask, Task, anchors, distance, source_rows, task_of
+from .fisher import Estimator, fisher_diagonal, gaussian_fisher_diagonal
 
 SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # of the seed: which rows, and which labels are drawn for them
 
@@ -48,10 +48,10 @@ class Ewc(Retention):
     needs_source: ClassVar[bool] = True
     wants: ClassVar[str] = "needs a likelihood of one label or number a row"
 
-    strength: float = knob(100.0, NON_NEGATIVE, traced=True)
-    fisher: Estimator = knob(Estimator.exact)
-    samples: int | None = knob(None, COUNT)
-    chunk: int = knob(256, COUNT)
+    strength: float = hparam(100.0, NON_NEGATIVE, traced=True)
+    fisher: Estimator = hparam(Estimator.exact)
+    samples: int | None = hparam(None, COUNT)
+    chunk: int = hparam(256, COUNT)
 
     @classmethod
     def fits(cls, objective: Objective) -> bool:
@@ -63,17 +63,17 @@ class Ewc(Retention):
         """Always."""
         return True
 
-    def keep(self, task: Keeping) -> Kept:
+    def init_state(self, task: SourceTask) -> Kept:
         """Return the parameters that fine-tuning starts from, and the importance of each."""
         return {"anchor": anchors(task), "importance": self.importance(task)}
 
-    def update(self, kept: Kept, task: Keeping) -> Kept:
+    def update(self, kept: Kept, task: SourceTask) -> Kept:
         """Return one penalty that stands for those of all tasks: each has its own anchor and importance.
 
         ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` and a constant, with ``F`` the sum of the importances and ``a``
         the mean of the anchors weighted by them: the gradients are the same, and memory does not grow with the tasks.
         """
-        new = self.keep(task)
+        new = self.init_state(task)
         importance = {path: kept["importance"][path] + F for path, F in new["importance"].items()}
 
         def mean(path: str) -> Array:
@@ -87,7 +87,7 @@ class Ewc(Retention):
         """Return the weighted sum over what moves and was pre-trained."""
         return self.strength * distance(params, kept["anchor"], kept["importance"])
 
-    def importance(self, task: Keeping) -> Params:
+    def importance(self, task: SourceTask) -> Params:
         """Return the diagonal of the Fisher information, of what is anchored only.
 
         Raises:
@@ -101,7 +101,7 @@ class Ewc(Retention):
         rest = {path: leaf for path, leaf in task.params.items() if path not in anchor}
         draws = jax.random.fold_in(jax.random.PRNGKey(task.seed), LABELS_STREAM)
         which = Information(task_of(task), self.fisher, len(x), self.chunk, task.new_head)
-        return task.remember(which, lambda: _diagonal(which, anchor, rest, x, y, draws))
+        return task.cached(which, lambda: _diagonal(which, anchor, rest, x, y, draws))
 
 
 @partial(jax.jit, static_argnums=0)

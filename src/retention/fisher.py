@@ -27,7 +27,7 @@ from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
 from jaxtyping import Array, Float, Int, Shaped
 
-from src.errors import UserError, listed
+from ..errors import UserError, listed
 
 Estimator = Enum("Estimator", ["exact", "sampled", "empirical", "batched"])
 BUDGET = 256e6  # bytes that the gradients of a chunk's rows may take together

@@ -6,10 +6,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
-from src.config import option_names
-from src.errors import UserError, listed
-from src.objectives.base import Objective
-from src.retention.base import Retention
+from ..config.schema import option_names
+from ..errors import UserError, listed
+from ..objectives.base import Objective
+from .base import Retention
 
 ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")
 
@@ -27,14 +27,14 @@ class Isolate(Retention):
     def check(
         self,
         moving: Collection[str] = (),
-        injected: Collection[str] = (),
+        adapter_params: Collection[str] = (),
         head: Collection[str] = (),
         has_source: bool = True,
         pretrained: bool = True,
         objective: Objective | None = None,
     ) -> None:
         """Refuse a strategy that moves a parameter, or a batch statistic, of the pre-trained network."""
-        shared = sorted(path for path in moving if path.rpartition("/")[2] not in injected and path not in head)
+        shared = sorted(path for path in moving if path.rpartition("/")[2] not in adapter_params and path not in head)
         if shared:
             suitable = [name for name in ISOLATING if name in option_names("strategy")]
             raise UserError(

@@ -9,9 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from src.config import NON_NEGATIVE, knob
-from src.models.base import Params
-from src.retention.base import Keeping, Kept, Rate, Retention, anchors, distance
+from ..config.hparams import NON_NEGATIVE, hparam
+from ..types import Params
+from .base import Kept, Rate, Retention, SourceTask, anchors, distance
 
 
 @dataclass(frozen=True)
@@ -28,16 +28,16 @@ class L2Sp(Retention):
     and has freezing as its limit.
     """
 
-    strength: float = knob(0.01, NON_NEGATIVE, traced=True)
-    head_decay: float = knob(0.0, NON_NEGATIVE, traced=True)
-    proximal: bool = knob(False)  # type: ignore[override]  # the knob is what the base asks for
+    strength: float = hparam(0.01, NON_NEGATIVE, traced=True)
+    head_decay: float = hparam(0.0, NON_NEGATIVE, traced=True)
+    proximal: bool = hparam(False)  # type: ignore[override]  # the knob is what the base asks for
 
     @property
     def penalises(self) -> bool:
         """Whether the penalty is part of the loss."""
         return not self.proximal
 
-    def keep(self, task: Keeping) -> Kept:
+    def init_state(self, task: SourceTask) -> Kept:
         """Return where the parameters are pulled, the head to 0."""
         return {"anchor": anchors(task), "head": {path: jnp.zeros(()) for path in task.head}}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.retention.base import Retention
+from .base import Retention
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import UNIT, knob
-from src.retention.base import Keeping, Kept, anchors
-from src.retention.ewc import Ewc
+from ..config.hparams import UNIT, hparam
+from .base import Kept, SourceTask, anchors
+from .ewc import Ewc
 
 
 @dataclass(frozen=True)
@@ -18,13 +18,13 @@ class OnlineEwc(Ewc):
     gamma once more there, which is a strength of ``gamma * strength`` here. After one task it is EWC.
     """
 
-    gamma: float = knob(1.0, UNIT, traced=True)
+    gamma: float = hparam(1.0, UNIT, traced=True)
 
-    def update(self, kept: Kept, task: Keeping) -> Kept:
+    def update(self, kept: Kept, task: SourceTask) -> Kept:
         """Return what is kept after one more task.
 
         Args:
-            kept: what :meth:`keep` or this returned after the task before.
+            kept: what :meth:`init_state` or this returned after the task before.
             task: as it has been learned now.
         """
         new = self.importance(task)

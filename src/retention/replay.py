@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from src.config import COUNT, NON_NEGATIVE, RATIO, knob
-from src.objectives.base import Draw, Network, Objective
-from src.retention.base import Keeping, Kept, Retention, source_rows, task_of
+from ..config.hparams import COUNT, NON_NEGATIVE, RATIO, hparam
+from ..objectives.base import Network, Objective, StepContext
+from .base import Kept, Retention, SourceTask, source_rows, task_of
 
 log = logging.getLogger(__name__)
 
@@ -36,17 +36,17 @@ class Replay(Retention):
     rehearses: ClassVar[bool] = True
     wants: ClassVar[str] = "learns rows again by themselves"
 
-    fraction: float = knob(0.1, RATIO)
-    count: int | None = knob(None, COUNT)
-    strength: float = knob(1.0, NON_NEGATIVE, traced=True)
-    batch: int | None = knob(None, COUNT)
+    fraction: float = hparam(0.1, RATIO)
+    count: int | None = hparam(None, COUNT)
+    strength: float = hparam(1.0, NON_NEGATIVE, traced=True)
+    batch: int | None = hparam(None, COUNT)
 
     @classmethod
     def fits(cls, objective: Objective) -> bool:
         """Tell whether rows have a loss by themselves."""
-        return objective.alone
+        return objective.per_example_loss
 
-    def keep(self, task: Keeping) -> Kept:
+    def init_state(self, task: SourceTask) -> Kept:
         """Return the rows."""
         x, y = source_rows(self, task)
         size = max(1, math.floor(self.fraction * len(x) + 0.5)) if self.count is None else self.count
@@ -55,9 +55,9 @@ class Replay(Retention):
         chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
         return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
 
-    def update(self, kept: Kept, task: Keeping) -> Kept:
+    def update(self, kept: Kept, task: SourceTask) -> Kept:
         """Return the rows of all tasks so far, as many of each."""
-        new = self.keep(task)
+        new = self.init_state(task)
         return new | {name: jnp.concatenate([kept[name], new[name]]) for name in ("x", "y")}
 
     def loss(self, source: Network, x: Float[Array, "N ..."], kept: Kept, key: Array) -> Float[Array, ""]:
@@ -70,10 +70,10 @@ class Replay(Retention):
         if wanted < rows:
             drawn = jax.random.randint(key, (wanted,), 0, rows)
             old_x, old_y = old_x[drawn], old_y[drawn]
-        draw = Draw(jax.random.fold_in(key, LEARNING_STREAM), 1.0, 1.0)
+        draw = StepContext(jax.random.fold_in(key, LEARNING_STREAM), 1.0, 1.0)
         task = kept["task"]
-        memory = task.objective.begin(draw.key, source.params, task.outputs)
-        return self.strength * task.objective.learn(source, (old_x, old_y), draw, memory)[0]
+        memory = task.objective.init_memory(draw.key, source.params, task.outputs)
+        return self.strength * task.objective.loss_and_aux(source, (old_x, old_y), draw, memory)[0]
 
 
 @functools.cache

@@ -1,5 +1,5 @@
 """Which parameters move in fine-tuning, and how fast: one small file a strategy."""
 
-from src.strategies.layers import layer_scales
+from .layers import layer_scales
 
 __all__ = ["layer_scales"]

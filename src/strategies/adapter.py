@@ -13,11 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from src.config import COUNT, knob
-from src.engine.partition import Line
-from src.errors import UserError
-from src.models.base import Model, Params
-from src.strategies.injection import Injection, along_last, leaf_key
+from ..config.hparams import COUNT, hparam
+from ..errors import UserError
+from ..models.base import Model
+from ..optim.partition import Rule
+from ..types import Params
+from .injection import Injection, along_last, leaf_key
 
 Kind = Enum("Kind", ["pfeiffer", "houlsby"])
 Bend = Enum("Bend", ["relu", "gelu", "tanh", "silu"])
@@ -39,13 +40,13 @@ class Adapter(Injection):
     in both papers, it would only be near it.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
-    kind: Kind = knob(Kind.pfeiffer)
-    size: int = knob(64, COUNT)
-    activation: Bend = knob(Bend.relu)
-    train_norm: bool = knob(False)
+    adapter_params: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
+    kind: Kind = hparam(Kind.pfeiffer)
+    size: int = hparam(64, COUNT)
+    activation: Bend = hparam(Bend.relu)
+    train_norm: bool = hparam(False)
 
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[Rule, ...]:
         """Return: the adapters move, and the normalisation layers if they are to."""
         norms = ((r"(.*/)?[^/]*[Nn]orm[^/]*/(scale|bias)", 1.0),) if self.train_norm else ()
         return (*super().lines(), *norms)
@@ -64,7 +65,7 @@ class Adapter(Injection):
             added[f"{point}/adapter_up_bias"] = jnp.zeros(width, dtype)
         return added
 
-    def around(
+    def wrap_call(
         self,
         call: Callable[[Array], Array],
         leaves: Mapping[str, Array],
@@ -78,7 +79,7 @@ class Adapter(Injection):
             UserError: the module's output is not as wide as :meth:`prepare` found.
         """
         h = call(x)
-        down, bias_down, up, bias_up = (leaves[name] for name in self.injected)
+        down, bias_down, up, bias_up = (leaves[name] for name in self.adapter_params)
         if h.shape[-1] != down.shape[0]:
             raise UserError(
                 f"strategy=adapter: {'/'.join(module.path)} returns {h.shape[-1]} values, but its last kernel has "

@@ -9,11 +9,12 @@ from typing import ClassVar
 from flax import linen as nn
 from jaxtyping import Array
 
-from src.engine.optimizers import Form
-from src.engine.partition import Groups, Line
-from src.models.base import Model, Params
+from ..models.base import Model
+from ..optim.optimizers import FreezeImpl
+from ..optim.partition import Groups, Rule
+from ..types import Params
 
-Table = tuple[Line, ...]
+Table = tuple[Rule, ...]
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,12 @@ class Strategy:
     """Base of every strategy. Most say only :meth:`table`; the rest is for those that add something.
 
     ``form`` says how the engine keeps frozen parameters still, ``pretrained`` whether there is a pre-training to start
-    from, ``injected`` the last names (``lora_a``) of the leaves that :meth:`prepare` puts beside a module's own.
+    from, ``adapter_params`` the last names (``lora_a``) of the leaves that :meth:`prepare` puts beside a module's own.
     """
 
-    form: ClassVar[Form] = Form.split
+    form: ClassVar[FreezeImpl] = FreezeImpl.split
     pretrained: ClassVar[bool] = True
-    injected: ClassVar[tuple[str, ...]] = ()
+    adapter_params: ClassVar[tuple[str, ...]] = ()
 
     def table(self, groups: Groups) -> Table:
         """Return the lines ``(pattern, learning-rate multiplier or FROZEN)``; the first match decides.
@@ -68,7 +69,7 @@ class Strategy:
         """
         return {}
 
-    def around(
+    def wrap_call(
         self,
         call: Callable[[Array], Array],
         leaves: Mapping[str, Array],

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 from jaxtyping import Array
 
-from src.engine.partition import FROZEN, Groups, Line
-from src.errors import UserError
-from src.models.base import Model, Params, head_paths
-from src.strategies.base import Strategy
+from ..errors import UserError
+from ..models.base import Model, head_paths
+from ..optim.partition import FROZEN, Groups, Rule
+from ..types import Params
+from .base import Strategy
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Bitfit(Strategy):
     the whole trunk. Its best rate usually lies well above that of full fine-tuning.
     """
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return: the head moves, biases below it move, the rest does not."""
         return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
 

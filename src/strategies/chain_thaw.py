@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import COUNT, knob
-from src.engine.partition import FROZEN, Groups
-from src.strategies.base import Strategy, Table
-from src.strategies.gradual import equal_lengths
+from ..config.hparams import COUNT, hparam
+from ..optim.partition import FROZEN, Groups
+from .base import Strategy, Table
+from .gradual import equal_lengths
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ChainThaw(Strategy):
     the cost the same as that of other strategies.
     """
 
-    every: int | None = knob(None, COUNT)
+    every: int | None = hparam(None, COUNT)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
         """Return the phases: the head, each group below it from the bottom up, everything."""

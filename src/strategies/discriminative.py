@@ -8,11 +8,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from src.config import RATIO, UNIT, Check, knob
-from src.engine.partition import Groups, Line
-from src.errors import UserError
-from src.strategies.base import Strategy
-from src.strategies.layers import layer_scales
+from ..config.hparams import RATIO, UNIT, Check, hparam
+from ..errors import UserError
+from ..optim.partition import Groups, Rule
+from .base import Strategy
+from .layers import layer_scales
 
 FACTOR = Check("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
 
@@ -39,9 +39,9 @@ class Discriminative(Strategy):
     for the bottom, mean the lowest *block* here. Compare multipliers (each run prints them), not factors.
     """
 
-    decay: float = knob(0.9, RATIO, traced=True)
-    xi: float | None = knob(None, FACTOR, traced=True)
-    min_scale: float | None = knob(None, UNIT, traced=True)
+    decay: float = hparam(0.9, RATIO, traced=True)
+    xi: float | None = hparam(None, FACTOR, traced=True)
+    min_scale: float | None = hparam(None, UNIT, traced=True)
 
     def __post_init__(self) -> None:
         """Refuse two answers to one question; inside a program the values are tracers and have been checked."""
@@ -50,7 +50,7 @@ class Discriminative(Strategy):
                 f"strategy.xi is {self.xi} and strategy.decay is {self.decay}; allowed: one of them (decay is 1 / xi)"
             )
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line a group, from the head down."""
         scales = layer_scales(groups, self.decay if self.xi is None else _inverse(self.xi))
         if self.min_scale is not None:

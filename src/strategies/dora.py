@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.models.base import Model, Params
-from src.strategies.injection import along_last, module_of
-from src.strategies.lora import Lora
+from ..models.base import Model
+from ..types import Params
+from .injection import along_last, module_of
+from .lora import Lora
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Dora(Lora):
     of ``W0``. The norm counts as a constant in the backward pass (section 4.3). Settings are those of ``lora``.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "dora_magnitude")
+    adapter_params: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b", "dora_magnitude")
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return LoRA's leaves and, beside them, ``dora_magnitude (out,)``."""
@@ -32,7 +33,7 @@ class Dora(Lora):
         modules = [module_of(path) for path in added if path.endswith("/lora_a")]
         return added | {f"{path}/dora_magnitude": _lengths(_matrix(params[f"{path}/kernel"])) for path in modules}
 
-    def around(
+    def wrap_call(
         self,
         call: Callable[[Array], Array],
         leaves: Mapping[str, Array],

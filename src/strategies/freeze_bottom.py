@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import NATURAL, knob
-from src.engine.partition import FROZEN, Groups, Line
-from src.strategies.base import Strategy
-from src.strategies.layers import check_blocks, layers
+from ..config.hparams import NATURAL, hparam
+from ..optim.partition import FROZEN, Groups, Rule
+from .base import Strategy
+from .layers import check_blocks, layers
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class FreezeBottom(Strategy):
     them. 0 is full fine-tuning, all of them leaves the head. Default: 1.
     """
 
-    blocks: int = knob(1, NATURAL)
+    blocks: int = hparam(1, NATURAL)
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line a frozen group, then: the rest moves.
 
         Raises:

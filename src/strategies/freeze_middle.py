@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import NATURAL, knob
-from src.engine.partition import FROZEN, Groups, Line
-from src.errors import UserError
-from src.strategies.base import Strategy
-from src.strategies.layers import check_blocks, layers
+from ..config.hparams import NATURAL, hparam
+from ..errors import UserError
+from ..optim.partition import FROZEN, Groups, Rule
+from .base import Strategy
+from .layers import check_blocks, layers
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class FreezeMiddle(Strategy):
     ``top``: how many of the highest blocks move, besides the head, which always does. Defaults: 1 and 1.
     """
 
-    bottom: int = knob(1, NATURAL)
-    top: int = knob(1, NATURAL)
+    bottom: int = hparam(1, NATURAL)
+    top: int = hparam(1, NATURAL)
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line a frozen group, then: the rest moves.
 
         Raises:

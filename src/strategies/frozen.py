@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from src.engine.optimizers import Form
-from src.engine.partition import FROZEN, Groups, Line
-from src.strategies.base import Strategy
+from ..optim.optimizers import FreezeImpl
+from ..optim.partition import FROZEN, Groups, Rule
+from .base import Strategy
 
 
 @dataclass(frozen=True)
 class Frozen(Strategy):
     """Frozen trunk, in the form the reference recipe names: ``optax.multi_transform`` with ``set_to_zero``."""
 
-    form: ClassVar[Form] = Form.multi_transform
+    form: ClassVar[FreezeImpl] = FreezeImpl.multi_transform
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return: the head moves, the rest does not."""
         return (("head", 1.0), (".*", FROZEN))

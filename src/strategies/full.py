@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.engine.partition import Groups, Line
-from src.strategies.base import Strategy
+from ..optim.partition import Groups, Rule
+from .base import Strategy
 
 
 @dataclass(frozen=True)
 class Full(Strategy):
     """Full fine-tuning: the most freedom, and the most to lose when labels are few."""
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line for everything."""
         return ((".*", 1.0),)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import COUNT, RATIO, knob
-from src.engine.partition import FROZEN, Groups
-from src.errors import UserError
-from src.strategies.base import Strategy, Table
-from src.strategies.layers import layer_scales
+from ..config.hparams import COUNT, RATIO, hparam
+from ..errors import UserError
+from ..optim.partition import FROZEN, Groups
+from .base import Strategy, Table
+from .layers import layer_scales
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Gradual(Strategy):
     record show the rate go up again.
     """
 
-    every: int | None = knob(None, COUNT)
-    decay: float = knob(1.0, RATIO, traced=True)
+    every: int | None = hparam(None, COUNT)
+    decay: float = hparam(1.0, RATIO, traced=True)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
         """Return one phase a group, from the head down; each adds a line to the one before."""

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from src.config import knob
-from src.errors import UserError
-from src.models.base import Model, Params
-from src.strategies.injection import Injection, along_last, module_of, target_kernels
+from ..config.hparams import hparam
+from ..errors import UserError
+from ..models.base import Model
+from ..types import Params
+from .injection import Injection, along_last, module_of, target_kernels
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Ia3(Injection):
     expressions as for LoRA. The vectors start as ones: the model is the pre-trained one to the bit.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("ia3", "ia3_input")
-    targets: tuple[str, ...] = knob(("trunk",))
-    feedforward: tuple[str, ...] = knob(())
+    adapter_params: ClassVar[tuple[str, ...]] = ("ia3", "ia3_input")
+    targets: tuple[str, ...] = hparam(("trunk",))
+    feedforward: tuple[str, ...] = hparam(())
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return ``ia3 (out,)`` or ``ia3_input (in,)`` beside each target kernel, all ones.
@@ -46,7 +47,7 @@ class Ia3(Injection):
             for path, (name, axis) in scales.items()
         }
 
-    def around(
+    def wrap_call(
         self,
         call: Callable[[Array], Array],
         leaves: Mapping[str, Array],

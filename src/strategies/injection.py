@@ -10,11 +10,11 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from src.config import knob
-from src.engine.partition import FROZEN, Groups, Line, compile_pattern
-from src.errors import UserError, did_you_mean, listed
-from src.models.base import Params
-from src.strategies.base import Strategy
+from ..config.hparams import hparam
+from ..errors import UserError, did_you_mean, listed
+from ..optim.partition import FROZEN, Groups, Rule, compile_pattern
+from ..types import Params
+from .base import Strategy
 
 # Dense (in, out) and convolution (height, width, in, out). With three dimensions a kernel does not tell whether it
 # belongs to a convolution over sequences or to a dense layer with heads, and which of its axes are outputs.
@@ -23,18 +23,18 @@ DIMENSIONS = (2, 4)
 
 @dataclass(frozen=True)
 class Injection(Strategy):
-    """Base of the strategies whose trunk stays as pre-trained, and whose ``injected`` leaves move.
+    """Base of the strategies whose trunk stays as pre-trained, and whose ``adapter_params`` leaves move.
 
     ``train_head``: whether the head moves too. Parts that are to be composed later need one head for all of them.
     """
 
-    train_head: bool = knob(True)
+    train_head: bool = hparam(True)
 
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[Rule, ...]:
         """Return the table's lines for the injected leaves."""
-        return ((leaf_pattern(*self.injected), 1.0),)
+        return ((leaf_pattern(*self.adapter_params), 1.0),)
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return: the injected leaves move, the head if it is to, the rest does not."""
         # First of all: a group's expression (`Dense_0/.*`) covers the leaves that were put into it.
         head = ((groups[-1][0], 1.0),) if self.train_head else ()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from src.engine.partition import Groups
-from src.errors import UserError
+from ..errors import UserError
+from ..optim.partition import Groups
 
 UNDER = ("embeddings", "stem")  # names of a first group that is no block
 OVER = ("pooler",)  # and of one between the blocks and the head

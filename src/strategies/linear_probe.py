@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from src.config import NON_NEGATIVE, knob
-from src.engine.partition import FROZEN, Groups, Line
-from src.models.base import Model, Params, head_paths
-from src.strategies.base import Strategy
+from ..config.hparams import NON_NEGATIVE, hparam
+from ..models.base import Model, head_paths
+from ..optim.partition import FROZEN, Groups, Rule
+from ..types import Params
+from .base import Strategy
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class LinearProbe(Strategy):
     ``full``, so sweep further up.
     """
 
-    std: float = knob(0.01, NON_NEGATIVE, traced=True)
+    std: float = hparam(0.01, NON_NEGATIVE, traced=True)
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return: the head moves, the rest does not."""
         return ((groups[-1][0], 1.0), (".*", FROZEN))
 

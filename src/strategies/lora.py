@@ -13,22 +13,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from src.config import COUNT, POSITIVE, UNIT, Check, knob
-from src.engine.partition import Line
-from src.errors import UserError, listed
-from src.models.base import Model, Params
-from src.models.layers import drop
-from src.models.lowrank import lowrank, scale
-from src.strategies.injection import (
-    Injection,
-    as_matrix,
-    leaf_key,
-    leaf_pattern,
-    matching,
-    matrix_words,
-    module_of,
-    target_kernels,
-)
+from ..config.hparams import COUNT, POSITIVE, UNIT, Check, hparam
+from ..errors import UserError, listed
+from ..models.base import Model
+from ..models.layers import drop
+from ..models.lowrank import lowrank, scale
+from ..optim.partition import Rule
+from ..types import Params
+from .injection import Injection, as_matrix, leaf_key, leaf_pattern, matching, matrix_words, module_of, target_kernels
 
 PATTERN_RANK = Check("pattern:rank with a whole rank >= 1", lambda v: re.fullmatch(r".+:[1-9]\d*", v) is not None)
 
@@ -46,18 +38,18 @@ class Lora(Injection):
     2402.12354, takes 16). ``targets``: see :func:`~src.strategies.injection.target_kernels`.
     """
 
-    injected: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
-    rank: int = knob(8, COUNT)
-    ranks: tuple[str, ...] = knob((), PATTERN_RANK)
-    alpha: float = knob(16.0, POSITIVE, traced=True)
-    rank_stabilised: bool = knob(False)
-    dropout: float | None = knob(None, UNIT, traced=True)
-    b_rate: float = knob(1.0, POSITIVE, traced=True)
-    targets: tuple[str, ...] = knob(("trunk",))
+    adapter_params: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
+    rank: int = hparam(8, COUNT)
+    ranks: tuple[str, ...] = hparam((), PATTERN_RANK)
+    alpha: float = hparam(16.0, POSITIVE, traced=True)
+    rank_stabilised: bool = hparam(False)
+    dropout: float | None = hparam(None, UNIT, traced=True)
+    b_rate: float = hparam(1.0, POSITIVE, traced=True)
+    targets: tuple[str, ...] = hparam(("trunk",))
 
-    def lines(self) -> tuple[Line, ...]:
+    def lines(self) -> tuple[Rule, ...]:
         """Return: B at its own rate, the others at 1."""
-        others = (name for name in self.injected if name != "lora_b")
+        others = (name for name in self.adapter_params if name != "lora_b")
         return ((leaf_pattern("lora_b"), self.b_rate), (leaf_pattern(*others), 1.0))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
@@ -81,7 +73,7 @@ class Lora(Injection):
             added[f"{beside}/lora_b"] = jnp.zeros((*ones, rank, kernel.shape[-1]), kernel.dtype)
         return added
 
-    def around(
+    def wrap_call(
         self,
         call: Callable[[Array], Array],
         leaves: Mapping[str, Array],

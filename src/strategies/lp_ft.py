@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from src.config import FRACTION, POSITIVE, knob
-from src.engine.partition import FROZEN, Groups
-from src.errors import UserError
-from src.strategies.base import Strategy, Table
+from ..config.hparams import FRACTION, POSITIVE, hparam
+from ..errors import UserError
+from ..optim.partition import FROZEN, Groups
+from .base import Strategy, Table
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class LpFt(Strategy):
     times ``lr_fine`` (1.0; a probe usually takes a larger rate than fine-tuning).
     """
 
-    probe_share: float = knob(0.5, FRACTION)
-    probe_rate: float = knob(1.0, POSITIVE, traced=True)
+    probe_share: float = hparam(0.5, FRACTION)
+    probe_rate: float = hparam(1.0, POSITIVE, traced=True)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
         """Return two phases: the head, everything."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from src.config import knob
-from src.engine.optimizers import Form
-from src.engine.partition import FROZEN, Groups, Line
-from src.errors import UserError
-from src.strategies.base import Strategy
+from ..config.hparams import hparam
+from ..errors import UserError
+from ..optim.optimizers import FreezeImpl
+from ..optim.partition import FROZEN, Groups, Rule
+from .base import Strategy
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Masked(Strategy):
     ``trainable``: names of groups or regular expressions on whole paths; the default is what ``frozen`` trains.
     """
 
-    form: ClassVar[Form] = Form.masked
-    trainable: tuple[str, ...] = knob(("head",))
+    form: ClassVar[FreezeImpl] = FreezeImpl.masked
+    trainable: tuple[str, ...] = hparam(("head",))
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line a pattern, then: the rest does not move."""
         if not self.trainable:
             raise UserError("strategy.trainable is empty: it leaves nothing to train")

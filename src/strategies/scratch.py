@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from src.engine.partition import Groups, Line
-from src.strategies.base import Strategy
+from ..optim.partition import Groups, Rule
+from .base import Strategy
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,6 @@ class Scratch(Strategy):
 
     pretrained: ClassVar[bool] = False
 
-    def table(self, groups: Groups) -> tuple[Line, ...]:
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one line for everything."""
         return ((".*", 1.0),)

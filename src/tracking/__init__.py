@@ -1,1 +1,1 @@
-"""What a run leaves behind: the record on disk, its view on W&B, and what the terminal shows."""
+"""The record of a job on disk, Weights & Biases, the console."""

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.tree import Tree
 
-from src.engine.partition import FROZEN, Placement
-from src.errors import listed
+from ..errors import listed
+from ..optim.partition import FROZEN, ParamLabels
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from src.recipe import Movement, Outcome
-    from src.sequence import SequenceOutcome
+    from ..recipe.run import RunResult, TrainableSummary
+    from ..recipe.sequence import SequenceResult
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def _grow(tree: Tree, node: Any) -> None:
             tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
 
 
-def show_movement(movement: Movement) -> None:
+def show_movement(movement: TrainableSummary) -> None:
     """Print what each line of the strategy's table matched, phase by phase, and how many parameters move."""
     first = 0
     for placed, length in zip(movement.placed, movement.lengths, strict=True):
@@ -63,7 +63,7 @@ def show_movement(movement: Movement) -> None:
     say(f"{movement.trainable:,} of {movement.total:,} parameters move ({movement.trainable / movement.total:.1%})")
 
 
-def _show_placement(placed: Placement, sizes: Mapping[str, int], title: str) -> None:
+def _show_placement(placed: ParamLabels, sizes: Mapping[str, int], title: str) -> None:
     table = Table("pattern", "learning rate", "parameters", "matched", title=title, title_justify="left")
     for pattern, value, paths in placed.matched:
         rate = "frozen" if value is FROZEN else f"{float(value):.4g} x lr_fine"
@@ -72,7 +72,7 @@ def _show_placement(placed: Placement, sizes: Mapping[str, int], title: str) -> 
     console().print(table)
 
 
-def show_outcome(outcome: Outcome | SequenceOutcome, folder: Path, overrides: Sequence[str] | None) -> None:
+def show_outcome(outcome: RunResult | SequenceResult, folder: Path, overrides: Sequence[str] | None) -> None:
     """Print how a run ended: a table for a single run, a line for a job of a sweep (when ``overrides`` are given)."""
     if overrides is not None:
         say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
@@ -175,7 +175,7 @@ class Bar:
                 transient=True,
             )
             for stage, steps in stages.items():
-                self._tasks[stage] = self._progress.add_task(stage, total=steps, note="", start=False)
+                self._tasks[stage] = self._progress.add_task(stage, total=steps, warn_once="", start=False)
             self._progress.start()
 
     def update(self, stage: str, row: Mapping[str, float]) -> None:
@@ -187,7 +187,7 @@ class Bar:
         self._progress.update(task, completed=row["step"])
         elapsed = self._progress.tasks[task].elapsed or 0.0
         speed = f"{row['step'] / elapsed:,.0f} steps/s" if elapsed > 0 and row["step"] else ""
-        self._progress.update(task, note=f"loss {row['loss']:.4f}  {speed}" if "loss" in row else "")
+        self._progress.update(task, warn_once=f"loss {row['loss']:.4f}  {speed}" if "loss" in row else "")
 
     def __enter__(self) -> Bar:
         return self

@@ -9,10 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from src.sweeps.identity import job_id
-from src.tracking.options import Wandb
-from src.tracking.publisher import Publisher, enabled, publisher
-from src.tracking.record import JobRecord, as_lines, git_state, versions
+from ..config.identity import job_id
+from ..environment import git_state, versions
+from .options import Wandb
+from .publisher import Publisher, enabled, publisher
+from .record import JobRecord, as_lines
 
 
 class JobTracking:

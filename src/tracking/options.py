@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from src.config import POSITIVE, knob
+from ..config.hparams import POSITIVE, hparam
 
 Mode = Enum("Mode", ["auto", "online", "offline", "disabled"])
 
@@ -19,9 +19,9 @@ class Disk:
 class Wandb:
     """One W&B run a job. ``mode=auto`` is online where an API key is found and offline where not; it never asks."""
 
-    mode: Mode = knob(Mode.auto)
-    project: str = knob("thaw")
-    entity: str | None = knob(None)
-    group: str | None = knob(None)
-    tags: tuple[str, ...] = knob(())
-    timeout: float = knob(10.0, POSITIVE)
+    mode: Mode = hparam(Mode.auto)
+    project: str = hparam("thaw")
+    entity: str | None = hparam(None)
+    group: str | None = hparam(None)
+    tags: tuple[str, ...] = hparam(())
+    timeout: float = hparam(10.0, POSITIVE)

@@ -14,9 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from src.tracking.options import Mode, Wandb
-
-ROOT = Path(__file__).parents[2]
+from ..environment import PACKAGE, ROOT
+from .options import Mode, Wandb
 
 
 class Publisher:
@@ -30,7 +29,7 @@ class Publisher:
         # A file and no pipe: nobody reads before the end, and the answers of some 400 runs would fill a pipe.
         self._answers = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "src.tracking.wandb_writer"],
+            [sys.executable, "-m", f"{PACKAGE}.tracking.wandb_writer"],
             stdin=subprocess.PIPE,
             stdout=self._answers,
             text=True,
@@ -129,7 +128,7 @@ def enabled(options: Any) -> bool:
 
 
 def _report(closing: Publisher) -> None:
-    from src.tracking.console import say
+    from .console import say
 
     answers = closing.close()
     for warning in dict.fromkeys(answer["warning"] for answer in answers if "warning" in answer):
@@ -147,7 +146,7 @@ def _report(closing: Publisher) -> None:
 
 def _pattern(folders: list[str]) -> str:
     """Return a path, or the shell pattern of several jobs' runs, relative to the working folder where it lies below."""
-    from src.tracking.console import near
+    from .console import near
 
     if len(folders) == 1:
         return shell_word(near(Path(folders[0])))

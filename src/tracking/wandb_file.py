@@ -3,7 +3,7 @@
 What a run of the official client costs is the conversation with its service; the file that comes out of it is small
 and simple. A sweep whose jobs finish a hundred at a time writes it directly. The records are those of the official
 client, in its order, without its telemetry, which tells what of the client was used: here nothing was. The format is
-described where it is read, in ``src/results/wandb_files.py``.
+described where it is read, in ``src/tracking/wandb_files.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import wandb
 from wandb.sdk.lib.runid import generate_id
 
-from src.results.wandb_files import BLOCK, FIRST, FULL, HEADER, LAST, MIDDLE, PIECE, Record
+from .wandb_files import BLOCK, FIRST, FULL, HEADER, LAST, MIDDLE, PIECE, Record
 
 OLDEST_READER = "0.70.0"  # of W&B's service that may read the file, in the numbering of its own format
 STAGES = ("pretrain", "finetune")

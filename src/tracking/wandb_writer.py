@@ -65,7 +65,7 @@ class Writer:
         if self.online is None:
             self.online = self.may_go_online(mode, timeout)
         if not self.online and (completed := from_surroundings(run)) is not None:
-            from src.tracking.wandb_file import write_offline_run
+            from .wandb_file import write_offline_run
 
             self.answer(folder=str(write_offline_run(completed, rows, summary, exit_code)), url=None)
             return

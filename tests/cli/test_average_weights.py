@@ -14,9 +14,9 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from src.config import build
+from src.checkpoints.adapter_files import read_tensors
+from src.config.schema import build
 from src.errors import UserError
-from src.interop.adapter_files import read_tensors
 from src.models.base import same_bits
 from tests.commands import ROOT, script, summary, sweep, train
 

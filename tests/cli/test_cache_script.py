@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.engine.stage_cache import CacheMode, Entry, StageCache
+from src.training.stage_cache import CacheMode, Entry, StageCache
 from tests.commands import script
 
 KEYS = [digit * 24 for digit in "abc"]

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from src.checkpoints.adapter_files import load, read_job, save
+from src.checkpoints.adapters import apply, extract, merge
 from src.data.diabetes import Diabetes
 from src.errors import UserError
-from src.interop.adapter_files import load, read_job, save
-from src.interop.adapters import apply, extract, merge
 from src.models.base import same_bits
 from src.models.mlp import Mlp
 from src.tracking.record import JobRecord

@@ -17,7 +17,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from src.results.wandb_files import read_run
+from src.tracking.wandb_files import read_run
 from tests.commands import ROOT, rows, summary, sweep
 
 GRID = ("strategy=frozen,masked,discriminative", "lr_fine=0.01,0.1,1e6", "seed=0,1", "finetune_steps=23")
@@ -231,7 +231,7 @@ def test_a_group_that_fails_runs_one_by_one(tmp_path):
     broken = tmp_path / "project"
     for part in ("src", "conf", "hydra_plugins"):
         shutil.copytree(ROOT / part, broken / part, ignore=shutil.ignore_patterns("__pycache__"))
-    lanes = broken / "src/engine/lanes.py"
+    lanes = broken / "src/training/vectorize.py"
     text = lanes.read_text()
     lanes.write_text(
         text.replace(

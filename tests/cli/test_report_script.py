@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from tests.analysis.planted import plant
 from tests.cli.test_scripts import run
 from tests.commands import sweep
 from tests.fabricate import make_sweep
-from tests.results.planted import plant
 
 SMALL = ("strategy=frozen,full", "seed=0,1", "pretrain_steps=4", "finetune_steps=4", "cache=off")
 GRID = {"strategy": ("linear_probe", "full"), "data.train_rows": (10, 100)}

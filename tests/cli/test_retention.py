@@ -5,10 +5,10 @@ import re
 import pytest
 from hydra import compose, initialize_config_dir
 
-from src.config import CONF, register_schema
+from src.config.identity import register_resolvers
+from src.config.schema import CONF, register_schema
 from src.errors import UserError
-from src.job import run_job
-from src.sweeps.identity import register_resolvers
+from src.launch.job import run_job
 from tests.commands import summary, sweep, train
 
 SEQUENCE = ("recipe=sequence", "data=rotated_digits", "strategy=full")

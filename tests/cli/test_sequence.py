@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
-from src.config import build
+from src.config.schema import build
 from src.errors import UserError
 from tests.commands import ROOT, rows, summary, sweep, train
 from tests.data.test_mnist import write

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from wandb.wandb_agent import Agent
 
-from src.config import CONF
-from src.results.wandb_files import read_run
+from src.config.schema import CONF
+from src.tracking.wandb_files import read_run
 from tests.commands import ROOT, summary, train
 
 FILES = sorted((CONF / "sweep").glob("*.yaml"))

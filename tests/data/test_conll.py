@@ -10,7 +10,7 @@ from src.data.conll import Conll, read_sentences, tagged, to_iob2
 from src.data.text_source import tell
 from src.data.tokenization import load_vocabulary
 from src.errors import UserError
-from src.results.text_metrics import entities
+from src.metrics.text import entities
 from tests.data.texts import minilm, real, write_word_list
 
 TEXT = """-DOCSTART- -X- O

@@ -8,13 +8,13 @@ import pytest
 from src.data.base import Transfer
 from src.data.conll import Conll
 from src.data.squad import Squad
-from src.engine.lanes import Lanes
-from src.engine.stage import Split
 from src.models import bert
 from src.models.bert import Bert
-from src.recipe import Recipe, run_finetuning, untrained
+from src.recipe.run import Recipe, run_finetuning, untrained
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
+from src.training.vectorize import Lanes
+from src.types import Split
 
 # Four sentences; of the last, both entities are found with the wrong type, of the first one word too few.
 SENTENCES = (

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 
-from src.config import build
+from src.config.schema import build
 from src.data.base import Source, TaskSequence, Transfer
 from src.data.diabetes import Diabetes
 from src.data.digits import Digits, Task
@@ -20,8 +20,8 @@ from src.data.sequences import Heads, SequenceSource
 from src.data.split_digits import SplitDigits
 from src.data.split_mnist import SplitMnist
 from src.data.synthetic import Synthetic
-from src.engine.stage import Split
 from src.errors import UserError
+from src.types import Split
 from tests.data.test_mnist import idx, write
 
 TRAIN, TEST, SIDE = 300, 90, 6

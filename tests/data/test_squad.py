@@ -9,7 +9,7 @@ import pytest
 from src.data.squad import Squad, nearest, read_questions, tokens_of
 from src.data.text_source import tell
 from src.errors import UserError
-from src.results.text_metrics import best_spans, squad_scores
+from src.metrics.text import best_spans, squad_scores
 from tests.data.texts import minilm, real, some_texts
 
 

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from src.data.base import Transfer
-from src.engine.optimizers import Adam
-from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage, added, frozen_paths, placement, shown, start, update
-from src.models.base import Forward, is_statistic
+from src.models.base import ApplyOptions, is_statistic
 from src.objectives.supervised import Classification
-from tests.interop.test_huggingface_vision import FIXTURES
+from src.optim.optimizers import Adam
+from src.optim.schedules import Constant
+from src.training.stage import Stage, added, eval_params, frozen_paths, placement, start, update
+from src.types import Split
+from tests.checkpoints.test_huggingface_vision import FIXTURES
 
 OUTPUTS = 3
 
@@ -49,7 +50,7 @@ def parameters(model, side=12, seed=0):
 def two_parts(model, params, x, training):
     """Yield for each cut the whole pass and what its two parts make of it, outputs and moved statistics."""
     moving = frozenset(filter(is_statistic, params)) if training else frozenset()
-    how = Forward(key=jax.random.PRNGKey(3) if training else None, moving=moving)
+    how = ApplyOptions(key=jax.random.PRNGKey(3) if training else None, moving=moving)
     whole = model.forward(params, x, OUTPUTS, how)
     for k in range(len(model.groups()) + 1):
         middle, below = model.forward(params, x, OUTPUTS, how._replace(stop=k))
@@ -78,7 +79,7 @@ def two_updates(model, strategy, rows):
         for number in range(2):
             state, losses = update(stage, state, frozen, rows, number)
             assert np.isfinite(losses.loss)
-        after = shown(state)
+        after = eval_params(state)
         changed |= {path for path, leaf in after.items() if not np.array_equal(leaf, params[path])}
         params |= after
     return moving, changed, before, params

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from src.models.base import Forward, is_statistic, new_head
+from src.models.base import ApplyOptions, is_statistic, new_head
 from src.models.cnn import Cnn, ConvNorm
 from src.models.mlp import Mlp
 
@@ -26,7 +26,7 @@ def test_two_parts_make_the_whole_pass(model, features, training):
     """Cut at every group, with dropout's masks and the statistics that a training pass moves."""
     params, x = start(model, features)
     moving = frozenset(filter(is_statistic, params))
-    how = Forward(key=jax.random.PRNGKey(3), moving=moving) if training else Forward()
+    how = ApplyOptions(key=jax.random.PRNGKey(3), moving=moving) if training else ApplyOptions()
     whole, changed = model.forward(params, x, 2, how)
     for k in range(len(model.groups()) + 1):
         middle, below = model.forward(params, x, 2, how._replace(stop=k))
@@ -46,12 +46,12 @@ def test_two_parts_make_the_whole_pass(model, features, training):
 def test_a_part_needs_its_own_parameters_alone(model, features):
     """So that a frozen bottom can be left out of the program that trains the top."""
     params, x = start(model, features)
-    middle = model.apply(params, x, 2, Forward(stop=1))
+    middle = model.apply(params, x, 2, ApplyOptions(stop=1))
     name = model.groups()[0][0]
     prefix = {"block_0": ("block_0/", "Dense_0/")}[name]
     top = {path: leaf for path, leaf in params.items() if not path.startswith(prefix)}
     assert len(top) < len(params)
-    np.testing.assert_array_equal(model.apply(top, middle, 2, Forward(start=1)), model.apply(params, x, 2))
+    np.testing.assert_array_equal(model.apply(top, middle, 2, ApplyOptions(start=1)), model.apply(params, x, 2))
 
 
 @WITH_BOTH
@@ -62,11 +62,11 @@ def test_injected_leaves_stand_around_their_module(model, features):
     extra = {f"{point}/shift": jnp.float32(i + 1) for i, point in enumerate(points)}
     calls = []
 
-    def around(call, leaves, module, value, key):
+    def wrap_call(call, leaves, module, value, key):
         calls.append(("/".join(module.path), dict(leaves), type(module), key is None, value.shape[-1]))
         return call(value) + leaves["shift"]
 
-    how = Forward(injected=frozenset({"shift"}), around=around)
+    how = ApplyOptions(adapter_params=frozenset({"shift"}), wrap_call=wrap_call)
     with_extra = model.apply(params | extra, x, 2, how)
     assert [(path, leaves) for path, leaves, *_ in calls] == [
         (point, {"shift": extra[f"{point}/shift"]}) for point in points
@@ -81,7 +81,7 @@ def test_injected_leaves_stand_around_their_module(model, features):
         shifted[bias] = params[bias] + (i + 1)
     np.testing.assert_allclose(with_extra, model.apply(shifted, x, 2), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(
-        model.apply(params | extra, x, 2, how._replace(around=None)), model.apply(params, x, 2)
+        model.apply(params | extra, x, 2, how._replace(wrap_call=None)), model.apply(params, x, 2)
     )
 
 
@@ -92,7 +92,7 @@ def test_each_place_has_a_dropout_key_of_its_own(model, features):
     extra = {f"{point}/shift": jnp.float32(0) for point in points}
     keys = []
 
-    def around(call, leaves, module, value, key):
+    def wrap_call(call, leaves, module, value, key):
         keys.append(tuple(np.asarray(key)))
         return call(value)
 
@@ -100,7 +100,7 @@ def test_each_place_has_a_dropout_key_of_its_own(model, features):
         params | extra,
         x,
         2,
-        Forward(key=jax.random.PRNGKey(0), injected=frozenset({"shift"}), around=around),
+        ApplyOptions(key=jax.random.PRNGKey(0), adapter_params=frozenset({"shift"}), wrap_call=wrap_call),
     )
     assert len(set(keys)) == len(points)
 

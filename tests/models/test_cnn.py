@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from src.models.base import Forward, is_statistic
+from src.models.base import ApplyOptions, is_statistic
 from src.models.cnn import Cnn
 
 OUTPUTS = 3
@@ -92,7 +92,7 @@ def test_a_training_pass_normalises_by_the_batch_and_moves_what_it_is_told(movin
         path for path in params if is_statistic(path) and path.startswith(tuple(f"block_{i}/" for i in moving_blocks))
     )
     expected, batch = by_hand(params, x.reshape(-1, 8, 8, 1).astype(np.float64), 2, moving)
-    outputs, changed = model.forward(params, x, OUTPUTS, Forward(moving=moving))
+    outputs, changed = model.forward(params, x, OUTPUTS, ApplyOptions(moving=moving))
     np.testing.assert_allclose(outputs, expected, rtol=2e-4, atol=5e-4)
     assert set(changed) == moving == set(batch)
     assert len(moving) == 4 * len(moving_blocks)
@@ -140,7 +140,7 @@ def test_dropout_acts_on_the_head_s_inputs_in_training_alone():
     model = Cnn(dropout=1.0)
     params = parameters(model, 64)
     x = rows(8, 1)
-    dropped = model.apply(params, x, OUTPUTS, Forward(key=jax.random.PRNGKey(0)))
+    dropped = model.apply(params, x, OUTPUTS, ApplyOptions(key=jax.random.PRNGKey(0)))
     np.testing.assert_array_equal(dropped, np.broadcast_to(params["head/bias"], (5, OUTPUTS)))
     np.testing.assert_array_equal(model.apply(params, x, OUTPUTS), Cnn().apply(params, x, OUTPUTS))
     assert model.stochastic

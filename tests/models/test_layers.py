@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.layers import Dropout, drop, hashed_bits, shifted
 from src.models.mlp import Mlp
 
@@ -130,7 +130,7 @@ def test_two_layers_drop_differently():
     model = Mlp(widths=(500, 500), dropout=0.5)
     eye = {"kernel": jnp.eye(500), "bias": jnp.zeros(500)}
     params = {f"Dense_{i}/{name}": leaf for i in range(3) for name, leaf in eye.items()}
-    out = np.asarray(model.apply(params, jnp.ones((40, 500)), 500, Forward(key=jax.random.PRNGKey(0))))
+    out = np.asarray(model.apply(params, jnp.ones((40, 500)), 500, ApplyOptions(key=jax.random.PRNGKey(0))))
     share = np.mean(out != 0)  # a quarter if independent, a half if the masks were the same
     assert abs(share - 0.25) < 4 * np.sqrt(0.25 * 0.75 / out.size)
     assert set(np.unique(out).tolist()) == {0.0, 4.0}

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from src.engine.compiled import Compiled
 from src.models.layers import total
 from src.models.normalization import BatchNorm, normalized
+from src.training.compiled import Compiled
 
 EPSILON = 1e-5
 

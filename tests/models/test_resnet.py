@@ -8,18 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.engine.features import keep_features
-from src.engine.lanes import Lanes
-from src.engine.loop import ignore
-from src.engine.optimizers import Adam, Sgd
-from src.engine.schedules import Constant
-from src.engine.stage import Stage
 from src.errors import UserError
-from src.models.base import Forward, is_statistic
+from src.models.base import ApplyOptions, is_statistic
 from src.models.mlp import Mlp
 from src.models.resnet import Resnet, Stem
 from src.objectives.supervised import Classification
-from src.recipe import Recipe, pretrain_once, run_finetuning, where_it_moves
+from src.optim.optimizers import Adam, Sgd
+from src.optim.schedules import Constant
+from src.recipe.run import Recipe, pretrain_once, resolve_trainable, run_finetuning
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -28,6 +24,10 @@ from src.strategies.frozen import Frozen
 from src.strategies.ia3 import Ia3
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
+from src.training.feature_cache import keep_features
+from src.training.stage import Stage
+from src.training.vectorize import Lanes
+from src.types import ignore
 from tests.models.pictures import FIXTURES, OUTPUTS, images, parameters, transfer, two_parts, two_updates
 
 BASIC = Resnet(checkpoint=str(FIXTURES / "resnet_basic"), mean=0.5, std=0.25)  # four blocks
@@ -60,7 +60,7 @@ def test_what_each_group_returns(model, side, expected):
     """Sides as PyTorch has them: (s - 1) // 2 + 1 at each stride of 2; above the last block, a vector an image."""
     shapes, x = shapes_of(model, (side, side, 3)), jax.ShapeDtypeStruct((5, side, side, 3), np.uint8)
     for stop in range(len(model.groups()) + 1):
-        found = jax.eval_shape(lambda p, x, stop=stop: model.apply(p, x, 10, Forward(stop=stop)), shapes, x)
+        found = jax.eval_shape(lambda p, x, stop=stop: model.apply(p, x, 10, ApplyOptions(stop=stop)), shapes, x)
         assert found.shape == (5, *[(side, side, 3), *expected, (10,)][stop])
 
 
@@ -100,7 +100,7 @@ def test_the_small_stem_is_a_convolution_of_three():
             maps += pixels[:, i : i + 6, j : j + 6] @ p["stem/conv/kernel"][i, j]
     maps = (maps - p["stem/norm/mean"]) / np.sqrt(p["stem/norm/var"] + 1e-5) * p["stem/norm/scale"]
     expected = np.maximum(maps + p["stem/norm/bias"], 0)
-    np.testing.assert_allclose(model.apply(params, x, OUTPUTS, Forward(stop=1)), expected, atol=2e-5)
+    np.testing.assert_allclose(model.apply(params, x, OUTPUTS, ApplyOptions(stop=1)), expected, atol=2e-5)
 
 
 def started(model):
@@ -114,7 +114,7 @@ def test_blocks_that_begin_as_their_shortcuts():
     assert {path for path, leaf in params.items() if path.endswith("scale") and not np.any(leaf)} == {
         f"block_{i}/norm_1/scale" for i in range(4)
     }
-    low, high = (model.apply(params, images(2), OUTPUTS, Forward(stop=stop)) for stop in (1, 2))
+    low, high = (model.apply(params, images(2), OUTPUTS, ApplyOptions(stop=stop)) for stop in (1, 2))
     np.testing.assert_array_equal(low, high)
     assert np.any(low)
 
@@ -180,7 +180,7 @@ def test_a_probe_keeps_a_vector_an_image():
     params, data = parameters(BASIC), {"train": transfer().target["train"]}
     task = keep_features([stage], [params], data, Lanes.one)
     assert task.splits["train"].x.shape == (8, 24)
-    outputs = BASIC.apply(task.params[0], task.splits["train"].x, OUTPUTS, Forward(start=5))
+    outputs = BASIC.apply(task.params[0], task.splits["train"].x, OUTPUTS, ApplyOptions(start=5))
     np.testing.assert_allclose(outputs, BASIC.apply(params, data["train"].x, OUTPUTS), atol=1e-5)
 
 
@@ -188,7 +188,7 @@ def test_bfloat16_goes_all_the_way_up():
     params = parameters(BASIC)
     low = {path: leaf if is_statistic(path) else leaf.astype(jnp.bfloat16) for path, leaf in params.items()}
     for x in (images(), jnp.asarray(images() / 255, jnp.bfloat16)):
-        assert BASIC.apply(low, x, OUTPUTS, Forward(stop=1)).dtype == jnp.bfloat16
+        assert BASIC.apply(low, x, OUTPUTS, ApplyOptions(stop=1)).dtype == jnp.bfloat16
         found = BASIC.apply(low, x, OUTPUTS)
         assert found.dtype == jnp.bfloat16
         np.testing.assert_allclose(found.astype(np.float32), BASIC.apply(params, images(), OUTPUTS), atol=0.2)
@@ -197,7 +197,7 @@ def test_bfloat16_goes_all_the_way_up():
 def test_dropout_acts_on_the_head_s_inputs_in_training_alone():
     model = replace(BASIC, head_dropout=1.0)
     params = parameters(model)
-    dropped = model.apply(params, images(), OUTPUTS, Forward(key=jax.random.PRNGKey(0)))
+    dropped = model.apply(params, images(), OUTPUTS, ApplyOptions(key=jax.random.PRNGKey(0)))
     np.testing.assert_array_equal(dropped, np.broadcast_to(params["head/bias"], (4, OUTPUTS)))
     np.testing.assert_array_equal(model.apply(params, images(), OUTPUTS), BASIC.apply(params, images(), OUTPUTS))
     assert model.stochastic
@@ -231,7 +231,7 @@ def test_what_is_no_image_is_refused(shape, dtype, given):
     parts = dict.fromkeys(("train", "val", "test"), transfer().target["train"]._replace(x=x))
     data = replace(transfer(), source=parts, target=parts)
     with pytest.raises(UserError, match="model=resnet ") as found:
-        where_it_moves(Recipe(model=BASIC), data)
+        resolve_trainable(Recipe(model=BASIC), data)
     if given != "images":
         assert f"model=resnet takes images, and the data is {given}; allowed: model=" in str(found.value)
         assert "resnet" not in str(found.value).partition("allowed")[2]
@@ -239,8 +239,8 @@ def test_what_is_no_image_is_refused(shape, dtype, given):
 
 def test_images_are_for_networks_of_images():
     with pytest.raises(UserError, match="model=mlp takes numbers, and the data is images; allowed: model=resnet, vit"):
-        where_it_moves(Recipe(model=Mlp()), transfer())
-    assert where_it_moves(Recipe(model=BASIC), transfer()).trainable == 24 * 3 + 3
+        resolve_trainable(Recipe(model=Mlp()), transfer())
+    assert resolve_trainable(Recipe(model=BASIC), transfer()).trainable == 24 * 3 + 3
 
 
 def test_one_number_a_channel():

@@ -8,20 +8,15 @@ import optax
 import pytest
 
 from src.data.base import Transfer
-from src.engine.features import above, keep_features, resting_groups
-from src.engine.lanes import Lanes
-from src.engine.loop import fit, ignore
-from src.engine.optimizers import Adam, Sgd
-from src.engine.schedules import Constant
-from src.engine.stage import Split, Stage, added, frozen_paths, placement, shown, start, update
-from src.engine.trainer import Plain
 from src.models import bert, gpt2
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.bert import Bert
 from src.models.gpt2 import Gpt2
 from src.objectives.base import Objective
 from src.objectives.supervised import Classification
-from src.recipe import Recipe, run_finetuning, untrained, where_it_moves
+from src.optim.optimizers import Adam, Sgd
+from src.optim.schedules import Constant
+from src.recipe.run import Recipe, resolve_trainable, run_finetuning, untrained
 from src.retention.ewc import Ewc
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.chain_thaw import ChainThaw
@@ -32,6 +27,12 @@ from src.strategies.gradual import Gradual
 from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
 from src.strategies.top_k import TopK
+from src.training.feature_cache import keep_features, num_frozen_groups, upper_params
+from src.training.loop import fit
+from src.training.stage import Stage, added, eval_params, frozen_paths, placement, start, update
+from src.training.trainer import Plain
+from src.training.vectorize import Lanes
+from src.types import Split, ignore
 from tests.models.texts import MODELS, SMALL, WORDS, examples, outputs_of, parameters, row
 from tests.strategies.test_runs import ALL
 
@@ -98,11 +99,11 @@ def test_two_updates_of_every_phase(texts, name, model):
             assert np.isfinite(losses.loss)
         changed = {path for path, leaf in state.params.items() if not np.array_equal(leaf, params[path])}
         assert {path for path in moving ^ changed if not path.endswith(INDIFFERENT)} == set()
-        params |= shown(state)
+        params |= eval_params(state)
 
 
 def test_lora_finds_its_targets_by_pattern(texts):
-    moving = where_it_moves(Recipe(model=Bert(**SMALL), strategy=OWN["lora"]), texts).moving
+    moving = resolve_trainable(Recipe(model=Bert(**SMALL), strategy=OWN["lora"]), texts).moving
     sides = {path for path in moving if path.endswith("lora_a")}
     assert sides == {f"block_{i}/attention/{name}/lora_a" for i in (0, 1) for name in ("query", "value")}
 
@@ -145,7 +146,7 @@ def test_kept_features_change_no_number(texts, name, strategy):
     expected = fit(stage, params, data, {"val": data}, ignore).params
     task = keep_features([stage], [params], {"train": data}, Lanes.one)
     (cut,), (own,) = task.stages, task.params
-    assert cut.bottom == resting_groups(stage, params) > 0
+    assert cut.bottom == num_frozen_groups(stage, params) > 0
     assert ("embeddings/word/embedding" in own) == (name in TIED)
     assert "embeddings/position/embedding" not in own
     assert task.splits["train"].x.dtype == np.float32
@@ -162,7 +163,7 @@ def test_what_is_shared_is_no_part_of_the_state(texts):
     model = TIED["masked"]
     stage = Stage(model, WORDS, Words(), TopK(blocks=0), Adam(), Constant(), lr=0.01, steps=3, seed=0)
     stage = replace(stage, bottom=3)
-    own = above(stage, parameters(model))
+    own = upper_params(stage, parameters(model))
     assert set(own) - set(start(stage, own).params) == {"embeddings/word/embedding"}
 
 
@@ -186,7 +187,7 @@ def test_bfloat16_keeps_the_examples_apart(texts):
     model = replace(MODELS["bert-tokens"], examples=12)
     x = jnp.asarray(row([part[:, :1] for part in examples([2] * 12)])[None])
     params = {path: jnp.asarray(leaf, jnp.bfloat16) for path, leaf in parameters(model).items()}
-    middle = model.apply(params, x, 3, Forward(stop=1))
+    middle = model.apply(params, x, 3, ApplyOptions(stop=1))
     assert middle.dtype == jnp.bfloat16
     np.testing.assert_array_equal(middle[0, :, -1].astype(np.int32), x[0, 2])
 

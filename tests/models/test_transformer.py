@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.bert import Bert, Pooling
 from src.models.bert import Head as BertHead
 from src.models.gpt2 import Gpt2
@@ -23,7 +23,7 @@ LENGTHS = (5, 3, 4)
 
 
 def apply(model, params, rows, **how):
-    return np.asarray(model.apply(params, jnp.asarray(np.stack(rows)), outputs_of(model), Forward(**how)))
+    return np.asarray(model.apply(params, jnp.asarray(np.stack(rows)), outputs_of(model), ApplyOptions(**how)))
 
 
 @EVERY
@@ -80,7 +80,7 @@ def test_two_parts_make_the_whole_pass(name, count, training):
     model = packing(MODELS[name], count)
     params, outputs = parameters(model), outputs_of(model)
     x = jnp.asarray(np.stack([row(examples(LENGTHS[:count])), row(examples((2,)))]))
-    how = Forward(key=jax.random.PRNGKey(3) if training else None)
+    how = ApplyOptions(key=jax.random.PRNGKey(3) if training else None)
     both = model.apply(params, x, outputs, how)
     for cut in range(len(model.groups()) + 1):
         middle = model.apply(params, x, outputs, how._replace(stop=cut))
@@ -97,7 +97,7 @@ def test_dropout_is_drawn_anew_in_each_block_and_by_its_key():
     model = Bert(**SMALL, dropout=0.5, head_dropout=0.5)
     params = parameters(model)
     x = jnp.asarray(np.stack([row(examples((6,)))]))
-    one, same, other = (model.apply(params, x, 3, Forward(key=jax.random.PRNGKey(k))) for k in (0, 0, 1))
+    one, same, other = (model.apply(params, x, 3, ApplyOptions(key=jax.random.PRNGKey(k))) for k in (0, 0, 1))
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
     assert model.stochastic
@@ -217,9 +217,9 @@ def test_pre_training_says_what_both_heads_say():
     np.testing.assert_allclose(found[:, 1:], masked, atol=1e-6)
     np.testing.assert_allclose(found[:, 0, :2], pair, atol=1e-6)
     assert (found[:, 0, 2:] < -1e8).all()
-    below = Forward(stop=3)
+    below = ApplyOptions(stop=3)
     np.testing.assert_allclose(
-        model.apply(params, model.apply(params, x, WORDS, below), WORDS, Forward(start=3)), found, atol=1e-6
+        model.apply(params, model.apply(params, x, WORDS, below), WORDS, ApplyOptions(start=3)), found, atol=1e-6
     )
     owners = [[name for name, pattern in model.groups() if re.fullmatch(pattern, path)] for path in params]
     assert all(len(names) == 1 for names in owners)
@@ -234,7 +234,9 @@ def test_inputs_that_are_no_tokens_are_refused():
 
 def test_texts_of_one_row_do_not_see_each_other_before_fine_tuning_either():
     """Data that packs labelled texts packs the source task's rows, too."""
-    model = Bert(vocab_size=30, width=16, layers=1, heads=2, intermediate=32, positions=16, examples=3).facing("masked")
+    model = Bert(vocab_size=30, width=16, layers=1, heads=2, intermediate=32, positions=16, examples=3).with_head(
+        "masked"
+    )
     x = np.ones((1, 3, 8), np.int32)
     x[0, 0], x[0, 1], x[0, 2] = np.arange(5, 13), 0, [1, 1, 1, 2, 2, 2, 2, 0]
     params = model.init(jax.random.PRNGKey(0), x.shape[1:], 30)

@@ -8,17 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.engine.features import keep_features
-from src.engine.lanes import Lanes
-from src.engine.loop import ignore
-from src.engine.optimizers import Adam, Sgd
-from src.engine.schedules import Constant
-from src.engine.stage import Stage
 from src.errors import UserError
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.vit import Pooling, Size, Vit
 from src.objectives.supervised import Classification
-from src.recipe import Recipe, run_finetuning, untrained, where_it_moves
+from src.optim.optimizers import Adam, Sgd
+from src.optim.schedules import Constant
+from src.recipe.run import Recipe, resolve_trainable, run_finetuning, untrained
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -26,6 +22,10 @@ from src.strategies.frozen import Frozen
 from src.strategies.ia3 import Ia3
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
+from src.training.feature_cache import keep_features
+from src.training.stage import Stage
+from src.training.vectorize import Lanes
+from src.types import ignore
 from tests.models.pictures import OUTPUTS, images, parameters, transfer, two_parts, two_updates
 
 SMALL = Vit(width=16, layers=2, heads=2, intermediate=24, patch=4)
@@ -50,7 +50,7 @@ def test_what_each_group_returns():
     assert shapes["embeddings/positions"].shape == (1, 7, 16)
     expected = [(12, 8, 3), (7, 16), (7, 16), (16,), (10,)]
     for stop, shape in enumerate(expected):
-        found = jax.eval_shape(lambda p, x, stop=stop: SMALL.apply(p, x, 10, Forward(stop=stop)), shapes, x)
+        found = jax.eval_shape(lambda p, x, stop=stop: SMALL.apply(p, x, 10, ApplyOptions(stop=stop)), shapes, x)
         assert found.shape == (5, *shape)
 
 
@@ -75,7 +75,7 @@ def test_patches_are_embedded_line_by_line():
             patch = np.einsum("nhwc,hwcd->nd", pixels[:, i : i + 4, j : j + 4], p["embeddings/patch/kernel"])
             rows.append((patch + p["embeddings/patch/bias"])[:, None])
     expected = np.concatenate(rows, axis=1) + p["embeddings/positions"]
-    np.testing.assert_allclose(SMALL.apply(params, x, OUTPUTS, Forward(stop=1)), expected, atol=1e-5)
+    np.testing.assert_allclose(SMALL.apply(params, x, OUTPUTS, ApplyOptions(stop=1)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("pooling", Pooling)
@@ -92,18 +92,20 @@ def test_pooling():
     params, x = parameters(SMALL), images()
     p = {path: np.asarray(leaf, np.float64) for path, leaf in params.items()}
     # What the last block returns is seen where it is not the last: in a network that is one block longer.
-    own = np.asarray(replace(SMALL, layers=3).apply(params, x, OUTPUTS, Forward(stop=3)), np.float64)
+    own = np.asarray(replace(SMALL, layers=3).apply(params, x, OUTPUTS, ApplyOptions(stop=3)), np.float64)
     centred = own - own.mean(-1, keepdims=True)
     normed = centred / np.sqrt(own.var(-1, keepdims=True) + 1e-12) * p["final_norm/scale"] + p["final_norm/bias"]
     for pooling, expected in ((Pooling.first, normed[:, 0]), (Pooling.mean, normed.mean(1))):
-        found = replace(SMALL, pooling=pooling).apply(params, x, OUTPUTS, Forward(stop=3))
+        found = replace(SMALL, pooling=pooling).apply(params, x, OUTPUTS, ApplyOptions(stop=3))
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_dropout_acts_in_training_alone():
     model = replace(SMALL, dropout=0.5)
     params = parameters(model)
-    one, same, other = (model.apply(params, images(), OUTPUTS, Forward(key=jax.random.PRNGKey(k))) for k in (0, 0, 1))
+    one, same, other = (
+        model.apply(params, images(), OUTPUTS, ApplyOptions(key=jax.random.PRNGKey(k))) for k in (0, 0, 1)
+    )
     np.testing.assert_array_equal(one, same)
     assert np.abs(one - other).max() > 1e-3
     np.testing.assert_array_equal(model.apply(params, images(), OUTPUTS), SMALL.apply(params, images(), OUTPUTS))
@@ -157,14 +159,14 @@ def test_a_probe_keeps_a_vector_an_image():
     params, data = parameters(SMALL), {"train": transfer().target["train"]}
     task = keep_features([stage], [params], data, Lanes.one)
     assert task.splits["train"].x.shape == (8, 16)
-    outputs = SMALL.apply(task.params[0], task.splits["train"].x, OUTPUTS, Forward(start=3))
+    outputs = SMALL.apply(task.params[0], task.splits["train"].x, OUTPUTS, ApplyOptions(start=3))
     np.testing.assert_allclose(outputs, SMALL.apply(params, data["train"].x, OUTPUTS), atol=1e-5)
 
 
 def test_bfloat16_goes_all_the_way_up():
     params = parameters(SMALL)
     low = {path: leaf.astype(jnp.bfloat16) for path, leaf in params.items()}
-    assert SMALL.apply(low, images(), OUTPUTS, Forward(stop=1)).dtype == jnp.bfloat16
+    assert SMALL.apply(low, images(), OUTPUTS, ApplyOptions(stop=1)).dtype == jnp.bfloat16
     found = SMALL.apply(low, images(), OUTPUTS)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(np.float32), SMALL.apply(params, images(), OUTPUTS), atol=0.2)
@@ -203,4 +205,4 @@ def test_texts_are_refused_before_anything_is_trained():
         name: part._replace(x=np.zeros((len(part.x), 3, 12), np.int32)) for name, part in transfer().target.items()
     }
     with pytest.raises(UserError, match="model=vit takes images, and the data is texts; allowed: model=bert, gpt2"):
-        where_it_moves(Recipe(model=SMALL), replace(transfer(), source=parts, target=parts))
+        resolve_trainable(Recipe(model=SMALL), replace(transfer(), source=parts, target=parts))

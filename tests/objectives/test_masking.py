@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.config import check_values
+from src.config.hparams import check_values
 from src.errors import UserError
 from src.objectives.masking import SHARES, exact_count, mask_tokens, word_numbers
 from src.objectives.text import Masked

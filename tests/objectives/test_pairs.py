@@ -7,8 +7,8 @@ import pytest
 
 from src.models.base import PLAIN
 from src.models.bert import Bert, Head
-from src.models.transformer import FAR
-from src.objectives.base import Draw, Network
+from src.models.transformer import MASK_VALUE
+from src.objectives.base import Network, StepContext
 from src.objectives.kinds import OBJECTIVES
 from src.objectives.pairs import MaskedPairs, PairLabels
 from src.objectives.text import Masked
@@ -21,7 +21,7 @@ ROWS, LENGTH, WORDS = 6, 5, 9
 def planted():
     """Return outputs with a row of two logits in front, and targets with a label in front."""
     outputs = 2 * RNG.standard_normal((ROWS, 1 + LENGTH, WORDS)).astype(np.float32)
-    outputs[:, 0, 2:] = FAR
+    outputs[:, 0, 2:] = MASK_VALUE
     targets = RNG.integers(0, WORDS, (ROWS, 1 + LENGTH)).astype(np.int32)
     targets[RNG.random(targets.shape) < 0.5] = -1
     targets[:, 0] = [0, 1, 1, 0, 1, 0]
@@ -50,7 +50,7 @@ def test_what_is_reported():
     outputs, targets = planted()
     words, pairs = own(outputs, targets)
     objective = MaskedPairs()
-    found = objective.report(objective.digest(outputs, targets), targets)
+    found = objective.report(objective.reduce_outputs(outputs, targets), targets)
     real = targets[:, 1:] >= 0
     expected = {
         "loss": words.mean() + pairs.mean(),
@@ -75,7 +75,7 @@ def test_nothing_to_say_is_a_loss_of_nothing(missing):
     loss, slope = jax.value_and_grad(lambda o: MaskedPairs().loss(o, targets))(jnp.asarray(outputs))
     assert float(loss) == pytest.approx(words + pairs, rel=1e-6)
     assert np.isfinite(np.asarray(slope)).all()
-    found = MaskedPairs().metrics(MaskedPairs().digest(outputs, targets), targets)
+    found = MaskedPairs().metrics(MaskedPairs().reduce_outputs(outputs, targets), targets)
     assert all(np.isfinite(float(value)) for value in found.values())
 
 
@@ -134,7 +134,7 @@ def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
     x, targets = paired_rows()
     params, key = parameters(), jax.random.PRNGKey(5)
     objective = MaskedPairs(mask_id=3, words=WORDS, rate=0.4, exact=exact)
-    loss, learned = objective.learn(network(params), (x, targets), Draw(key, 0, 1), {})
+    loss, learned = objective.loss_and_aux(network(params), (x, targets), StepContext(key, 0, 1), {})
     seen, wanted = (np.asarray(part) for part in objective.corrupt(key, x, targets))
     outputs = np.asarray(MODEL.apply(params, jnp.asarray(seen), WORDS), np.float64)
     assert outputs.shape == (ROWS, 1 + LENGTH, WORDS)
@@ -149,10 +149,10 @@ def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
 def test_pairs_alone_are_a_classification_of_whole_rows():
     x, targets = paired_rows()
     params, objective = parameters(), PairLabels()
-    loss, _ = objective.learn(network(params), (x, targets), Draw(None, 0, 1), {})
+    loss, _ = objective.loss_and_aux(network(params), (x, targets), StepContext(None, 0, 1), {})
     outputs = np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS))
     _, pairs = own(outputs.astype(np.float64), targets)
-    found = objective.report(objective.digest(outputs, targets), targets)
+    found = objective.report(objective.reduce_outputs(outputs, targets), targets)
     assert float(loss) == pytest.approx(pairs.mean(), rel=1e-5)
     assert float(found["loss"]) == pytest.approx(pairs.mean(), rel=1e-5)
     assert float(found["pair_accuracy"]) == pytest.approx((outputs[:, 0, :2].argmax(-1) == targets[:, 0]).mean())
@@ -166,7 +166,7 @@ def test_pairs_alone_are_a_classification_of_whole_rows():
 def test_pairs_alone_move_no_word_of_the_head():
     """The gradient is none of the vocabulary's: only the pooler's and the classifier's part of the head learns."""
     batch, params = paired_rows(), parameters()
-    slopes = jax.grad(lambda p: PairLabels().learn(network(p), batch, Draw(None, 0, 1), {})[0])(params)
+    slopes = jax.grad(lambda p: PairLabels().loss_and_aux(network(p), batch, StepContext(None, 0, 1), {})[0])(params)
     moved = {path.partition("/")[0] for path, slope in slopes.items() if np.asarray(slope).any()}
     assert {"pooler", "classifier", "embeddings", "block_0"} <= moved
     assert not {"transform", "transform_norm", "vocabulary"} & moved
@@ -176,8 +176,8 @@ def test_a_row_without_a_word_to_miss_is_learned_from_its_label():
     x, targets = paired_rows()
     targets[:, 1:] = -1
     params = parameters()
-    loss, _ = MaskedPairs(mask_id=3, words=WORDS, exact=True).learn(
-        network(params), (x, targets), Draw(jax.random.PRNGKey(0), 0, 1), {}
+    loss, _ = MaskedPairs(mask_id=3, words=WORDS, exact=True).loss_and_aux(
+        network(params), (x, targets), StepContext(jax.random.PRNGKey(0), 0, 1), {}
     )
     _, pairs = own(np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS), np.float64), targets)
     assert float(loss) == pytest.approx(pairs.mean(), rel=1e-5)

@@ -7,8 +7,9 @@ import optax
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from src.objectives.supervised import Classification, Regression, calibration_error
-from src.results.calibration import brier_score, expected_calibration_error, negative_log_likelihood
+from src.analysis.calibration import brier_score, expected_calibration_error, negative_log_likelihood
+from src.metrics.classification import calibration_error
+from src.objectives.supervised import Classification, Regression
 
 ROWS, CLASSES = 300, 5
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from src.models.base import Forward
+from src.analysis.calibration import expected_calibration_error
+from src.models.base import ApplyOptions
 from src.models.bert import Bert, Head
 from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, Labels, Masked, Spans
-from src.results.calibration import expected_calibration_error
 
 RNG = np.random.default_rng(0)
 
@@ -91,7 +91,7 @@ def test_spans_are_two_choices_of_a_token():
 def test_perplexity_is_of_tokens_not_of_rows():
     outputs, targets = planted(4, 6, 9)
     targets[0, 1:] = -1  # a short row weighs less
-    digest = Causal().digest(outputs, targets)
+    digest = Causal().reduce_outputs(outputs, targets)
     found = Causal().report(digest, targets)
     real = targets >= 0
     own = -np.take_along_axis(log_softmax(outputs)[real], targets[real][:, None], axis=-1)
@@ -140,14 +140,14 @@ def test_the_missing_words_are_asked_for_and_no_others():
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
     objective = Masked(mask_id=3, words=words)
     seen, wanted = objective.corrupt(jax.random.PRNGKey(1), x, targets)
-    places = np.asarray(objective.asked(wanted))
+    places = np.asarray(objective.loss_positions(wanted))
     missing = np.flatnonzero(np.asarray(wanted) >= 0)
     assert (places[: len(missing)] == missing).all()
     assert (places[len(missing) :] == wanted.size).all()
     assert len(missing) < len(places) < wanted.size / 2
     model = Bert(vocab_size=words, width=16, layers=1, heads=2, intermediate=32, positions=length, head=Head.masked)
     params = model.init(jax.random.PRNGKey(0), x.shape[1:], words)
-    few = model.apply(params, seen, words, Forward(places=places))
+    few = model.apply(params, seen, words, ApplyOptions(places=places))
     every = model.apply(params, seen, words).reshape(-1, words)
     assert few.shape == (len(places), words)
     np.testing.assert_allclose(few[: len(missing)], every[missing], atol=1e-6)
@@ -159,5 +159,7 @@ def test_the_missing_words_are_asked_for_and_no_others():
 
 def test_a_batch_of_which_every_word_is_missing_asks_for_as_many_as_there_is_room_for():
     every = jnp.full((4, 10), 7)
-    assert np.asarray(Masked(rate=0.15).asked(every)).tolist() == list(range(18))  # 6 expected, 5 deviations of 2.26
-    assert np.asarray(Masked(rate=0.9).asked(every)).tolist() == list(range(40))
+    assert np.asarray(Masked(rate=0.15).loss_positions(every)).tolist() == list(
+        range(18)
+    )  # 6 expected, 5 deviations of 2.26
+    assert np.asarray(Masked(rate=0.9).loss_positions(every)).tolist() == list(range(40))

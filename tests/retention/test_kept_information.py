@@ -6,18 +6,15 @@ import os
 import numpy as np
 import pytest
 
-from src.config import static_part
+from src.config.hparams import static_part
 from src.data.digits import Digits
-from src.engine import stage_cache
-from src.engine.lanes import Lanes
-from src.engine.optimizers import Adam, Momentum
-from src.engine.schedules import Constant
-from src.engine.stage_cache import CacheMode, Entry, StageCache, finding_key, sources
 from src.models.cnn import Cnn
 from src.models.mlp import Mlp
 from src.objectives.kinds import OBJECTIVES
-from src.objectives.supervised import Supervised
-from src.recipe import Recipe, keep_source, pretrain, pretrain_once, run_finetuning
+from src.optim.optimizers import Adam, Momentum
+from src.optim.schedules import Constant
+from src.pretraining.supervised import Supervised
+from src.recipe.run import Recipe, keep_source, pretrain, pretrain_once, run_finetuning
 from src.retention import ewc
 from src.retention.base import Task
 from src.retention.ewc import Ewc, Information
@@ -27,6 +24,9 @@ from src.retention.online_ewc import OnlineEwc
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
 from src.strategies.scratch import Scratch
+from src.training import stage_cache
+from src.training.stage_cache import CacheMode, Entry, StageCache, finding_key, sources
+from src.training.vectorize import Lanes
 from tests.commands import rows, script, summary, sweep, train
 
 BASE = Recipe(
@@ -119,7 +119,7 @@ def test_whatever_decides_its_bits_is_in_the_name(digits, pre, monkeypatch):
     other["Dense_0/bias"][3] = np.nextafter(other["Dense_0/bias"][3], np.float32(1))
     names += [name(digits, other)]
     names += [name(digits, pretrain([dataclasses.replace(BASE, **more)], digits)[0].params) for more in OTHER_STAGES]
-    monkeypatch.setattr("src.recipe.platform", lambda: {"platform": "another"})
+    monkeypatch.setattr("src.recipe.run.platform", lambda: {"platform": "another"})
     names += [name(digits, pre.params)]
     monkeypatch.undo()
     versions = stage_cache.versions()

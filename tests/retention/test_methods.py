@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.config import bind, build, hyperparameters, option_class, option_names, static_part
-from src.engine.stage import Split
+from src.config.hparams import bind, hyperparameters, static_part
+from src.config.schema import build, option_class, option_names
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.objectives.augmentation import Augmentation
 from src.objectives.base import Network, Objective
-from src.objectives.contrastive import Shape, Temperature
 from src.objectives.kinds import OBJECTIVES
-from src.objectives.mae import Patches
-from src.objectives.moco import Queue
-from src.objectives.simclr import Pairs
 from src.objectives.supervised import Classification
 from src.objectives.text import Masked
+from src.pretraining.augmentation import Augmentation
+from src.pretraining.contrastive import Shape, Temperature
+from src.pretraining.mae import Patches
+from src.pretraining.moco import Queue
+from src.pretraining.simclr import Pairs
 from src.retention import fisher_diagonal
-from src.retention.base import Keeping, Retention, distance
+from src.retention.base import Retention, SourceTask, distance
 from src.retention.distill import Distill, divergence
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator
@@ -33,6 +33,7 @@ from src.retention.l2_sp import L2Sp
 from src.retention.none import NoRetention
 from src.retention.online_ewc import OnlineEwc
 from src.retention.replay import Replay, reservoir
+from src.types import Split
 
 RNG = np.random.default_rng(0)
 MODEL, FEATURES, CLASSES, ROWS = Mlp((6,), dropout=0.5), 4, 3, 40
@@ -47,7 +48,7 @@ def keeping(seed=0, kind="classification", **changes):
     outputs = CLASSES if kind == "classification" else 1
     source = SOURCE if kind == "classification" else Split(SOURCE.x, RNG.normal(size=ROWS).astype(np.float32))
     params = MODEL.init(jax.random.PRNGKey(seed), (FEATURES,), outputs)
-    task = Keeping(MODEL, outputs, OBJECTIVES[kind], params, HEAD, False, source, seed)
+    task = SourceTask(MODEL, outputs, OBJECTIVES[kind], params, HEAD, False, source, seed)
     return task._replace(**changes)
 
 
@@ -85,26 +86,26 @@ def test_l2_sp_is_half_the_squared_distance(new_head):
     method = L2Sp(strength=0.3, head_decay=0.7)
     expected = 0.15 * squares(params, task.params, TRUNK if new_head else task.params)
     expected += 0.35 * squares(params, {}, HEAD)
-    close(method.penalty(params, method.keep(task)), expected)
+    close(method.penalty(params, method.init_state(task)), expected)
 
 
 def test_what_does_not_move_costs_nothing():
     task, method = keeping(), L2Sp(strength=2.0)
     params = moved(task.params)
     kernel = {"Dense_0/kernel": params["Dense_0/kernel"]}
-    close(method.penalty(kernel, method.keep(task)), squares(params, task.params, kernel))
+    close(method.penalty(kernel, method.init_state(task)), squares(params, task.params, kernel))
 
 
 def test_batch_statistics_have_no_anchor():
     task = keeping()
     task.params["BatchNorm_0/mean"] = jnp.zeros(3)
-    assert "BatchNorm_0/mean" not in L2Sp().keep(task)["anchor"]
+    assert "BatchNorm_0/mean" not in L2Sp().init_state(task)["anchor"]
 
 
 def test_the_gradient_at_the_anchor_is_zero():
     for method in (L2Sp(strength=3.0), Ewc(strength=3.0), OnlineEwc(strength=3.0)):
         task = keeping()
-        grads = jax.grad(method.penalty)(task.params, method.keep(task))
+        grads = jax.grad(method.penalty)(task.params, method.init_state(task))
         assert all((np.asarray(grad) == 0).all() for grad in grads.values())
 
 
@@ -112,7 +113,7 @@ def test_the_proximal_step_is_the_minimum_of_its_problem():
     """At the step's result the gradient of ``lr * penalty + 1/2 ||w - v||**2`` is zero."""
     task = keeping()
     step, penalised = (L2Sp(strength=3.0, head_decay=0.5, proximal=flag) for flag in (True, False))
-    before, kept = moved(task.params), step.keep(task)
+    before, kept = moved(task.params), step.init_state(task)
     rates = {path: 0.1 * (i + 1) for i, path in enumerate(before)}
     for lr in (0.4, rates):
         after = step.after_update(before, kept, lr)
@@ -129,7 +130,7 @@ def test_gradient_descent_diverges_where_the_proximal_step_does_not():
     """At ``lr * strength = 2.1`` the distance from the anchor grows by 1.1 an update, and shrinks by 1/3.1."""
     task, lr = keeping(), 0.1
     explicit, implicit = L2Sp(strength=21.0), L2Sp(strength=21.0, proximal=True)
-    kept = explicit.keep(task)
+    kept = explicit.init_state(task)
     start = moved(task.params)
 
     def distances(step):
@@ -151,7 +152,7 @@ def test_gradient_descent_diverges_where_the_proximal_step_does_not():
 
 def test_an_enormous_strength_freezes():
     task, method = keeping(), L2Sp(strength=1e12, proximal=True)
-    after = method.after_update(moved(task.params), method.keep(task), 1.0)
+    after = method.after_update(moved(task.params), method.init_state(task), 1.0)
     for path, leaf in task.params.items():
         close(after[path], leaf, atol=1e-6)
 
@@ -169,7 +170,7 @@ def log_prob(params, x):
 def test_ewc_weighs_each_parameter_by_its_fisher_information(estimator, new_head):
     task = keeping(new_head=new_head)
     method = Ewc(strength=0.8, fisher=estimator, chunk=16)
-    kept, params = method.keep(task), moved(task.params)
+    kept, params = method.init_state(task), moved(task.params)
     paths = TRUNK if new_head else list(task.params)
     assert set(kept["importance"]) == set(kept["anchor"]) == set(paths)
     close(method.penalty(params, kept), 0.4 * squares(params, task.params, paths, kept["importance"]))
@@ -181,7 +182,7 @@ def test_ewc_weighs_each_parameter_by_its_fisher_information(estimator, new_head
 
 def test_ewc_of_a_regression_squares_the_derivative_of_the_prediction():
     task = keeping(kind="regression")
-    found = Ewc().keep(task)["importance"]["Dense_1/kernel"]
+    found = Ewc().init_state(task)["importance"]["Dense_1/kernel"]
     kernel, bias = (np.asarray(task.params[path], np.float64) for path in TRUNK)
     hidden = np.maximum(SOURCE.x @ kernel + bias, 0)
     close(found[:, 0], np.mean(hidden**2, axis=0))
@@ -190,7 +191,7 @@ def test_ewc_of_a_regression_squares_the_derivative_of_the_prediction():
 def test_ewc_takes_as_many_samples_as_it_is_told():
     """All that there are is the whole; fewer are chosen by the seed."""
     whole, same, few, other = (
-        Ewc(samples=samples).keep(keeping()._replace(seed=seed))["importance"]["Dense_0/kernel"]
+        Ewc(samples=samples).init_state(keeping()._replace(seed=seed))["importance"]["Dense_0/kernel"]
         for samples, seed in ((None, 0), (ROWS + 5, 0), (10, 0), (10, 1))
     )
     close(whole, same)
@@ -201,8 +202,8 @@ def test_ewc_takes_as_many_samples_as_it_is_told():
 def test_online_ewc_keeps_a_running_sum():
     first, second, third = (keeping(seed) for seed in (0, 1, 2))
     method = OnlineEwc(strength=0.8, gamma=0.9)
-    F = [Ewc().keep(task)["importance"] for task in (first, second, third)]
-    kept = method.update(method.update(method.keep(first), second), third)
+    F = [Ewc().init_state(task)["importance"] for task in (first, second, third)]
+    kept = method.update(method.update(method.init_state(first), second), third)
     for path in first.params:
         expected = 0.81 * np.asarray(F[0][path], np.float64) + 0.9 * F[1][path] + F[2][path]
         np.testing.assert_allclose(kept["importance"][path], expected, rtol=1e-5, atol=1e-8)
@@ -212,7 +213,7 @@ def test_online_ewc_keeps_a_running_sum():
 def test_online_ewc_after_one_task_is_ewc():
     task = keeping()
     params = moved(task.params)
-    one, other = (method.penalty(params, method.keep(task)) for method in (Ewc(), OnlineEwc(gamma=0.3)))
+    one, other = (method.penalty(params, method.init_state(task)) for method in (Ewc(), OnlineEwc(gamma=0.3)))
     close(one, other)
 
 
@@ -248,7 +249,7 @@ def test_a_reservoir_is_algorithm_r(rows, size):
 
 @pytest.mark.parametrize(("method", "rows"), [(Replay(), 4), (Replay(fraction=0.001), 1), (Replay(count=7), 7)])
 def test_replay_keeps_rows_of_the_source_as_they_are(method, rows):
-    kept = method.keep(keeping())
+    kept = method.init_state(keeping())
     assert kept["x"].shape == (rows, FEATURES)
     pairs = {(tuple(x), int(y)) for x, y in zip(SOURCE.x.tolist(), SOURCE.y, strict=True)}
     assert {(tuple(x), int(y)) for x, y in zip(kept["x"].tolist(), kept["y"], strict=True)} <= pairs
@@ -256,7 +257,7 @@ def test_replay_keeps_rows_of_the_source_as_they_are(method, rows):
 
 def test_replay_keeps_all_where_there_are_no_more_and_says_so_once(caplog):
     with caplog.at_level(logging.WARNING):
-        kept = [Replay(count=ROWS + 1).keep(keeping()) for _ in range(3)]
+        kept = [Replay(count=ROWS + 1).init_state(keeping()) for _ in range(3)]
         later = Replay(count=ROWS + 1).update(kept[0], keeping(source=Split(SOURCE.x[:9], SOURCE.y[:9])))
     np.testing.assert_array_equal(kept[0]["x"], SOURCE.x)
     np.testing.assert_array_equal(later["x"], np.concatenate([SOURCE.x, SOURCE.x[:9]]))
@@ -277,7 +278,7 @@ def nats(outputs, labels):
 
 def test_replay_adds_the_source_s_loss_on_all_that_is_kept():
     task, method = keeping(), Replay(count=7, strength=0.5)
-    kept = method.keep(task)
+    kept = method.init_state(task)
     found = method.loss(network(partial(outputs, task.params)), jnp.zeros((9, FEATURES)), kept, KEY)
     close(found, 0.5 * nats(outputs(task.params, kept["x"]), kept["y"]))
 
@@ -285,7 +286,7 @@ def test_replay_adds_the_source_s_loss_on_all_that_is_kept():
 @pytest.mark.parametrize(("batch", "new_rows", "drawn"), [(None, 3, 3), (5, 3, 5), (5, 100, 5), (20, 3, 7)])
 def test_replay_draws_a_batch_by_its_key(batch, new_rows, drawn):
     method, seen = Replay(count=7, batch=batch), []
-    kept = method.keep(keeping())
+    kept = method.init_state(keeping())
 
     def outputs_of(x):
         seen.append(x)
@@ -314,7 +315,7 @@ def test_replay_learns_as_the_source_task_was_learned():
     """By the objective's own update: an input of ones is halved before the network sees it."""
     ones = Split(np.ones_like(SOURCE.x), SOURCE.y)
     task, method = keeping(source=ones)._replace(objective=Halved()), Replay(fraction=1.0)
-    kept = method.keep(task)
+    kept = method.init_state(task)
     assert float(method.loss(network(lambda x: x), ones.x, kept, KEY)) == 0.5
 
 
@@ -345,7 +346,7 @@ def test_what_pre_training_leaves_nothing_to_keep_of_is_refused_before(name, obj
 def test_replay_of_a_regression():
     y = RNG.normal(size=ROWS).astype(np.float32)
     task, method = keeping(kind="regression", source=Split(SOURCE.x, y)), Replay(fraction=1.0)
-    kept = method.keep(task)
+    kept = method.init_state(task)
     found = method.loss(network(lambda x: jnp.ones((len(x), 1))), jnp.zeros((ROWS, FEATURES)), kept, KEY)
     close(found, np.mean((1 - y.astype(np.float64)) ** 2))
 
@@ -367,7 +368,7 @@ def test_the_divergence_is_that_of_scipy():
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_distillation_is_zero_for_the_old_network_and_nowhere_less(kind):
     task, method = keeping(kind=kind), Distill()
-    kept = method.keep(task)
+    kept = method.init_state(task)
     x = jnp.asarray(RNG.normal(size=(8, FEATURES)), jnp.float32)
 
     def loss(params):
@@ -382,7 +383,7 @@ def test_distillation_is_zero_for_the_old_network_and_nowhere_less(kind):
 def test_distillation_of_a_regression_is_the_mean_squared_difference():
     task, method = keeping(kind="regression"), Distill(strength=0.5)
     x = jnp.asarray(RNG.normal(size=(8, FEATURES)), jnp.float32)
-    found = method.loss(network(lambda rows: MODEL.apply(task.params, rows, 1) + 3.0), x, method.keep(task), KEY)
+    found = method.loss(network(lambda rows: MODEL.apply(task.params, rows, 1) + 3.0), x, method.init_state(task), KEY)
     close(found, 4.5)
 
 
@@ -409,16 +410,16 @@ def test_what_needs_the_source_s_rows_says_what_does_not():
         method.check(has_source=True)
         if not method.needs_source:
             method.check(has_source=False)
-            method.keep(keeping(source=None))
+            method.init_state(keeping(source=None))
             continue
-        for act in (lambda m=method: m.check(has_source=False), lambda m=method: m.keep(keeping(source=None))):
+        for act in (lambda m=method: m.check(has_source=False), lambda m=method: m.init_state(keeping(source=None))):
             with pytest.raises(UserError, match=r"needs rows of the source task.*: distill, isolate, l2_sp, none$"):
                 act()
 
 
 def test_without_pre_training_there_is_nothing_to_keep():
     for method in METHODS:
-        if method.keeps:
+        if method.needs_state:
             with pytest.raises(
                 UserError, match=r"retention.name is '\w+', and .* without pre-training.*with it: none$"
             ):
@@ -431,7 +432,7 @@ def test_without_pre_training_there_is_nothing_to_keep():
 def test_flags_say_what_a_method_does(method):
     """A flag that is off stands for a method that returns 0, or its argument."""
     task = keeping()
-    kept, params = method.keep(task), moved(task.params)
+    kept, params = method.init_state(task), moved(task.params)
     x = jnp.asarray(RNG.normal(size=(8, FEATURES)), jnp.float32)
     assert (float(method.penalty(params, kept)) != 0) == method.penalises
     assert (float(method.loss(network(partial(outputs, params)), x, kept, KEY)) != 0) == method.rehearses
@@ -454,7 +455,7 @@ def test_one_program_serves_every_strength_and_can_be_mapped(method):
     x = jnp.asarray(RNG.normal(size=(3, FEATURES)), jnp.float32)
     tasks = [keeping(seed) for seed in (0, 1)]
     values = [dict.fromkeys(hyperparameters(method), jnp.float32(value)) for value in (0.3, 0.6)]
-    arguments = [(v, moved(task.params), method.keep(task), KEY) for v, task in zip(values, tasks, strict=True)]
+    arguments = [(v, moved(task.params), method.init_state(task), KEY) for v, task in zip(values, tasks, strict=True)]
     compiled = jax.jit(everything)
     alone = [compiled(*each) for each in arguments]
     assert len(traces) == 1

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from src.models.base import PLAIN, Forward, Model
+from src.models.base import PLAIN, ApplyOptions, Model
 
 
 class Block(nn.Module):
@@ -103,7 +103,7 @@ def prepared(strategy, model, params, shake=0.0):
 
 def run(strategy, model, params, x, outputs, key=None):
     """Return the outputs of a pass in which a strategy's leaves act."""
-    how = Forward(injected=frozenset(strategy.injected), around=strategy.around, key=key)
+    how = ApplyOptions(adapter_params=frozenset(strategy.adapter_params), wrap_call=strategy.wrap_call, key=key)
     return model.apply(params, x, outputs, how)
 
 

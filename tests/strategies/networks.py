@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from src.engine.partition import place
 from src.models.base import Model
 from src.models.mlp import Mlp
+from src.optim.partition import match_rules
 
 MLP = Mlp(widths=(4,) * 6)
 MLP_PARAMS = jax.eval_shape(lambda: MLP.init(jax.random.PRNGKey(0), (3,), 2))
@@ -98,7 +98,7 @@ def where(paths, moves):
 def moving(table, name):
     """What a table moves in one of the networks."""
     groups, paths, _ = NETWORKS[name]
-    return set(place(table, paths, groups).trainable)
+    return set(match_rules(table, paths, groups).trainable)
 
 
 def phases(strategy, name):
@@ -110,7 +110,7 @@ def rates(table, name):
     """What a table says of each depth: one multiplier, the same for all its leaves."""
     groups, paths, _ = NETWORKS[name]
     found = {}
-    for path, value in place(table, paths, groups).multiplier.items():
+    for path, value in match_rules(table, paths, groups).multiplier.items():
         assert found.setdefault(depth(path), value) is value or found[depth(path)] == value
     return found
 

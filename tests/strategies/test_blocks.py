@@ -2,7 +2,7 @@
 
 import pytest
 
-from src.config import typed
+from src.config.schema import typed
 from src.errors import UserError
 from src.strategies.freeze_bottom import FreezeBottom
 from src.strategies.freeze_middle import FreezeMiddle

@@ -7,18 +7,19 @@ import jax
 import numpy as np
 import pytest
 
-from src.config import knob, static_part, typed
+from src.config.hparams import hparam, static_part
+from src.config.schema import typed
 from src.data.diabetes import Diabetes
-from src.engine.stage import traced
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.recipe import Recipe, finetuning_stage
+from src.recipe.run import Recipe, finetuning_stage
 from src.strategies import layer_scales
 from src.strategies.base import Strategy
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
-from tests.engine.runs import finetuned, pretrained
+from src.training.stage import traced
 from tests.strategies.networks import BERT, NETWORKS, rates
+from tests.training.runs import finetuned, pretrained
 
 
 def test_layer_scales_of_timm_s_vision_transformer():
@@ -103,7 +104,7 @@ def test_one_program_serves_every_value():
 class Plain(Strategy):
     """The formula without floor or divisor."""
 
-    decay: float = knob(0.9, traced=True)
+    decay: float = hparam(0.9, traced=True)
 
     def table(self, groups):
         return tuple((name, self.decay**depth) for depth, (name, _) in enumerate(reversed(groups)))

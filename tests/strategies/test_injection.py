@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from src.engine.partition import FROZEN, place
 from src.errors import UserError
 from src.models.mlp import Mlp
+from src.optim.partition import FROZEN, match_rules
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.dora import Dora
 from src.strategies.ia3 import Ia3
@@ -57,17 +57,17 @@ def test_only_what_was_added_and_the_head_move(strategy):
     params, _ = case(MLP)
     added = set(strategy.prepare(jax.random.PRNGKey(0), params, MLP))
     groups = MLP.groups()
-    moving = set(place(strategy.table(groups), params | dict.fromkeys(added), groups).trainable)
+    moving = set(match_rules(strategy.table(groups), params | dict.fromkeys(added), groups).trainable)
     assert moving == added | {"Dense_2/kernel", "Dense_2/bias"}
     alone = type(strategy)(**{**vars(strategy), "train_head": False})
-    assert set(place(alone.table(groups), params | dict.fromkeys(added), groups).trainable) == added
+    assert set(match_rules(alone.table(groups), params | dict.fromkeys(added), groups).trainable) == added
 
 
 def test_b_has_its_own_rate():
     params, _ = case(MLP)
     for strategy in (Lora(rank=2, b_rate=16.0), Dora(rank=2, b_rate=16.0)):
         added = strategy.prepare(jax.random.PRNGKey(0), params, MLP)
-        found = place(strategy.table(MLP.groups()), params | added, MLP.groups()).multiplier
+        found = match_rules(strategy.table(MLP.groups()), params | added, MLP.groups()).multiplier
         assert {found[path] for path in added if path.endswith("lora_b")} == {16.0}
         assert {found[path] for path in added if not path.endswith("lora_b")} == {1.0}
         assert found["Dense_2/bias"] == 1.0
@@ -80,7 +80,7 @@ def test_normalisation_moves_only_when_told_to():
     both = params | Adapter().prepare(jax.random.PRNGKey(0), params, model)
 
     def moving(strategy):
-        return set(place(strategy.table(model.groups()), both, model.groups()).trainable)
+        return set(match_rules(strategy.table(model.groups()), both, model.groups()).trainable)
 
     norms = {f"block_{i}/BatchNorm_0/{leaf}" for i in range(2) for leaf in ("scale", "bias")}
     assert norms <= set(params)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from src.config import bind, hyperparameters
-from src.engine.partition import join, place, split
+from src.config.hparams import bind, hyperparameters
 from src.errors import UserError
-from src.models.base import Forward, Model
+from src.models.base import ApplyOptions, Model
 from src.models.mlp import Mlp
+from src.optim.partition import join, match_rules, split
 from src.strategies.dora import Dora
 from src.strategies.full import Full
 from src.strategies.lora import Lora
@@ -154,7 +154,7 @@ def test_dora_s_gradient_takes_the_norm_as_constant():
         return jnp.sum((run(strategy, model, params | added, x, 4) - y) ** 2)
 
     def explicit(added, x, constant):
-        a, b, m = (added[f"Dense_0/{name}"] for name in strategy.injected)
+        a, b, m = (added[f"Dense_0/{name}"] for name in strategy.adapter_params)
         adapted = params["Dense_0/kernel"] + 1.0 * a @ b
         outputs = x @ (m[None] / constant(jnp.sqrt(jnp.sum(adapted**2, axis=0)))[None] * adapted)
         return jnp.sum((outputs + params["Dense_0/bias"][None] - y) ** 2)
@@ -206,7 +206,7 @@ def test_a_grouped_convolution_is_refused():
         run(Lora(rank=2), model, params | added, rows(2, 5, 5, 4), 2)
 
 
-def update_flops(strategy, model, width, batch, around=None):
+def update_flops(strategy, model, width, batch, wrap_call=None):
     """Return XLA's count for one compiled step of gradient descent on the trainable half."""
 
     def shapes(key):
@@ -214,8 +214,8 @@ def update_flops(strategy, model, width, batch, around=None):
         return params | strategy.prepare(key, params, model)
 
     params = jax.eval_shape(shapes, jax.random.PRNGKey(0))
-    moving, frozen = split(params, place(strategy.table(model.groups()), params, model.groups()).trainable)
-    how = Forward(injected=frozenset(strategy.injected), around=around or strategy.around)
+    moving, frozen = split(params, match_rules(strategy.table(model.groups()), params, model.groups()).trainable)
+    how = ApplyOptions(adapter_params=frozenset(strategy.adapter_params), wrap_call=wrap_call or strategy.wrap_call)
 
     def step(moving, frozen, x, y):
         grads = jax.grad(lambda p: jnp.mean((model.apply(join(p, frozen), x, 10, how) - y) ** 2))(moving)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.errors import UserError
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.mlp import Mlp
 from src.strategies.adapter import Adapter, Bend, Kind
 from src.strategies.ia3 import Ia3
@@ -101,9 +101,9 @@ def test_an_adapter_stands_after_a_whole_block():
     assert added["block_1/adapter_down"].shape == (10, 4)
     h = x
     for i in range(2):
-        block = plain(CONV, params, h, 2, Forward(start=i, stop=i + 1))
+        block = plain(CONV, params, h, 2, ApplyOptions(start=i, stop=i + 1))
         h = np.float32(bottleneck(added, f"block_{i}", block, "relu"))
-    expected = plain(CONV, params, h, 2, Forward(start=2))
+    expected = plain(CONV, params, h, 2, ApplyOptions(start=2))
     np.testing.assert_allclose(compiled(strategy, CONV, params | added, x, 2), expected, rtol=1e-5, atol=1e-5)
 
 

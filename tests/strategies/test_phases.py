@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from src.config import typed
+from src.config.schema import typed
 from src.errors import UserError
 from src.strategies.chain_thaw import ChainThaw
 from src.strategies.gradual import Gradual

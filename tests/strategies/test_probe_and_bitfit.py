@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.config import typed
-from src.engine.partition import place
+from src.config.schema import typed
 from src.errors import UserError
 from src.models.mlp import Mlp
+from src.optim.partition import match_rules
 from src.strategies.bitfit import Bitfit
 from src.strategies.linear_probe import LinearProbe
 from tests.strategies.networks import BERT, MLP, MLP_PARAMS, NETWORKS, bert_shapes, moving, where
@@ -114,4 +114,4 @@ def test_bitfit_needs_a_bias_below_the_head():
     with pytest.raises(
         UserError, match=r"strategy: the pattern '\.\*/bias' matches no parameter; groups: trunk, block_0"
     ):
-        place(Bitfit().table(Mlp().groups()), [path for path in params if "bias" not in path], Mlp().groups())
+        match_rules(Bitfit().table(Mlp().groups()), [path for path in params if "bias" not in path], Mlp().groups())

@@ -8,15 +8,12 @@ from sklearn.linear_model import LogisticRegression
 
 from src.data.diabetes import Diabetes
 from src.data.digits import Digits
-from src.engine.loop import ignore, update_cost
-from src.engine.optimizers import Adam, Momentum
-from src.engine.stage import frozen_paths, initial, start, with_added
-from src.engine.trainer import Plain
 from src.errors import UserError
-from src.models.base import Forward
+from src.models.base import ApplyOptions
 from src.models.cnn import Cnn
 from src.models.mlp import Mlp
-from src.recipe import Recipe, finetune, phases, pretrain_once, run_finetuning, untrained, where_it_moves
+from src.optim.optimizers import Adam, Momentum
+from src.recipe.run import Recipe, finetune, phases, pretrain_once, resolve_trainable, run_finetuning, untrained
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.chain_thaw import ChainThaw
@@ -34,6 +31,10 @@ from src.strategies.lp_ft import LpFt
 from src.strategies.masked import Masked
 from src.strategies.scratch import Scratch
 from src.strategies.top_k import TopK
+from src.training.loop import update_cost
+from src.training.stage import frozen_paths, initial, start, with_added
+from src.training.trainer import Plain
+from src.types import ignore
 
 ALL = {
     "full": Full(),
@@ -110,7 +111,7 @@ def test_batch_statistics_rest_with_their_block(strategy):
     (pre,) = untrained([recipe], data)
     rows = []
     (outcome,) = run_finetuning([recipe], data, [pre], [rows.append])
-    moving = where_it_moves(recipe, data).moving
+    moving = resolve_trainable(recipe, data).moving
     statistics = [path for path in pre.params if path.rsplit("/")[-1] in ("mean", "var")]
     assert len(statistics) == 8
     for path in statistics:
@@ -192,7 +193,7 @@ def test_the_converged_probe_is_scikit_learn_s_logistic_regression():
     end = finetune([recipe], data, [pre.params], [ignore]).fits[0].params
     model = recipe.model
     features = {
-        name: np.asarray(model.apply(end, part.x, data.outputs, Forward(stop=1)), np.float64)
+        name: np.asarray(model.apply(end, part.x, data.outputs, ApplyOptions(stop=1)), np.float64)
         for name, part in data.target.items()
     }
     rows = data.target["train"]
@@ -224,7 +225,7 @@ def test_the_converged_probe_is_scikit_learn_s_logistic_regression():
 )
 def test_what_does_not_fit_is_refused_before_any_training(diabetes, strategy, message):
     with pytest.raises(UserError, match=message):
-        where_it_moves(Recipe(model=Mlp((6, 5, 4)), strategy=strategy), diabetes)
+        resolve_trainable(Recipe(model=Mlp((6, 5, 4)), strategy=strategy), diabetes)
 
 
 def test_scratch_starts_where_pre_training_would_have(diabetes):

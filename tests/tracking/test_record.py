@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from src.environment import git_state, versions
+from src.files import atomic_write, to_json
 from src.tracking.job import blank_summary, numbers
-from src.tracking.record import JobRecord, git_state, replacing, to_json, versions
+from src.tracking.record import JobRecord
 
 
 def strict(text):
@@ -46,10 +48,10 @@ def test_a_second_try_starts_clean(tmp_path):
 def test_replacing_is_all_or_nothing(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(TypeError), replacing(path) as file:
+    with pytest.raises(TypeError), atomic_write(path) as file:
         file.writelines([b"half", "no bytes"])  # type: ignore[list-item]
     assert path.read_text() == "old"
-    with replacing(path) as file:
+    with atomic_write(path) as file:
         file.write(b"new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -17,10 +17,10 @@ from typing import ClassVar
 import pytest
 import wandb
 
-from src.results.wandb_files import BLOCK, HEADER, PIECE, read_records, read_run
 from src.tracking.options import Wandb
 from src.tracking.publisher import Publisher
 from src.tracking.wandb_file import framed, write_offline_run
+from src.tracking.wandb_files import BLOCK, HEADER, PIECE, read_records, read_run
 from src.tracking.wandb_writer import Writer
 
 CONFIG = {
@@ -158,7 +158,7 @@ def plain(value):
 @pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * PIECE.size])
 def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, monkeypatch):
     """Sizes that end before, in and after the last bytes of a block, where no header fits, or a header and no data."""
-    monkeypatch.setattr("src.results.wandb_files.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
     room = BLOCK - len(HEADER) - 2 * PIECE.size - before
     sizes = [*range(room - 20, room + 10), BLOCK, 3 * BLOCK - 8, 100_000]
     for size in sizes:
@@ -170,7 +170,7 @@ def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, mon
 
 def test_the_official_file_s_messages_framed_are_the_official_file(tmp_path, monkeypatch):
     file = official(settings(tmp_path), list(rows(200)), SUMMARY, 0)
-    monkeypatch.setattr("src.results.wandb_files.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
     assert file.stat().st_size > 3 * BLOCK
     assert framed(read_records(file)) == file.read_bytes()
 

@@ -1,0 +1,1 @@
+"""Files of weights: Hugging Face, PEFT and safetensors, in and out."""

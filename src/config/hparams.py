@@ -1,0 +1,115 @@
+"""Hyperparameters: what a dataclass field may hold, and which fields are traced."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
+from typing import Any
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a value must satisfy, and the words that say so."""
+
+    words: str
+    accepts: Callable[[Any], bool]
+
+
+POSITIVE = Check("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
+
+
+NON_NEGATIVE = Check("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
+
+
+FRACTION = Check("a number strictly between 0 and 1", lambda v: 0 < v < 1)
+
+
+SHARE = Check("a number >= 0 and less than 1", lambda v: 0 <= v < 1)
+
+
+UNIT = Check("a number from 0 to 1", lambda v: 0 <= v <= 1)
+
+
+RATIO = Check("a number > 0 and at most 1", lambda v: 0 < v <= 1)
+
+
+COUNT = Check("a whole number >= 1", lambda v: v >= 1)
+
+
+SEVERAL = Check("a whole number >= 2", lambda v: v >= 2)
+
+
+NATURAL = Check("a whole number >= 0", lambda v: v >= 0)
+
+
+SEED = Check("a whole number from 0 to 4294967295", lambda v: 0 <= v < 2**32)
+
+
+def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool = False) -> Any:
+    """Declare a dataclass field: its default, its allowed values, and whether it is traced.
+
+    A list-valued default is given as a tuple; the check then applies to each element. ``None`` always passes (the
+    field's type says whether it is allowed).
+    """
+    metadata = {"check": check, "traced": traced}
+    return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
+
+
+def check_value(spec: Any, path: str, value: Any) -> None:
+    """Apply to ``value`` the check of the field at a dotted path of a specification."""
+    *above, name = path.split(".")
+    for part in above:
+        spec = getattr(spec, part)
+    (f,) = (f for f in dataclasses.fields(spec) if f.name == name)
+    _apply(f, value, path)
+
+
+def check_values(spec: Any, key: str = "") -> None:
+    """Apply each field's check; raises :class:`UserError` naming key, value and what is allowed."""
+    for f in dataclasses.fields(spec):
+        _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
+
+
+def _apply(f: dataclasses.Field[Any], value: Any, full: str) -> None:
+    check = f.metadata.get("check")
+    for element in value if isinstance(value, tuple) else (value,):
+        if check is not None and element is not None and not check.accepts(element):
+            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.words}")
+
+
+def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the traced values of a specification by dotted path, nested dataclasses included.
+
+    A traced field that is ``None`` is switched off, which is structure: it stays static.
+    """
+    return {path: getattr(owner, name) for path, owner, name in _traced_fields(spec, prefix)}
+
+
+def bind(spec: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
+    """Return ``spec`` with its traced fields replaced by ``values`` (arrays or tracers), by dotted path."""
+    changes: dict[str, Any] = {}
+    for f in dataclasses.fields(spec):
+        path, value = f"{prefix}{f.name}", getattr(spec, f.name)
+        if dataclasses.is_dataclass(value):
+            changes[f.name] = bind(value, values, f"{path}.")
+        elif path in values:
+            changes[f.name] = values[path]
+    return dataclasses.replace(spec, **changes)
+
+
+def static_part(spec: Any) -> Any:
+    """Return ``spec`` with every traced value set to 0: what a compiled program depends on, hashable."""
+    return bind(spec, dict.fromkeys(hyperparameters(spec), 0))
+
+
+def _traced_fields(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    for f in dataclasses.fields(spec):
+        value = getattr(spec, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _traced_fields(value, f"{prefix}{f.name}.")
+        elif f.metadata.get("traced") and value is not None:
+            yield f"{prefix}{f.name}", spec, f.name

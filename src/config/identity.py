@@ -1,0 +1,60 @@
+"""Job identity: a hash of everything in the resolved configuration that can change a job's numbers.
+
+A job's folder is named by it, so the same job has the same folder in the same sweep, whatever its place in the grid and
+whichever launcher runs it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from .schema import Study
+
+VOLATILE = frozenset(
+    {"hydra", "tracker", *Study.__dataclass_fields__}
+)  # how a run is watched and called, not what it computes
+LONGEST_SLUG = 100  # characters; file systems allow names of 255
+
+
+def job_id(config: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of the SHA-256 of a plain, resolved task configuration."""
+    kept = {key: value for key, value in config.items() if key not in VOLATILE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def resolved(cfg: DictConfig) -> dict[str, Any]:
+    """Return a task configuration as plain data, interpolations resolved, Hydra's own node left out."""
+    keys = [str(key) for key in cfg if key != "hydra"]
+    masked = OmegaConf.masked_copy(cfg, keys)
+    masked._set_parent(cfg._get_parent())
+    plain = OmegaConf.to_container(masked, resolve=True, enum_to_str=True)
+    return {str(key): value for key, value in dict(plain).items()}  # type: ignore[call-overload]
+
+
+def job_folder_name(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
+    """Return a folder's name: the job's overrides in a form that shells and file systems take, and its identity."""
+    aside = ("experiment=", "debug=", *(f"{key}{mark}" for key in VOLATILE for mark in "=."))
+    kept = [line for line in sorted(line.lstrip("+~") for line in overrides) if not line.startswith(aside)]
+    slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", "_".join(kept)).strip("_.")
+    return f"{slug[:LONGEST_SLUG]}_{job_id(config)[:10]}".lstrip("_")
+
+
+def job_folder(cfg: DictConfig) -> str:
+    """Return the name of the folder of a job that Hydra has composed."""
+    return job_folder_name(cfg.hydra.overrides.task, resolved(cfg))
+
+
+def register_resolvers() -> None:
+    """Make ``${job_folder:}``, ``${study_folder:...}`` and ``${updates:rows,batch_size}`` known to OmegaConf.
+
+    The last is for presets that compare batches of different size over the same number of rows seen.
+    """
+    OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
+    OmegaConf.register_new_resolver("study_folder", lambda name, time: time if name is None else name, replace=True)
+    OmegaConf.register_new_resolver("updates", lambda rows, batch: -(-int(rows) // int(batch)), replace=True)

@@ -1,0 +1,203 @@
+"""The typed schema: how a configuration node becomes an object, what values it may hold, which of them are traced.
+
+A group's option is a dataclass in the file of the same name: ``strategy=discriminative`` is
+``src/strategies/discriminative.py``'s ``Discriminative``. Its fields are declared with :func:`hparam`, which states the
+allowed values and whether the field is *traced*: a hyperparameter that enters the compiled program as an argument, so
+that one compilation serves every value of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import keyword
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING as OMITTED
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, ValidationError
+
+from ..environment import PACKAGE, PACKAGE_DIR, ROOT
+from ..errors import UserError, did_you_mean, listed
+from .choices import CacheMode, Kind, Resume
+from .hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, SEED, check_values, hparam
+
+# A wheel holds `conf` inside the package, a checkout beside it.
+CONF = next(folder for folder in (PACKAGE_DIR / "conf", ROOT / "conf") if folder.is_dir())
+
+# Where the class of a group's option is found; `{name}` is the option's name.
+CONFIG_GROUPS = {
+    "model": "models.{name}",
+    "strategy": "strategies.{name}",
+    "data": "data.{name}",
+    "pretrain": "pretraining.{name}",
+    "optimizer": "optim.optimizers",
+    "schedule": "optim.schedules",
+    "trainer": "training.trainer",
+    "retention": "retention.{name}",
+    "tracker": "tracking.options",
+}
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """The recipe's own knobs, at the top level of the configuration. Units are in ``conf/config.yaml``."""
+
+    recipe: Kind = hparam(Kind.transfer)
+    seed: int = hparam(0, SEED, traced=True)
+    lr_pre: float = hparam(0.05, POSITIVE, traced=True)
+    lr_fine: float = hparam(0.05, POSITIVE, traced=True)
+    pretrain_steps: int = hparam(200, NATURAL)
+    finetune_steps: int = hparam(100, NATURAL)
+    batch_size: int | None = hparam(None, COUNT)
+    log_every: int = hparam(10, COUNT)
+
+
+@dataclass(frozen=True)
+class Study:
+    """What changes no number: how a run is called, shown, resumed, and what is kept for the next."""
+
+    name: str | None = hparam(None)
+    report: str | None = hparam(None)
+    progress: bool = hparam(True)
+    resume: Resume = hparam(Resume.auto)
+    cache: CacheMode = hparam(CacheMode.use)
+    cache_folder: str = hparam("outputs/cache")
+    cache_limit: float = hparam(2000.0, NON_NEGATIVE)
+
+
+def register_schema() -> None:
+    """Give Hydra the types of the top-level keys, so that a wrong one is refused while the configuration is composed.
+
+    The groups are typed when they are built (:func:`build`): each by the dataclass of the option that was chosen.
+    """
+    fields = [*dataclasses.fields(RecipeConfig), *dataclasses.fields(Study)]
+    hints = {**typing.get_type_hints(RecipeConfig), **typing.get_type_hints(Study)}
+    plain_fields = [(f.name, hints[f.name], f.default) for f in fields]
+    groups = [(group, Any, OMITTED) for group in CONFIG_GROUPS]
+    ConfigStore.instance().store(name="schema", node=dataclasses.make_dataclass("Config", [*plain_fields, *groups]))
+
+
+def option_class(group: str, name: str) -> type:
+    """Return the dataclass behind ``group=name``, for instance ``("strategy", "frozen")`` -> ``Frozen``.
+
+    Raises:
+        UserError: no such option; the allowed ones are listed.
+    """
+    class_name = "".join(part.capitalize() for part in name.split("_"))
+    if keyword.iskeyword(class_name):  # "None" cannot be the name of a class: it is NoRetention
+        class_name = f"No{group.capitalize()}"
+    module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=name)}"
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except ModuleNotFoundError as error:
+        if error.name != module_name:
+            raise
+    except AttributeError:
+        pass
+    allowed = option_names(group)
+    raise UserError(f"{group}.name is '{name}'{did_you_mean(name, allowed)}; allowed: {listed(allowed)}")
+
+
+def option_names(group: str) -> list[str]:
+    """Return the names of a group's options: its YAML files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def option_name(option: Any) -> str:
+    """Return what a built option is called where each has a file of its own: like that file."""
+    return type(option).__module__.rpartition(".")[2]
+
+
+def build(group: str, node: DictConfig, key: str | None = None) -> Any:
+    """Turn the node of a group into the frozen dataclass it describes, every value checked.
+
+    Args:
+        group: which room to look in, ``"optimizer"`` for instance.
+        node: the composed node, with its ``name``.
+        key: where the node lies in the configuration (default: ``group``); errors name it.
+
+    Raises:
+        UserError: unknown option or field, a value of the wrong type or outside what is allowed.
+    """
+    key = key or group
+    cls = option_class(group, str(node.get("name")))
+    values = {name: value for name, value in settings(node).items() if name != "name"}
+    nested = {name: build(name, values.pop(name), f"{key}.{name}") for name in list(values) if is_option(values[name])}
+    hints = typing.get_type_hints(cls)
+    for name in [n for n in values if dataclasses.is_dataclass(hints.get(n)) and isinstance(values[n], DictConfig)]:
+        nested[name] = typed(hints[name], settings(values.pop(name)), f"{key}.{name}")  # settings that belong together
+    return typed(cls, values, key, **nested)
+
+
+def settings(node: DictConfig) -> dict[str, Any]:
+    """Return a node's values, interpolations resolved; options of groups stay nodes, missing values stay ``???``."""
+
+    def value(name: str) -> Any:
+        found = OMITTED if OmegaConf.is_missing(node, name) else node[name]
+        return OmegaConf.to_container(found, resolve=True) if isinstance(found, ListConfig) else found
+
+    return {str(name): value(str(name)) for name in node}
+
+
+def is_option(value: Any) -> bool:
+    """Tell whether a configuration value is itself an option of a group (``pretrain.optimizer``)."""
+    return isinstance(value, DictConfig) and "name" in value
+
+
+def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
+    """Make a ``cls`` from plain values with OmegaConf's conversion and the fields' own checks.
+
+    Args:
+        cls: a dataclass declared with :func:`hparam`.
+        values: what was configured.
+        key: the values' place in the configuration, ``""`` at the top.
+        ready: fields that are objects already, set as they are.
+
+    Raises:
+        UserError: unknown field, wrong type, or a value that its check refuses.
+    """
+    prefix = f"{key}." if key else ""
+    hints = typing.get_type_hints(cls)
+    plain_fields = [f for f in dataclasses.fields(cls) if f.name not in ready]
+    names = [f.name for f in plain_fields]
+    schema = dataclasses.make_dataclass(
+        cls.__name__,
+        [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields],
+    )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
+        converted = OmegaConf.to_container(merged, throw_on_missing=True)
+    except ConfigKeyError as error:
+        bad = str(error.key)
+        raise UserError(
+            f"{prefix}{bad} is not a setting of {key or 'the recipe'}{did_you_mean(bad, names)}; "
+            f"it has: {listed(names) or 'none'}"
+        ) from error
+    except ValidationError as error:
+        raise UserError(type_message(error, key)) from error
+    except MissingMandatoryValue as error:
+        lost = f"{prefix}{error.full_key}"
+        raise UserError(f"{lost} is missing: give it as {lost}=...") from error
+    made = cls(**{str(k): _frozen(v) for k, v in dict(converted).items()}, **ready)  # type: ignore[call-overload]
+    check_values(made, key)
+    return made
+
+
+def type_message(error: Exception, key: str = "") -> str:
+    """Say OmegaConf's ``ValidationError`` in one sentence that names the whole key."""
+    lines = str(error).splitlines()
+    inside = next((line.split(":", 1)[1].strip() for line in lines if "full_key:" in line), "")
+    return f"{'.'.join(part for part in (key, inside) if part)}: {lines[0].rstrip('.')}"
+
+
+# --- traced and static halves of a specification -------------------------------------------------------------------
+
+
+def _frozen(value: Any) -> Any:
+    """Return lists as tuples, so that a specification can be hashed."""
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value

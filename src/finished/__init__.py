@@ -1,0 +1,1 @@
+"""Finished jobs: their weights averaged, composed, exported and used for predictions."""

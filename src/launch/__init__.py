@@ -1,0 +1,1 @@
+"""Sweeps: who computes which job, job folders, resume."""

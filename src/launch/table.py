@@ -1,0 +1,43 @@
+"""The table at the end of a sweep: how its jobs ended, the best of each strategy, every failure with its reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..tracking.console import console, near, say
+from ..tracking.records import Job
+
+COLOURS = {"completed": "green", "diverged": "yellow", "failed": "red", "unfinished": "red", "damaged": "red"}
+
+
+def show_table(jobs: Sequence[Job], sweep: Path) -> None:
+    """Print how a sweep's jobs ended."""
+    counts = Counter(job.status for job in jobs)
+    parts = [f"[{COLOURS[status]}]{counts[status]} {status}[/]" for status in COLOURS if counts[status]]
+    console().print(f"\n{len(jobs)} jobs: {', '.join(parts)}")
+    completed = [job for job in jobs if job.status == "completed" and job.objective is not None]
+    if completed:
+        _show_best(completed)
+    for job in jobs:
+        if job.status not in ("completed", "diverged"):
+            say(f"{job.status}: {job.error or 'its process ended before its record'}", "red")
+            say(f"  {near(sweep / job.name)}")
+    for job in [job for job in jobs if job.status == "diverged"][:10]:
+        say(f"diverged after update {job.last_finite_step}: {near(sweep / job.name)}", "yellow")
+    more = counts["diverged"] - 10
+    if more > 0:
+        say(f"and {more} more diverged", "yellow")
+
+
+def _show_best(completed: Sequence[Job]) -> None:
+    """Print each strategy's best job by validation loss, the best of them first."""
+    best: dict[str, Job] = {}
+    for job in completed:
+        name = job.config.get("strategy", {}).get("name", "")
+        if name not in best or (job.objective or 0.0) < (best[name].objective or 0.0):
+            best[name] = job
+    width = max(map(len, best))
+    for name, job in sorted(best.items(), key=lambda item: item[1].objective or 0.0):
+        say(f"best {name:<{width}}  validation loss {job.objective:.4f}  {job.name}")

@@ -1,0 +1,1 @@
+"""Ways to learn the source task: one small file each."""

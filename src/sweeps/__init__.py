@@ -1,1 +1,0 @@
-"""Sweeps: which job is which."""

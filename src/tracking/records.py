@@ -1,0 +1,188 @@
+"""The jobs of a sweep as they lie on disk: one :class:`Job` a job's folder (docs/architecture.md).
+
+Nothing heavy is imported here, so that code which runs jobs can ask which of them are done.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import UserError
+
+STATUSES = ("completed", "diverged", "failed", "unfinished", "damaged")
+STAGES = ("pretrain", "finetune")
+NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's record, from its folder or from W&B; what the record does not say is None.
+
+    Attributes:
+        name: the job's folder relative to the sweep, or the W&B run's name.
+        status: one of `STATUSES`; `unfinished` was killed or still runs, `damaged` cannot be read.
+        config: the resolved configuration, nested as Hydra composed it.
+        metrics: final values by name, such as ``test_loss``.
+        flops_per_step: floating-point operations of one fine-tuning step.
+        seconds: wall time of the job.
+        warnings: of pre-training, a sentence each.
+        stability: the numbers that they are about.
+        rows: reads the logged steps when called: dicts with ``stage``, ``step`` (updates done) and values.
+    """
+
+    name: str
+    status: str
+    job_id: str | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+    objective: float | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    last_finite_step: int | None = None
+    trainable_parameters: int | None = None
+    total_parameters: int | None = None
+    flops_per_step: float | None = None
+    seconds: float | None = None
+    data_fingerprint: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str | None = None
+    started: str | None = None
+    warnings: tuple[str, ...] = ()
+    stability: dict[str, float] = field(default_factory=dict)
+    rows: Callable[[], list[Row]] = field(default=list, compare=False, repr=False)
+
+
+def number(value: Any) -> Any:
+    """Return the float that ``"NaN"``, ``"Infinity"`` or ``"-Infinity"`` stands for, else the value."""
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def job_folders(sweep_dir: Path) -> Iterator[Path]:
+    """Find the folders, at any depth, with a ``summary.json`` or a ``.hydra/``; a job holds no other jobs."""
+    for folder, children, files in os.walk(sweep_dir):
+        if "summary.json" in files or ".hydra" in children:
+            children.clear()
+            yield Path(folder)
+
+
+def load_jobs(sweep_dir: Path | str) -> list[Job]:
+    """Read every job below a sweep's folder, in the order of their names (``2`` before ``10``).
+
+    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file: one bad
+    file does not cost the other rows.
+
+    Raises:
+        UserError: ``sweep_dir`` is not a folder.
+    """
+    sweep_dir = Path(sweep_dir)
+    if not sweep_dir.is_dir():
+        raise UserError(f"there is no sweep folder '{sweep_dir}'")
+    jobs = (load_job(folder, relative_name(folder, sweep_dir)) for folder in job_folders(sweep_dir))
+    return sorted(jobs, key=lambda job: natural_key(job.name))
+
+
+def relative_name(folder: Path, sweep_dir: Path) -> str:
+    """Name a job by its folder relative to the sweep; a sweep that is one job has its own name only."""
+    return folder.resolve().name if folder == sweep_dir else folder.relative_to(sweep_dir).as_posix()
+
+
+def natural_key(name: str) -> list[Any]:
+    """Sort key that compares runs of digits as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
+
+
+def load_job(folder: Path, name: str) -> Job:
+    """Read one job's folder; never fails (see :func:`load_jobs` for what a damaged record becomes)."""
+    rows = functools.partial(read_rows, folder / "metrics.jsonl")
+    path = folder / "summary.json"
+    try:
+        if path.exists():
+            return job_from_summary(json.loads(path.read_text(encoding="utf-8")), name, rows)
+        path = folder / ".hydra" / "config.yaml"
+        return Job(name, "unfinished", config=read_hydra_config(path), rows=rows)
+    except (OSError, ValueError, TypeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())  # YAML's messages span lines
+        return Job(name, "damaged", error=f"{path} cannot be read: {reason}", rows=rows)
+
+
+def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> Job:
+    """Make the job that a ``summary.json`` describes.
+
+    Raises:
+        ValueError: a part that every record must have is missing or of the wrong kind.
+    """
+    if not isinstance(summary, Mapping) or summary.get("status") not in STATUSES[:3]:
+        raise ValueError(f"its status is not one of {', '.join(STATUSES[:3])}")
+    part = {}
+    for key in ("config", "metrics", "parameters", "data", "versions", "git", "stability"):
+        part[key] = summary.get(key) or {}
+        if not isinstance(part[key], dict):
+            raise ValueError(f"'{key}' is not an object")
+    return Job(
+        name=name,
+        status=summary["status"],
+        job_id=summary.get("job_id"),
+        config=part["config"],
+        objective=number(summary.get("objective")),
+        metrics={key: number(value) for key, value in part["metrics"].items()},
+        error=summary.get("error"),
+        last_finite_step=summary.get("last_finite_step"),
+        trainable_parameters=part["parameters"].get("trainable"),
+        total_parameters=part["parameters"].get("total"),
+        flops_per_step=number(summary.get("flops_per_step")),
+        seconds=number(summary.get("seconds")),
+        data_fingerprint=part["data"].get("fingerprint"),
+        versions=part["versions"],
+        git_commit=part["git"].get("commit"),
+        started=summary.get("started"),
+        warnings=tuple(summary.get("warnings") or ()),
+        stability={key: number(value) for key, value in part["stability"].items()},
+        rows=rows,
+    )
+
+
+def read_hydra_config(path: Path) -> dict[str, Any]:
+    """Read what Hydra composed; the ``${...}`` references in its file are resolved where they can be."""
+    text = path.read_text(encoding="utf-8")
+    config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    if not isinstance(config, dict):
+        raise ValueError("it is not a mapping")
+    if "${" not in text:
+        return config
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # pyright: ignore[reportReturnType]
+    except OmegaConfBaseException:  # a resolver that only the running job had
+        return config
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read a job's logged steps; a last line cut short by a kill is left out, a missing file has no rows.
+
+    Raises:
+        UserError: another line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    rows = []
+    for count, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({key: value if key == "stage" else number(value) for key, value in row.items()})
+        except (ValueError, AttributeError) as error:
+            if count < len(lines):
+                raise UserError(f"line {count} of {path} is not a JSON object") from error
+    return rows

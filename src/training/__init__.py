@@ -1,0 +1,1 @@
+"""The compiled training step, the loop that runs it, caches."""
