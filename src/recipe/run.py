@@ -507,7 +507,7 @@ def check_eval_every(recipe: Recipe) -> None:
     """Refuse looks at pre-training between two logged rows: their numbers join a row."""
     every = recipe.pretrain.feature_eval_every()
     if every is not None and every % recipe.log_every:
-        raise UserError(f"pretrain.worth_every is {every}; allowed: a multiple of log_every ({recipe.log_every})")
+        raise UserError(f"pretrain.eval_every is {every}; allowed: a multiple of log_every ({recipe.log_every})")
 
 
 def check_inputs(model: Model, x: np.ndarray) -> None:

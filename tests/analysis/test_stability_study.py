@@ -131,7 +131,7 @@ def test_a_pre_training_that_diverged_is_ill(tmp_path):
 
 def test_rows_without_looks_say_how_to_have_them(tmp_path):
     report, _ = told(sweep(tmp_path, looks=False, ill=False))
-    assert "pretrain.worth_every" in report.notes[0]
+    assert "pretrain.eval_every" in report.notes[0]
 
 
 def test_a_sweep_without_a_monitor_is_refused(tmp_path):

@@ -49,7 +49,7 @@ def shaded(val=True):
 
 
 def watched(option=Simclr, **settings):
-    own = {"augmentation": PLAIN, "worth_every": EVERY, "neighbours": 5, **settings}
+    own = {"augmentation": PLAIN, "eval_every": EVERY, "neighbours": 5, **settings}
     return replace(recipe(option, **own), pretrain_steps=STEPS)
 
 
@@ -243,7 +243,7 @@ def test_the_record_tells_the_numbers_behind_the_warnings(data):
     [
         (
             replace(watched(eval_every=3), log_every=2),
-            r"pretrain.worth_every is 3; allowed: a multiple of log_every \(2\)",
+            r"pretrain.eval_every is 3; allowed: a multiple of log_every \(2\)",
         ),
         (
             watched(online_probe=0.5),

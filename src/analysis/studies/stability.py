@@ -144,7 +144,7 @@ EXPLAINED = (
     "of an untrained network and of pixels."
 )
 NOT_ON_THE_WAY = (
-    "On the way only the batches' own numbers were logged: pretrain.worth_every sets how often the features' worth is."
+    "On the way only the batches' own numbers were logged: pretrain.eval_every sets how often the features' worth is."
 )
 
 
