@@ -9,6 +9,7 @@ import functools
 import jax
 import numpy as np
 import optax
+from _runs import first_phase
 from _timing import machine, seconds, table
 
 from src.config.hparams import bind, static_part
@@ -17,13 +18,13 @@ from src.models.mlp import Mlp
 from src.objectives.kinds import OBJECTIVES
 from src.optim.optimizers import Adamw
 from src.optim.schedules import Constant
-from src.recipe.run import Recipe, finetuning_stage, initial_params
+from src.recipe.spec import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
 from src.training.compiled import Compiled, prepare_jax
-from src.training.loop import fit
-from src.training.stage import Stage, frozen_paths, start, traced, update
-from src.training.vectorize import Lanes
+from src.training.loop import train
+from src.training.stage import Stage, frozen_paths, traced
+from src.training.step import start, update
 from src.types import Split, ignore
 
 STEPS = 1000
@@ -32,8 +33,8 @@ STEPS = 1000
 def loops() -> None:
     """Time 1,000 updates of the diabetes recipe."""
     data = Diabetes().load()
-    stage = finetuning_stage(Recipe(finetune_steps=STEPS, strategy=Full(), log_every=100), data)
-    (params,) = initial_params([stage], data, Lanes.one)
+    stage = first_phase(Recipe(finetune_steps=STEPS, strategy=Full(), log_every=100), data)
+    params = stage.model.init(jax.random.PRNGKey(0), data.features, stage.outputs)
     x, y = data.target["train"]
     optimizer = optax.sgd(0.05)
 
@@ -55,9 +56,9 @@ def loops() -> None:
         jax.block_until_ready(p)
 
     measured = {
-        "Thaw, a row logged every 100": seconds(lambda: fit(stage, params, data.target["train"], {}, ignore)),
+        "Thaw, a row logged every 100": seconds(lambda: train(stage, params, data.target["train"], {}, ignore)),
         "Thaw, a row logged every update": seconds(
-            lambda: fit(dataclasses.replace(stage, log_every=1), params, data.target["train"], {}, ignore)
+            lambda: train(dataclasses.replace(stage, log_every=1), params, data.target["train"], {}, ignore)
         ),
         "a jitted step in a Python loop": seconds(lambda: plain(False)),
         "the same, reading each loss": seconds(lambda: plain(True)),

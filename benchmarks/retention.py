@@ -15,6 +15,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _runs import finetune, first_phase, pretrain, retention_state, runner, start_untrained
 from _timing import machine, seconds, table
 
 from src.data.base import Transfer
@@ -23,16 +24,16 @@ from src.models.mlp import Mlp
 from src.optim.optimizers import Adam
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
-from src.recipe.run import Recipe, keep_source, phases, pretrain, run_finetuning, untrained
+from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator, fisher_diagonal
 from src.retention.l2_sp import L2Sp
 from src.retention.none import NoRetention
 from src.strategies.full import Full
 from src.training.compiled import prepare_jax
-from src.training.loop import PhaseRunner, update_cost
-from src.training.vectorize import Lanes, _programs
-from src.types import Split, ignore
+from src.training.cost import update_cost
+from src.training.vectorize import RunAxis, _programs
+from src.types import Split
 
 ROWS, FEATURES, CLASSES = 2000, 784, 10
 MODEL = Mlp((256, 256))
@@ -80,14 +81,14 @@ def updates() -> None:
         model=MODEL, strategy=Full(), optimizer=Adam(), lr_fine=0.0001, batch_size=BATCH, finetune_steps=UPDATES,
         log_every=UPDATES,
     )  # fmt: skip
-    (start,) = untrained([base], data)
+    start = start_untrained(base, data)
     drivers, costs = {}, {}
     for method in (NoRetention(), L2Sp(strength=0.01), Ewc(strength=1.0, samples=100)):
         name, recipe = type(method).__name__, replace(base, retention=method)
-        ((stage,),) = phases([recipe], data)
-        kept = keep_source([recipe], data, [start.params])
-        drivers[name] = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None, kept)
-        costs[name] = update_cost(stage, start.params, data.target["train"], kept[0] if kept else None)
+        stage = first_phase(recipe, data)
+        kept = retention_state(recipe, data, start.params)
+        drivers[name] = runner(stage, start.params, data.target["train"], kept)
+        costs[name] = update_cost(stage, start.params, data.target["train"], kept)
     times = by_turns(
         {name: lambda run=run: jax.block_until_ready(run.advance(0, UPDATES)) for name, run in drivers.items()}, TURNS
     )
@@ -117,26 +118,26 @@ def strengths() -> None:
         model=Mlp((64, 32)), pretrain=Supervised(Adam(), Constant()), strategy=Full(), optimizer=Adam(), lr_pre=0.003,
         lr_fine=0.003, pretrain_steps=300, finetune_steps=200, batch_size=32, log_every=50,
     )  # fmt: skip
-    (pre,) = pretrain([base], data)
+    pre = pretrain(base, data)
     recipes = [replace(base, retention=Ewc(strength=strength)) for strength in STRENGTHS]
 
     def alone() -> None:
         for recipe in recipes:
-            run_finetuning([recipe], data, [pre], [ignore])
+            finetune([recipe], data, pre)
 
-    def lanes(how: Lanes) -> None:
-        run_finetuning(recipes, data, [pre] * len(recipes), [ignore] * len(recipes), how)
+    def lanes(how: RunAxis) -> None:
+        finetune(recipes, data, pre, how)
 
     def each_anew() -> None:
         for recipe in recipes:
             compile_anew()
-            run_finetuning([recipe], data, [pre], [ignore])
+            finetune([recipe], data, pre)
 
     def anew(run: Callable[[], None]) -> None:
         compile_anew()
         run()
 
-    ways = {"one by one": alone, "map": lambda: lanes(Lanes.map), "vmap": lambda: lanes(Lanes.vmap)}
+    ways = {"one by one": alone, "map": lambda: lanes(RunAxis.map), "vmap": lambda: lanes(RunAxis.vmap)}
     first = {name: functools.partial(anew, run) for name, run in ways.items()}
     print()
     compare("programs at hand", by_turns(ways, 9))

@@ -22,6 +22,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _runs import runner
 from _timing import Times, machine, table, timed
 from text import reference_python
 
@@ -33,11 +34,11 @@ from src.pretraining.augmentation import Augmentation, to_float
 from src.pretraining.contrastive import nt_xent
 from src.pretraining.moco import Moco
 from src.pretraining.simclr import Simclr
-from src.recipe.run import Recipe, initial_params, pretraining_stage
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.training.compiled import Compiled, prepare_jax
-from src.training.loop import PhaseRunner, update_cost
+from src.training.cost import update_cost
 from src.training.stage import Stage
-from src.training.vectorize import Lanes
 from src.types import Split
 
 ROWS, SIDE, OUTPUTS, UPDATES = 2048, 32, 128, 2
@@ -65,7 +66,7 @@ def stages(batch: int, width: int) -> dict[str, Stage]:
             model=Resnet(depth=18, width=width), pretrain=option, lr_pre=1e-3, pretrain_steps=10**6, batch_size=batch,
             log_every=UPDATES,
         )  # fmt: skip
-        found[name] = pretraining_stage(recipe, images())
+        found[name] = resolve(recipe, images()).pretrain_stage
     simclr = found["SimCLR"]
     found["SimCLR, views ready"] = replace(simclr, objective=replace(simclr.objective, augmentation=Ready()))
     return found
@@ -81,8 +82,8 @@ def images() -> Transfer:
 def updates(stage: Stage) -> tuple[Callable[[], Times], tuple[float, float, float]]:
     """Return what makes some updates with the engine's program; seconds of compiling, MFLOP and MB of one."""
     data = images()
-    (params,) = initial_params([stage], data, Lanes.one)
-    run = PhaseRunner([stage], [params], data.source["train"], {}, Lanes.one, False, None)
+    params = stage.model.init(jax.random.PRNGKey(stage.seed), data.features, stage.outputs)
+    run = runner(stage, params, data.source["train"])
     start = time.perf_counter()
     cost = update_cost(stage, params, data.source["train"])
     compiling = time.perf_counter() - start

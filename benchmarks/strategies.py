@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from _runs import finetune, first_phase, runner, start_untrained
 from _timing import machine, seconds, table
 
 from src.data.base import Transfer
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adamw
-from src.recipe.run import Recipe, finetune, phases, untrained
+from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -27,11 +28,12 @@ from src.strategies.lora import Lora
 from src.strategies.masked import Masked
 from src.strategies.top_k import TopK
 from src.training.compiled import prepare_jax
-from src.training.loop import PhaseRunner, update_cost
+from src.training.cost import update_cost
+from src.training.loop import PhaseRunner
 from src.training.stage import frozen_paths, with_added
 from src.training.trainer import Plain
-from src.training.vectorize import Lanes
-from src.types import Split, ignore
+from src.training.vectorize import RunAxis
+from src.types import Split
 
 WIDTH, BATCH, ROWS, EPOCHS = 512, 128, 4096, 10
 STRATEGIES = {
@@ -73,11 +75,11 @@ def recipe(**changes: object) -> Recipe:
 def costs(data: Transfer) -> None:
     """Measure one update under each strategy."""
     found = {}
-    (start,) = untrained([recipe()], data)
+    start = start_untrained(recipe(), data)
     for name, strategy in STRATEGIES.items():
-        ((stage,),) = phases([recipe(strategy=strategy)], data)
+        stage = first_phase(recipe(strategy=strategy), data)
         cost = update_cost(stage, start.params, data.target["train"])
-        run = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
+        run = runner(stage, start.params, data.target["train"])
         steps = stage.steps
 
         def epoch(run: PhaseRunner = run, steps: int = steps) -> None:
@@ -113,16 +115,16 @@ def _dicts(tree: object) -> list[dict]:
 def kept_features(data: Transfer) -> None:
     """Time ten epochs of a probe, whole and on kept features, against full fine-tuning; then 64 rates at once."""
     steps = EPOCHS * ROWS // BATCH
-    (start,) = untrained([recipe()], data)
+    start = start_untrained(recipe(), data)
     one = recipe(finetune_steps=steps, strategy=LinearProbe())
     cached = replace(one, trainer=Plain())
     many = [replace(cached, lr_fine=float(rate)) for rate in np.logspace(-4, -1, 64)]
 
     def single(chosen: Recipe) -> None:
-        finetune([chosen], data, [start.params], [ignore])
+        finetune([chosen], data, start)
 
     def sweep() -> None:
-        finetune(many, data, [start.params] * 64, [ignore] * 64, Lanes.vmap)
+        finetune(many, data, start, RunAxis.vmap)
 
     times = {
         "full": seconds(lambda: single(replace(one, strategy=Full())), repeats=3),

@@ -20,20 +20,21 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from _runs import finetune, first_phase, runner, start_untrained
 from _timing import machine, table
 
 from src.data.base import Transfer
 from src.models.bert import Bert
 from src.optim.optimizers import Adamw
-from src.recipe.run import Recipe, finetune, initial_params, phases, pretraining_stage
+from src.recipe.spec import Recipe
 from src.strategies.base import Strategy
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.training.compiled import prepare_jax
-from src.training.loop import PhaseRunner, update_cost
-from src.training.vectorize import Lanes
-from src.types import Split, ignore
+from src.training.cost import update_cost
+from src.training.loop import PhaseRunner
+from src.types import Split
 
 ROWS, LENGTH, WORDS, TURNS, UPDATES = 32, 64, 30522, 5, 2
 EPOCHS, SET = 5, 512  # of the frozen trunk whose features are kept, and the rows of its training set
@@ -93,10 +94,10 @@ def own_updates(cases: Iterable[str]) -> tuple[dict[str, Callable[[], float]], d
     runs, memory = {}, {}
     for name in cases:
         own = recipe(CASES[name], 0.1, UPDATES)
-        (params,) = initial_params([pretraining_stage(own, data)], data, Lanes.one)
-        ((stage,),) = phases([own], data)
-        run = PhaseRunner([stage], [params], data.target["train"], {}, Lanes.one, False, None)
-        memory[name] = update_cost(stage, params, data.target["train"]).peak_bytes
+        start = start_untrained(own, data)
+        stage = first_phase(own, data)
+        run = runner(stage, start.params, data.target["train"])
+        memory[name] = update_cost(stage, start.params, data.target["train"]).peak_bytes
 
         def updates(run: PhaseRunner = run) -> float:
             start = time.perf_counter()
@@ -132,11 +133,11 @@ def own_epochs() -> float:
     task = tokens(SET, 1)
     data = Transfer("classification", {}, {"train": task}, 2, 2, new_head=False)
     own = recipe(LinearProbe(), None, EPOCHS * SET // ROWS)
-    (params,) = initial_params([pretraining_stage(own, data)], data, Lanes.one)
-    finetune([own], data, [params], [ignore])  # compiles
-    start = time.perf_counter()
-    finetune([replace(own, seed=1)], data, [params], [ignore])
-    return time.perf_counter() - start
+    start = start_untrained(own, data)
+    finetune([own], data, start)  # compiles
+    begin = time.perf_counter()
+    finetune([replace(own, seed=1)], data, start)
+    return time.perf_counter() - begin
 
 
 def main() -> None:

@@ -15,17 +15,16 @@ import time
 from pathlib import Path
 
 import jax
+from _runs import first_phase, runner, start_untrained
 from _timing import machine, table
 from text import reference_python
 
 from src.data.text import Text
 from src.models.bert import Bert, Pooling
 from src.optim.optimizers import Adamw
-from src.recipe.run import Recipe, phases, untrained
+from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.training.compiled import prepare_jax
-from src.training.loop import PhaseRunner
-from src.training.vectorize import Lanes
 
 BATCH, LENGTH, ROWS, PACKED, AIM = 32, 64, 12, 8, 1.5
 
@@ -52,9 +51,9 @@ def ours(model: str, train: str) -> tuple[float, float, int, int]:
         model=network, strategy=Full(), optimizer=Adamw(weight_decay=0.01, clip_norm=1.0), lr_fine=5e-5,
         batch_size=ROWS, finetune_steps=updates, log_every=updates,
     )  # fmt: skip
-    (start,) = untrained([recipe], data)
-    ((stage,),) = phases([recipe], data)
-    run = PhaseRunner([stage], [start.params], data.target["train"], {}, Lanes.one, False, None)
+    start = start_untrained(recipe, data)
+    stage = first_phase(recipe, data)
+    run = runner(stage, start.params, data.target["train"])
     begin = time.perf_counter()
     jax.block_until_ready(run.advance(0, 1))
     compiled = time.perf_counter()

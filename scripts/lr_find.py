@@ -52,13 +52,16 @@ def main() -> None:
 
     from src.analysis.plots import plot_range_test
     from src.recipe.lr_find import range_test, suggestions
-    from src.recipe.run import pretrain_once, resolve_trainable
+    from src.recipe.pretrain import pretrain_or_load
+    from src.recipe.resolve import resolve
+    from src.training.calls import execute
     from src.training.compiled import prepare_jax
+    from src.types import ignore
 
     prepare_jax()
     data = plan.source.load()
-    resolve_trainable(plan.recipe, data)
-    (pre,) = pretrain_once([plan.recipe], data, stage_cache(plan.study))
+    run = resolve(plan.recipe, data)
+    pre = execute(pretrain_or_load(run, stage_cache(plan.study), ignore))
     test = range_test(plan.recipe, data, pre.params, arguments.low, arguments.high, arguments.steps)
     found = suggestions(test)
     for name, rate in found.items():

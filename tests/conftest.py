@@ -19,7 +19,7 @@ import jax
 import pytest
 
 from src.training.compiled import prepare_jax
-from src.training.vectorize import release
+from src.training.vectorize import clear_programs
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 prepare_jax()
@@ -29,4 +29,4 @@ prepare_jax()
 def forget_programs() -> Iterator[None]:
     """Let go of what a file's tests compiled, so that a worker does not hold the programs of all of them."""
     yield
-    release()
+    clear_programs()

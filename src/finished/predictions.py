@@ -19,15 +19,16 @@ from jaxtyping import Float
 from ..checkpoints.adapter_files import read_tensors
 from ..config.hparams import static_part
 from ..config.schema import option_name
-from ..data.base import Transfer
 from ..data.conll import tagged
 from ..data.packing import NOTHING, Example, buckets, frame, lay_out, one_a_row
 from ..data.squad import Question, Squad, answers_of, laid, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
+from ..objectives.supervised import Classification
 from ..optim.partition import split
-from ..recipe.run import Recipe, finetuning_stage
+from ..recipe.resolve import finetune_stage
+from ..recipe.spec import Recipe
 from ..tracking.record import CHECKPOINT, SUMMARY
 from ..training.feature_cache import chunks
 from ..training.stage import Stage, frozen_paths, traced
@@ -168,5 +169,5 @@ def load_predictor(folder: Path) -> Predictor:
 
 def last_stage(recipe: Recipe, outputs: int) -> Stage:
     """Return the stage that fine-tuning ended in; an evaluation needs no more of the data than the head's outputs."""
-    stage = finetuning_stage(recipe, Transfer("classification", {}, {}, outputs, outputs, new_head=False))
+    stage = finetune_stage(recipe, outputs, Classification())
     return replace(stage, phase=len(recipe.strategy.tables(recipe.model.groups())) - 1)

@@ -31,12 +31,16 @@ from ..launch.job import stage_cache
 from ..models.base import ApplyOptions, Model, head_paths, is_statistic, same_bits
 from ..models.wrapped import Wrapped
 from ..recipe.configure import Plan
-from ..recipe.run import Pretrained, finetuning_stage, pretrain_once, pretraining_stage
+from ..recipe.pretrain import Pretrained, pretrain_or_load
+from ..recipe.resolve import ResolvedRun, finetune_stage, resolve
 from ..strategies.full import Full
 from ..tracking.record import CHECKPOINT
-from ..training.loop import number
-from ..training.stage import Stage, evaluate, forward, traced
-from ..types import Params, Split
+from ..training.calls import execute
+from ..training.evaluation import evaluate
+from ..training.forward import forward
+from ..training.loop import shortest_float
+from ..training.stage import Stage, traced
+from ..types import Params, Split, ignore
 from .find import find_finished
 
 # --- means of weights ----------------------------------------------------------------------------------------------
@@ -218,9 +222,9 @@ def evaluate_path(points: Between | Mapping[str, Any], tasks: Sequence[Task], at
     # JAX hands dictionaries back with sorted keys; people read split by split, the loss first.
     sorted_names = sorted(chunks[0], key=lambda name: not name.endswith("_loss"))
     names = [n for task in tasks for split in task.splits for n in sorted_names if n.startswith(f"{split}_")]
-    table: dict[str, Any] = {"alpha": [number(alpha) for alpha in each]} if line else {}
+    table: dict[str, Any] = {"alpha": [shortest_float(alpha) for alpha in each]} if line else {}
     for name in names:
-        table[name] = [number(value) for value in np.concatenate([chunk[name] for chunk in chunks])[:count]]
+        table[name] = [shortest_float(value) for value in np.concatenate([chunk[name] for chunk in chunks])[:count]]
     return pd.DataFrame(table)
 
 
@@ -305,21 +309,26 @@ class Finished:
     data: Transfer
     metrics: Mapping[str, float]  # as recorded
 
+    @functools.cached_property
+    def run(self) -> ResolvedRun:
+        """The run of the job."""
+        return resolve(self.plan.recipe, self.data)
+
     @property
     def kin(self) -> tuple[Any, ...]:
         """What jobs must have in common for a mean of their weights to mean something.
 
         The pre-training (however often it was logged), the data, and what runs beside the model's own modules.
         """
-        stage = replace(pretraining_stage(self.plan.recipe, self.data), log_every=1)
+        stage = replace(self.run.pretrain_stage, log_every=1)
         return stage, self.data.fingerprint, self.stage.strategy
 
     @property
     def stage(self) -> Stage:
         """How the weights are run: with what the strategy put beside them, unless that has been merged."""
-        strategy = self.plan.recipe.strategy
+        strategy, data = self.plan.recipe.strategy, self.data
         plain = Full() if set(strategy.adapter_params) <= set(LEAVES) else strategy
-        return replace(finetuning_stage(self.plan.recipe, self.data), strategy=plain)
+        return replace(finetune_stage(self.plan.recipe, data.outputs, data.objective(data.kind)), strategy=plain)
 
 
 class Tuned(NamedTuple):
@@ -427,7 +436,7 @@ def pretraining_of(job: Finished) -> Pretrained:
     study = job.plan.study
     if study.cache is CacheMode.refresh:
         study = replace(study, cache=CacheMode.use)
-    return pretrain_once([job.plan.recipe], job.data, stage_cache(study))[0]
+    return execute(pretrain_or_load(job.run, stage_cache(study), ignore))
 
 
 def merged_params(folder: Path) -> Params:

@@ -29,12 +29,15 @@ from .job import complete, stage_cache
 
 if TYPE_CHECKING:
     from ..data.base import Transfer
-    from ..recipe.run import Pretrained, Recipe, TrainableSummary
+    from ..recipe.pretrain import Pretrained
+    from ..recipe.resolve import ResolvedRun
+    from ..training.stage_cache import StageCache
+    from ..training.vectorize import RunAxis
     from .sweep import Sweep, SweepJob
 
 Mode = Enum("Mode", ["map", "vmap", "auto"])
-MOST_LANES = 256  # in a chunk: what a kill may cost is bounded too
-SHARING_LANES = 8  # this many jobs of one pre-training are a chunk of their own, which shares its parameters
+MOST_RUNS = 256  # in a chunk: what a kill may cost is bounded too
+SHARING_RUNS = 8  # this many jobs of one pre-training are a chunk of their own, which shares its parameters
 SMALL_NETWORK = 10_000  # parameters up to which vmap is faster than map on two cores (docs/performance.md)
 
 
@@ -52,13 +55,6 @@ class Ready(NamedTuple):
     job: SweepJob
     plan: Plan
     group: Any  # what its program depends on
-
-
-class Task(NamedTuple):
-    """A data source, loaded, and what a recipe does with it."""
-
-    data: Transfer
-    movement: TrainableSummary
 
 
 class Fused:
@@ -101,7 +97,7 @@ class Fused:
                 yield 1
             return
         try:
-            task = self.understand(group[0], sweep)
+            first = self.understand(group[0], sweep)
         except UserError as error:  # of the data or the table: the same for all
             for ready in group:
                 sweep.fail(ready.job, error)
@@ -109,8 +105,8 @@ class Fused:
             return
         if len(group) > 1:
             try:
-                for chunk in self.chunks(group, task):
-                    self.run_chunk(chunk, task, sweep)
+                for chunk in self.chunks(group, first):
+                    self.run_chunk(chunk, first, sweep)
                     for ready in chunk:
                         del left[ready.job.number]
                     yield len(chunk)
@@ -126,13 +122,14 @@ class Fused:
             self.run_alone(ready.job, sweep)
             yield 1
 
-    def understand(self, ready: Ready, sweep: Sweep) -> Task:
+    def understand(self, ready: Ready, sweep: Sweep) -> ResolvedRun:
         """Load a group's data and look at where its strategy moves, before anything is trained."""
-        from ..recipe.run import resolve_trainable
+        from ..optim.optimizers import FreezeImpl
+        from ..recipe.resolve import resolve
 
         data = load(ready.plan.source)
         sweep.folder.check_data(ready.job.composed.config["data"], data.fingerprint)
-        return Task(data, resolve_trainable(ready.plan.recipe, data))
+        return resolve(ready.plan.recipe, data, FreezeImpl.split)
 
     def run_alone(self, job: SweepJob, sweep: Sweep) -> None:
         """Run a job in this process as Hydra's own launcher would."""
@@ -146,56 +143,58 @@ class Fused:
             job_subdir_key="hydra.sweep.subdir",
         )
 
-    def chunks(self, group: list[Ready], task: Task) -> list[list[Ready]]:
-        """Cut a group into chunks of lanes, those of one pre-training side by side."""
-        lanes = self.settings.batch_size or lanes_that_fit(group[0].plan.recipe, task, self.mode(task))
+    def chunks(self, group: list[Ready], first: ResolvedRun) -> list[list[Ready]]:
+        """Cut a group into chunks of runs, those that share a pre-training side by side."""
+        n_runs = self.settings.batch_size or runs_that_fit(first, self.axis(first))
         by_pretraining: dict[Any, list[Ready]] = {}
         for ready in group:
-            by_pretraining.setdefault(pretraining_of(ready.plan.recipe, task.data), []).append(ready)
+            by_pretraining.setdefault(first.bind(ready.plan.recipe).pretrain_identity, []).append(ready)
         families = list(by_pretraining.values())
-        if min(map(len, families)) < SHARING_LANES:
+        if min(map(len, families)) < SHARING_RUNS:
             families = [[ready for family in families for ready in family]]
-        return [family[i : i + lanes] for family in families for i in range(0, len(family), lanes)]
+        return [family[i : i + n_runs] for family in families for i in range(0, len(family), n_runs)]
 
-    def mode(self, task: Task) -> Any:
-        """Return how lanes are run."""
+    def axis(self, first: ResolvedRun) -> RunAxis:
+        """Return how the run axis is computed."""
         import jax
 
-        from ..training.vectorize import Lanes
+        from ..training.vectorize import RunAxis
 
-        small = task.movement.total <= SMALL_NETWORK or jax.default_backend() != "cpu"
+        small = first.trainable.total <= SMALL_NETWORK or jax.default_backend() != "cpu"
         together = self.settings.mode is Mode.vmap or (self.settings.mode is Mode.auto and small)
-        return Lanes.vmap if together else Lanes.map
+        return RunAxis.vmap if together else RunAxis.map
 
-    def run_chunk(self, chunk: list[Ready], task: Task, sweep: Sweep) -> None:
-        """Run lanes and write their records."""
-        from ..recipe.run import run_finetuning
+    def run_chunk(self, chunk: list[Ready], first: ResolvedRun, sweep: Sweep) -> None:
+        """Run the jobs of a chunk together and write their records."""
+        from ..recipe.run import finetune_together
+        from ..training.compiled import Compiled
 
-        started = time.perf_counter()
-        lanes = self.mode(task)
-        recipes = [ready.plan.recipe for ready in chunk]
-        shared = self.pretrain(recipes, chunk[0].plan, task.data, lanes)
-        pretrained = [pre for pre, _ in shared]
+        started, compiling = time.perf_counter(), Compiled.seconds
+        axis, cache, data = self.axis(first), stage_cache(chunk[0].plan.study), first.data
+        runs = [first.bind(ready.plan.recipe) for ready in chunk]
+        shared = self.pretrain(runs, cache, axis)
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
-        cache = stage_cache(chunk[0].plan.study)
-        outcomes = run_finetuning(recipes, task.data, pretrained, [own.append for own in rows], lanes, cache)
-        each = round((time.perf_counter() - started) / len(chunk), 4)
-        for ready, (_, first), own, outcome in zip(chunk, shared, rows, outcomes, strict=True):
+        pretrained = [pre for pre, _ in shared]
+        results = finetune_together(runs, pretrained, [own.append for own in rows], axis, cache)
+        seconds = round((time.perf_counter() - started) / len(chunk), 4)
+        compile_seconds = round((Compiled.seconds - compiling) / len(chunk), 4)
+        for ready, (_, pretrain_rows), own, result in zip(chunk, shared, rows, results, strict=True):
             with sweep.track(ready.job) as tracking:
                 tracking.open_view(ready.plan.tracker)
-                tracking.keep([first, StageRows.of("finetune", own)], sweep.folder.path.name, task.data.fingerprint)
-                complete(tracking, outcome, task.data, task.movement, seconds=each)
+                stages = [pretrain_rows, StageRows.of("finetune", own)]
+                tracking.keep(stages, sweep.folder.path.name, data.fingerprint)
+                complete(tracking, result, data, first.trainable, seconds=seconds, compile_seconds=compile_seconds)
 
     def pretrain(
-        self, recipes: list[Recipe], plan: Plan, data: Transfer, lanes: Any
+        self, runs: list[ResolvedRun], cache: StageCache | None, axis: RunAxis
     ) -> list[tuple[Pretrained, StageRows]]:
-        """Return each recipe's pre-training; those that nobody has asked for yet are computed together."""
-        from ..recipe.run import pretrain_once
+        """Return each run's pre-training; those that the sweep has not computed yet are computed together."""
+        from ..recipe.run import pretrain_together
 
-        keys = [pretraining_of(recipe, data) for recipe in recipes]
-        missing = {key: recipe for key, recipe in zip(keys, recipes, strict=True) if key not in self.pretrained}
-        for part in _cut(list(missing), self.settings.batch_size or MOST_LANES):
-            found = pretrain_once([missing[key] for key in part], data, stage_cache(plan.study), lanes)
+        keys = [run.pretrain_identity for run in runs]
+        missing = {key: run for key, run in zip(keys, runs, strict=True) if key not in self.pretrained}
+        for part in _cut(list(missing), self.settings.batch_size or MOST_RUNS):
+            found = pretrain_together([missing[key] for key in part], cache, axis)
             for key, pre in zip(part, found, strict=True):
                 self.pretrained[key] = pre, StageRows.of("pretrain", pre.rows)
         return [self.pretrained[key] for key in keys]
@@ -250,28 +249,20 @@ def load(source: Any) -> Transfer:
     return source.load()
 
 
-def pretraining_of(recipe: Recipe, data: Transfer) -> Any:
-    """Return what decides a recipe's pre-training."""
-    from ..recipe.run import pretraining_stage
+def runs_that_fit(first: ResolvedRun, axis: RunAxis) -> int:
+    """Estimate how many runs fit in a quarter of the free memory.
 
-    measures = tuple(recipe.pretrain.feature_eval_settings().items())
-    return pretraining_stage(recipe, data), measures, data.source_fingerprint, recipe.strategy.pretrained
-
-
-def lanes_that_fit(recipe: Recipe, task: Task, lanes: Any) -> int:
-    """Estimate how many lanes fit in a quarter of the free memory.
-
-    A lane holds its parameters, its optimizer's state and their successors; with ``vmap`` also the activations of a
-    batch, taken as the inputs' width times the number of layers, forward and backward.
+    A run holds its parameters, its optimizer state and their successors; with ``vmap`` also the activations of a batch,
+    estimated as the width of the largest layer times the number of layers, forward and backward.
     """
-    from ..training.vectorize import Lanes
+    from ..training.vectorize import RunAxis
 
-    parameters = 4 * task.movement.total
-    rows = min(recipe.batch_size or len(task.data.target["train"].x), len(task.data.target["train"].x))
-    widest = max(task.movement.sizes.values()) ** 0.5
-    activations = 8 * rows * widest * len(task.movement.sizes) if lanes is Lanes.vmap else 0
+    train, sizes = first.data.target["train"].x, first.trainable.sizes
+    rows = min(first.recipe.batch_size or len(train), len(train))
+    widest = max(sizes.values()) ** 0.5
+    activations = 8 * rows * widest * len(sizes) if axis is RunAxis.vmap else 0
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return max(1, min(MOST_LANES, int(free / 4 / (8 * parameters + activations + 1))))
+    return max(1, min(MOST_RUNS, int(free / 4 / (8 * 4 * first.trainable.total + activations + 1))))
 
 
 def _cut(items: list[Any], size: int) -> Iterator[list[Any]]:

@@ -17,7 +17,8 @@ from ..tracking.job import JobTracking
 
 if TYPE_CHECKING:
     from ..data.base import TaskSequence, Transfer
-    from ..recipe.run import RunResult, TrainableSummary
+    from ..recipe.resolve import TrainableSummary
+    from ..recipe.run import RunResult
     from ..recipe.sequence import SequenceResult
     from ..training.stage_cache import StageCache
 
@@ -38,19 +39,21 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
         tracking.open_view(build("tracker", cfg.tracker))  # first: W&B starts beside everything below
         plan = make_plan(cfg)
 
-        from ..recipe import run as steps
-        from ..recipe.sequence import check_sequence, run_sequence
+        from ..recipe.resolve import resolve
+        from ..recipe.run import run
+        from ..recipe.sequence import resolve_sequence, run_sequence
         from ..tracking import console
-        from ..training.compiled import prepare_jax
+        from ..training.compiled import Compiled, prepare_jax
 
         prepare_jax()
         data: Any = plan.source.load()  # of the kind that the recipe takes: make_plan has checked it
         sequence = plan.recipe.recipe is Kind.sequence
-        movement = check_sequence(plan.recipe, data) if sequence else steps.resolve_trainable(plan.recipe, data)
+        resolved_run: Any = resolve_sequence(plan.recipe, data) if sequence else resolve(plan.recipe, data)
+        trainable = resolved_run.trainable
         tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
         if sweep is None:
             console.show_config(cfg)
-            console.show_movement(movement)
+            console.show_movement(trainable)
         tasks = len(data.tasks) if sequence else 1
         stages = {"pretrain": plan.recipe.pretrain_steps} if not sequence else {}
         stages["finetune"] = tasks * plan.recipe.finetune_steps
@@ -61,36 +64,36 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
                 bar.update(stage, row)
 
             if sequence:
-                outcome = run_sequence(plan.recipe, data, watch)
+                result = run_sequence(resolved_run, watch)
             else:
-                outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
-        complete(tracking, outcome, data, movement)
-        console.show_outcome(outcome, folder, overrides if sweep else None)
-    return outcome.objective
+                result = run(resolved_run, watch, stage_cache(plan.study))
+        complete(tracking, result, data, trainable, compile_seconds=round(Compiled.seconds, 4))
+        console.show_outcome(result, folder, overrides if sweep else None)
+    return result.objective
 
 
 def complete(
     tracking: JobTracking,
-    outcome: RunResult | SequenceResult,
+    result: RunResult | SequenceResult,
     data: Transfer | TaskSequence,
-    movement: TrainableSummary,
+    trainable: TrainableSummary,
     **more: Any,
 ) -> None:
     """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
-    if not outcome.diverged:
-        tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
+    if not result.diverged:
+        tracking.record.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
         for name, content in data.files().items():
             with atomic_write(tracking.folder / name) as file:
                 file.write(content.encode())
     tracking.finish(
-        outcome.status,
-        objective=outcome.objective,
-        metrics=outcome.metrics,
-        last_finite_step=outcome.last_finite_step,
-        parameters={"trainable": movement.trainable, "total": movement.total},
-        flops_per_step=outcome.cost.flops,
-        bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
-        **outcome.facts(),
+        result.status,
+        objective=result.objective,
+        metrics=result.metrics,
+        last_finite_step=result.last_finite_step,
+        parameters={"trainable": trainable.trainable, "total": trainable.total},
+        flops_per_step=result.cost.flops,
+        bytes={"peak": result.cost.peak_bytes, "optimizer": result.cost.optimizer_bytes},
+        **result.summary(),
         data=data.facts(),
         **more,
     )

@@ -14,7 +14,7 @@ from ..errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
     from ..data.base import Source
-    from .run import Recipe
+    from .spec import Recipe
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     Raises:
         UserError: a value that is not allowed, an unknown option or setting.
     """
-    from .run import Recipe
+    from .spec import Recipe
 
     known = [*RecipeConfig.__dataclass_fields__, *Study.__dataclass_fields__, *CONFIG_GROUPS]
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra

@@ -16,11 +16,14 @@ from jaxtyping import Float
 from ..data.base import Transfer
 from ..errors import UserError
 from ..optim.schedules import Schedule
-from ..training.feature_cache import keep_features
-from ..training.loop import PhaseRunner
-from ..training.vectorize import Lanes
-from ..types import Params
-from .run import Recipe, phases, with_new_heads
+from ..training.calls import execute
+from ..training.feature_cache import cache_features
+from ..training.loop import PhaseData, PhaseRun, PhaseRunner, RunProgress
+from ..training.vectorize import RunAxis
+from ..types import Params, ignore
+from .finetune import with_target_head
+from .resolve import resolve
+from .spec import Recipe
 
 EXPLODED = 4.0  # times the lowest smoothed loss: from there on the curve says nothing any more
 MEMORY = 0.9  # of the smoothed loss, an update; fastai's 0.98 lags by 50 updates of 100, and suggests rates too high
@@ -66,12 +69,13 @@ def range_test(
         raise UserError(f"the rates go from {low:g} to {high:g}; allowed: 0 < low < high")
     if steps < 10:
         raise UserError(f"the test has {steps} updates; allowed: at least 10")
-    growing = replace(recipe, lr_fine=1.0, schedule=Exponential(low, high), log_every=steps)
-    first = phases([growing], data)[0][0]
-    starts = with_new_heads([growing], data, [start], Lanes.one)
-    task = keep_features([replace(first, steps=steps)], starts, {"train": data.target["train"]}, Lanes.one)
-    run = PhaseRunner(task.stages, task.params, task.splits["train"], {}, Lanes.one, False, None)
-    return cut_off(low * (high / low) ** (np.arange(steps) / (steps - 1)), np.asarray(run.advance(0, steps).loss))
+    run = resolve(replace(recipe, lr_fine=1.0, schedule=Exponential(low, high), log_every=steps), data)
+    stage = replace(run.phases[0], steps=steps)
+    params = execute(with_target_head(run, start))
+    (upper,), inputs = cache_features([stage], [params], {"train": data.target["train"]})
+    phase = PhaseRun(upper.stage, upper.params, RunProgress(ignore))
+    losses = PhaseRunner([phase], PhaseData(inputs.splits["train"]), RunAxis.none).advance(0, steps).loss
+    return cut_off(low * (high / low) ** (np.arange(steps) / (steps - 1)), np.asarray(losses))
 
 
 def cut_off(rates: Float[np.ndarray, " N"], losses: Float[np.ndarray, " N"]) -> RangeTest:

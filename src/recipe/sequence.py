@@ -1,7 +1,7 @@
-"""``recipe=sequence``: one task after the other, each starting from where the one before ended.
+"""``recipe=sequence``: one task after another, each starting where the one before ended.
 
-Everything is measured on every task after every task: the accuracy matrix, and the numbers of continual learning that
-follow from it (``src/metrics/continual.py``).
+After every task, all tasks are evaluated: the accuracy matrix, and the metrics of continual learning that follow from
+it (``src/metrics/continual.py``).
 """
 
 from __future__ import annotations
@@ -24,27 +24,30 @@ from ..objectives.kinds import OBJECTIVES
 from ..retention.base import Kept, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.full import Full
+from ..training.calls import Evaluate, InitParams, Steps, TrainPhase, UpdateCost, execute
 from ..training.compiled import Cost
-from ..training.loop import Training, update_cost
+from ..training.feature_cache import Inputs
+from ..training.loop import Fit, PhaseData, PhaseRun, RunProgress
 from ..training.stage import Stage
-from ..training.vectorize import Lanes
 from ..types import Params, Row, Split
-from .run import Recipe, TrainableSummary, initial_params, measure, summarize_trainable, task_stage
+from .resolve import TrainableSummary, finetune_stage, summarize_trainable
+from .spec import Recipe
 
 NEW_HEAD_STREAM = 1_000  # of the seed, plus the task's number: each task's head has initial values of its own
 
 
 @dataclass(frozen=True)
 class SequenceResult:
-    """What a sequence ends with."""
+    """The end of a sequence."""
 
     params: Params  # after the last task, with that task's own leaves
-    matrix: list[list[float]]  # R[i][j]: test accuracy on task j after training task i; also of tasks to come
+    matrix: list[list[float]]  # R[i][j]: test accuracy on task j after training task i; also of later tasks
     metrics: dict[str, float]
     diverged: bool
     last_finite_step: int
     cost: Cost
     seconds: dict[str, float]
+    seconds_per_update: float | None = None  # without compilation
 
     @property
     def status(self) -> str:
@@ -53,23 +56,49 @@ class SequenceResult:
 
     @property
     def objective(self) -> float:
-        """The mean validation loss over all tasks at the end; infinite when the run diverged."""
+        """The mean validation loss over all tasks at the end; infinite if the run diverged."""
         return float("inf") if self.diverged else self.metrics["val_loss"]
 
-    def facts(self) -> dict[str, Any]:
-        """Return what else the summary tells of it."""
-        return {"accuracy_matrix": self.matrix}
+    def summary(self) -> dict[str, Any]:
+        """Return what else the job's summary records."""
+        return {"accuracy_matrix": self.matrix, "seconds_per_update": self.seconds_per_update}
 
 
-def stage_of(recipe: Recipe, data: TaskSequence, task: int) -> Stage:
-    """Return the stage that learns a task: the first one freely, later ones under the strategy and the retention."""
-    stage = task_stage(recipe, data.outputs[task], OBJECTIVES[data.kind])
-    freely = {} if task else {"strategy": Full(), "retention": NoRetention()}
-    return replace(stage, first=task * recipe.finetune_steps, **freely)
+@dataclass(frozen=True)
+class ResolvedSequence:
+    """A sequence, ready to be executed."""
+
+    recipe: Recipe
+    data: TaskSequence
+    trainable: TrainableSummary  # from the second task on
+
+    def stage(self, task: int) -> Stage:
+        """Return the stage that learns a task: the first one fully, later ones with the strategy and retention."""
+        recipe, data = self.recipe, self.data
+        return sequence_stage(recipe, data, task)
+
+    @functools.cached_property
+    def heads(self) -> frozenset[str]:
+        """The paths of the head."""
+        stage = self.stage(0)
+        shapes = jax.eval_shape(lambda: stage.model.init(jax.random.PRNGKey(0), self.data.features, stage.outputs))
+        return head_paths(self.recipe.model, shapes)
+
+    def belongs_to_task(self, path: str) -> bool:
+        """Return whether a leaf belongs to one task: a head that is not shared, or what the strategy adds."""
+        added = path.rpartition("/")[2] in self.recipe.strategy.adapter_params
+        return added or (path in self.heads and (self.recipe.retention.isolates or not self.data.shared_head))
 
 
-def check_sequence(recipe: Recipe, data: TaskSequence) -> TrainableSummary:
-    """Return what moves in the second task and after, before anything is trained.
+def sequence_stage(recipe: Recipe, data: TaskSequence, task: int) -> Stage:
+    """Return the stage that learns a task of a sequence."""
+    stage = finetune_stage(recipe, data.outputs[task], OBJECTIVES[data.kind])
+    first_task = {} if task else {"strategy": Full(), "retention": NoRetention()}
+    return replace(stage, first=task * recipe.finetune_steps, **first_task)
+
+
+def resolve_sequence(recipe: Recipe, data: TaskSequence) -> ResolvedSequence:
+    """Return the sequence of a recipe on its tasks.
 
     Raises:
         UserError: a strategy, a retention method or a trainer that does not fit a sequence.
@@ -80,8 +109,8 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> TrainableSummary:
         raise UserError(f"strategy={strategy} has {phases} phases; allowed with recipe=sequence: one, as full has")
     if not recipe.strategy.pretrained:
         raise UserError(
-            f"strategy={strategy} starts anew, and a task of recipe=sequence starts where the one before ended; "
-            "allowed: strategies that start from what was learned, as full does"
+            f"strategy={strategy} starts from initial parameters, and a task of recipe=sequence starts where the one "
+            "before ended; allowed: strategies that start from what was learned, as full does"
         )
     if recipe.strategy.adapter_params and not recipe.retention.isolates:
         raise UserError(
@@ -90,85 +119,87 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> TrainableSummary:
         )
     if recipe.retention.rehearses and not data.shared_head:
         raise UserError(
-            f"retention={retention} learns old tasks again beside the new one, which needs one head for all; "
+            f"retention={retention} rehearses old tasks beside the new one, which needs one head for all; "
             "allowed with it: tasks of one head, such as data.heads=one"
         )
     if not all("val" in task for task in data.tasks):
-        raise UserError("data.val_fraction is 0, which leaves nothing to choose by; allowed: more than 0 and below 1")
+        raise UserError("data.val_fraction is 0, which leaves no validation rows; allowed: more than 0 and below 1")
     for name, rows in data.rows().items():
         if name.endswith("_train"):
             recipe.trainer.check(data.kind, min(recipe.batch_size or rows, rows))
     recipe.schedule.check(recipe.finetune_steps)
-    return summarize_trainable([stage_of(recipe, data, 1)], data.features, OBJECTIVES[data.kind])
+    summary = summarize_trainable([sequence_stage(recipe, data, 1)], data.features, OBJECTIVES[data.kind])
+    return ResolvedSequence(recipe, data, summary)
 
 
-def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row], None]) -> SequenceResult:
-    """Learn the tasks in their order and measure all of them after each.
+def run_sequence(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> SequenceResult:
+    """Learn the tasks in their order and evaluate all of them after each.
 
     Args:
-        recipe: what to do; its ``lr_fine`` and ``finetune_steps`` hold for each task.
-        data: the tasks.
-        watch: called with ``"finetune"`` and each logged row: its step counts on over the tasks.
+        run: what to do; ``lr_fine`` and ``finetune_steps`` hold for each task.
+        log_fn: called with ``"finetune"`` and each logged row; its step counts on over the tasks.
     """
-    check_sequence(recipe, data)
+    return execute(_sequence_steps(run, log_fn))
+
+
+def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> Steps[SequenceResult]:
+    data, isolated = run.data, run.recipe.retention.isolates
+    tasks = range(len(data.tasks))
     started = time.perf_counter()
-    shared = initial_params([stage_of(recipe, data, 0)], data, Lanes.one)[0]
-    heads = head_paths(recipe.model, shared)
-    apart = recipe.retention.isolates
-    own: list[Params] = []  # each task's own leaves: its head where heads are not shared, what a strategy added
-    kept: Kept | None = None
+    shared: Params = yield InitParams(run.stage(0), data.features)
+    own: list[Params] = []  # of each learned task: the leaves that belong to it alone
+    retention_state: Kept | None = None
     matrix: list[list[float]] = []
-    baseline: list[float] = []
+    baseline: list[float] = []  # accuracy of the initial network on each task
     cost, fit = Cost(0.0, 0), None
     for number, task in enumerate(data.tasks):
-        stage = stage_of(recipe, data, number)
-        begin = shared | (_new_head(recipe, data, number, heads) if number and not data.shared_head else {})
+        start = shared | (yield from _task_head(run, number))
         if number == 0:
-            baseline = [accuracy(recipe, data, j, {**begin, **_head_for(recipe, data, j, heads)}) for j in _tasks(data)]
+            baseline = yield from _accuracies(run, start, own)
         train = jax.device_put(task["train"])
-        training = Training([functools.partial(_numbered, watch, number + 1)], Lanes.one)
-        given = None if kept is None else [kept]
-        ends = training.phase([stage], [begin], train, {"val": task["val"]}, kept=given)
-        (fit,) = training.ends(ends)
+        progress = RunProgress(functools.partial(_log_with_task, log_fn, number + 1))
+        phase_run = PhaseRun(run.stage(number), start, progress, retention_state)
+        end, _ = yield TrainPhase(phase_run, PhaseData(train, {"val": task["val"]}))
+        fit: Fit | None = progress.fit(end)
         if fit.diverged:
             break
-        cost = update_cost(stage, begin, train, kept)
-        end = fit.params
-        own.append({path: leaf for path, leaf in end.items() if _is_own(path, recipe, data, heads, apart)})
-        if not (apart and number):
+        cost = yield UpdateCost(run.stage(number), start, train, retention_state)
+        own.append({path: leaf for path, leaf in end.items() if run.belongs_to_task(path)})
+        if not (isolated and number):
             shared = {path: end[path] for path in shared}
-        matrix.append(
-            [
-                accuracy(recipe, data, j, {**shared, **(own[j] if j <= number else _head_for(recipe, data, j, heads))})
-                for j in _tasks(data)
-            ]
-        )
-        kept = init_state(recipe, data, number, end, heads, kept)
+        matrix.append((yield from _accuracies(run, shared, own)))
+        retention_state = _retention_state(run, number, end, retention_state)
     seconds = {"finetune": time.perf_counter() - started}
     if fit is None or fit.diverged:
         last = 0 if fit is None else fit.last_finite_step
         return SequenceResult(shared, matrix, {}, True, last, cost, seconds)
-    metrics = numbers(matrix, baseline) | final_losses(recipe, data, shared, own)
-    return SequenceResult({**shared, **own[-1]}, matrix, metrics, False, fit.last_finite_step, cost, seconds)
+    metrics = continual_metrics(matrix, baseline) | (yield from _final_means(run, shared, own, tasks))
+    params = {**shared, **own[-1]}
+    last, per_update = fit.last_finite_step, fit.seconds_per_update
+    return SequenceResult(params, matrix, metrics, False, last, cost, seconds, per_update)
 
 
-def init_state(
-    recipe: Recipe, data: TaskSequence, number: int, end: Params, heads: frozenset[str], before: Kept | None
-) -> Kept | None:
-    """Return what the retention method keeps after one more task."""
-    retention = recipe.retention
+def _retention_state(run: ResolvedSequence, number: int, end: Params, previous: Kept | None) -> Kept | None:
+    """Return the retention method's state after one more task."""
+    retention, data = run.recipe.retention, run.data
     if not retention.needs_state:
         return None
-    rows = data.tasks[number]["train"]
     task = SourceTask(
-        recipe.model, data.outputs[number], OBJECTIVES[data.kind], end, heads, not data.shared_head, rows, recipe.seed
+        run.recipe.model,
+        data.outputs[number],
+        OBJECTIVES[data.kind],
+        end,
+        run.heads,
+        not data.shared_head,
+        data.tasks[number]["train"],
+        run.recipe.seed,
     )
-    own = retention.init_state(task) if before is None else retention.update(before["own"], task)
+    own = retention.init_state(task) if previous is None else retention.update(previous["own"], task)
     return {"own": own, "head": {}}
 
 
-def numbers(matrix: list[list[float]], baseline: list[float]) -> dict[str, float]:
-    """Return the numbers of continual learning, and each task's accuracy at the end."""
+def continual_metrics(matrix: list[list[float]], baseline: list[float]) -> dict[str, float]:
+    """Return the metrics of continual learning, and each task's accuracy at the end."""
     found = {
         "average_accuracy": continual.average_accuracy(matrix),
         "learning_accuracy": continual.learning_accuracy(matrix),
@@ -179,50 +210,42 @@ def numbers(matrix: list[list[float]], baseline: list[float]) -> dict[str, float
     return found | {f"task_{j}_accuracy": value for j, value in enumerate(matrix[-1], 1)}
 
 
-def final_losses(recipe: Recipe, data: TaskSequence, shared: Params, own: list[Params]) -> dict[str, float]:
-    """Return the mean over tasks of the validation and test losses and accuracies at the end."""
+def _final_means(run: ResolvedSequence, shared: Params, own: list[Params], tasks: range) -> Steps[dict[str, float]]:
+    """Return the means over the tasks of the validation and test losses and accuracies at the end."""
     found: dict[str, list[float]] = {}
-    for j in _tasks(data):
-        parts = {name: data.tasks[j][name] for name in ("val", "test")}
-        for name, value in _measured(recipe, data, j, {**shared, **own[j]}, parts).items():
+    for j in tasks:
+        parts = {name: run.data.tasks[j][name] for name in ("val", "test")}
+        metrics = yield _evaluate_task(run, j, {**shared, **own[j]}, parts)
+        for name, value in metrics.items():
             if name.endswith(("_loss", "_accuracy")):
                 found.setdefault(name, []).append(value)
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
-def accuracy(recipe: Recipe, data: TaskSequence, task: int, params: Params) -> float:
-    """Return the test accuracy on a task."""
-    return _measured(recipe, data, task, params, {"test": data.tasks[task]["test"]})["test_accuracy"]
+def _accuracies(run: ResolvedSequence, shared: Params, own: list[Params]) -> Steps[list[float]]:
+    """Return the test accuracy on every task; tasks that were not learned yet are evaluated with their initial head."""
+    found = []
+    for j, task in enumerate(run.data.tasks):
+        head = own[j] if j < len(own) else (yield from _task_head(run, j))
+        metrics = yield _evaluate_task(run, j, {**shared, **head}, {"test": task["test"]})
+        found.append(metrics["test_accuracy"])
+    return found
 
 
-def _measured(
-    recipe: Recipe, data: TaskSequence, task: int, params: Params, parts: Mapping[str, Split]
-) -> dict[str, float]:
-    stage = stage_of(recipe, data, task)
-    adapter_params = any(path.rpartition("/")[2] in recipe.strategy.adapter_params for path in params)
-    stage = replace(stage, strategy=recipe.strategy if adapter_params else Full(), retention=NoRetention(), first=0)
-    return measure([stage], [params], parts)[0]
+def _evaluate_task(run: ResolvedSequence, task: int, params: Params, parts: Mapping[str, Split]) -> Evaluate:
+    strategy = run.recipe.strategy
+    adapted = any(path.rpartition("/")[2] in strategy.adapter_params for path in params)
+    stage = replace(run.stage(task), strategy=strategy if adapted else Full(), retention=NoRetention(), first=0)
+    return Evaluate(stage, params, Inputs(parts))
 
 
-def _tasks(data: TaskSequence) -> range:
-    return range(len(data.tasks))
+def _task_head(run: ResolvedSequence, number: int) -> Steps[Params]:
+    """Return the initial head of a task; none where it is shared, or part of the initial parameters."""
+    if run.data.shared_head or number == 0:
+        return {}
+    fresh: Params = yield InitParams(run.stage(number), run.data.features, NEW_HEAD_STREAM + number)
+    return {path: fresh[path] for path in run.heads}
 
 
-def _is_own(path: str, recipe: Recipe, data: TaskSequence, heads: frozenset[str], apart: bool) -> bool:
-    added = path.rpartition("/")[2] in recipe.strategy.adapter_params
-    return added or (path in heads and (apart or not data.shared_head))
-
-
-def _new_head(recipe: Recipe, data: TaskSequence, number: int, heads: frozenset[str]) -> Params:
-    """Return the initial head of a task."""
-    fresh = initial_params([stage_of(recipe, data, number)], data, Lanes.one, stream=NEW_HEAD_STREAM + number)[0]
-    return {path: fresh[path] for path in heads}
-
-
-def _head_for(recipe: Recipe, data: TaskSequence, number: int, heads: frozenset[str]) -> Params:
-    """Return the head by which a task that has not been learned is measured: the shared one, or its initial one."""
-    return {} if data.shared_head or number == 0 else _new_head(recipe, data, number, heads)
-
-
-def _numbered(watch: Callable[[str, Row], None], task: int, row: Row) -> None:
-    watch("finetune", {**row, "task": task})
+def _log_with_task(log_fn: Callable[[str, Row], None], task: int, row: Row) -> None:
+    log_fn("finetune", {**row, "task": task})

@@ -20,7 +20,8 @@ from ..optim.partition import FROZEN, ParamLabels
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ..recipe.run import RunResult, TrainableSummary
+    from ..recipe.resolve import TrainableSummary
+    from ..recipe.run import RunResult
     from ..recipe.sequence import SequenceResult
 
 
@@ -56,8 +57,8 @@ def _grow(tree: Tree, node: Any) -> None:
 def show_movement(movement: TrainableSummary) -> None:
     """Print what each line of the strategy's table matched, phase by phase, and how many parameters move."""
     first = 0
-    for placed, length in zip(movement.placed, movement.lengths, strict=True):
-        phase = f" in updates {first + 1} to {first + length}" if len(movement.placed) > 1 else ""
+    for placed, length in zip(movement.labels, movement.lengths, strict=True):
+        phase = f" in updates {first + 1} to {first + length}" if len(movement.labels) > 1 else ""
         _show_placement(placed, movement.sizes, f"what moves in fine-tuning{phase}")
         first += length
     say(f"{movement.trainable:,} of {movement.total:,} parameters move ({movement.trainable / movement.total:.1%})")
@@ -77,7 +78,7 @@ def show_outcome(outcome: RunResult | SequenceResult, folder: Path, overrides: S
     if overrides is not None:
         say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
         return
-    if matrix := outcome.facts().get("accuracy_matrix"):  # empty where the first task diverged
+    if matrix := outcome.summary().get("accuracy_matrix"):  # empty where the first task diverged
         console().print(_matrix_table(matrix))
     if outcome.metrics:
         console().print(_result_table(outcome.metrics))
@@ -90,7 +91,7 @@ def show_outcome(outcome: RunResult | SequenceResult, folder: Path, overrides: S
         )
     seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
     say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
-    for warning in outcome.facts().get("warnings", ()):
+    for warning in outcome.summary().get("warnings", ()):
         say(f"warning: {warning}", "yellow")
     say(f"record: {near(folder)}")
 

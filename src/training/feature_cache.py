@@ -1,7 +1,7 @@
-"""What a frozen bottom returns, computed once for every row and kept: the training then begins above it.
+"""The outputs of a frozen bottom, computed once for every row and kept; training then begins above it.
 
-It pays wherever the lowest groups neither move nor depend on chance. A bottom that moved in an earlier phase, dropout,
-and a budget that is too small for the features leave everything as it is.
+This applies where the lowest groups are neither trained nor stochastic. Groups that were trained in an earlier phase,
+dropout, and features that exceed ``trainer.feature_cache`` leave the stage as it is.
 """
 
 from __future__ import annotations
@@ -22,41 +22,44 @@ from ..models.base import Model
 from ..notices import warn_once
 from ..optim.partition import FROZEN, match_rules
 from ..types import Params, Split
-from .stage import Stage, added_shapes, bottom_features, stochastic, traced
-from .vectorize import Lanes, programs, stacked
+from .forward import bottom_features
+from .loop import PhaseData
+from .stage import Stage, added_shapes, traced
+from .vectorize import RunAxis, programs, stack_runs
 
-CHUNK = 1024  # rows that the bottom is run on at once
+CHUNK = 1024  # rows that pass the bottom at a time
 
 
 def num_frozen_groups(stage: Stage, params: Mapping[str, Any]) -> int:
-    """Return how many groups from the bottom have not moved up to and in the stage's phase; never all of them."""
-    if stochastic(stage) or stage.retention.rehearses:  # rehearsal needs the inputs themselves
+    """Return how many of the lowest groups were not trained up to the stage's phase; never all of them."""
+    if stage.stochastic or stage.retention.rehearses:  # rehearsal needs the inputs themselves
         return 0
     groups = stage.model.groups()
     new = added_shapes(stage, params)
-    whole, moving = {**params, **new}, set(new)
+    whole, trained = {**params, **new}, set(new)
     for table in stage.strategy.tables(groups)[: stage.phase + 1]:
-        moving |= {path for path, value in match_rules(table, whole, groups).multiplier.items() if value is not FROZEN}
+        multiplier = match_rules(table, whole, groups).multiplier
+        trained |= {path for path, value in multiplier.items() if value is not FROZEN}
     for number, (_, expression) in enumerate(groups[:-1]):
-        if any(re.fullmatch(expression, path) for path in moving):
+        if any(re.fullmatch(expression, path) for path in trained):
             return number
     return len(groups) - 1
 
 
 def trunk_params(stage: Stage, params: Params) -> Params:
-    """Return the parameters of the groups under ``stage.bottom``."""
+    """Return the parameters of the ``stage.bottom`` lowest groups."""
     expressions = [expression for _, expression in stage.model.groups()[: stage.bottom]]
     return {path: leaf for path, leaf in params.items() if any(re.fullmatch(e, path) for e in expressions)}
 
 
 def upper_params(stage: Stage, params: Params) -> Params:
-    """Return the parameters of the groups from ``stage.bottom`` on, and those under it that the head uses too."""
-    cut, shared = trunk_params(stage, params), stage.model.shared()
-    return {path: leaf for path, leaf in params.items() if path not in cut or re.fullmatch(shared, path)}
+    """Return the parameters of the other groups, and those of the lowest groups that the head shares."""
+    trunk, shared = trunk_params(stage, params), stage.model.shared()
+    return {path: leaf for path, leaf in params.items() if path not in trunk or re.fullmatch(shared, path)}
 
 
-def fits(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -> bool:
-    """Tell whether the features of all rows fit in ``trainer.feature_cache``; if not, it is said once."""
+def fits_in_memory(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -> bool:
+    """Return whether the features of all rows fit in ``trainer.feature_cache``; warn once if they do not."""
     if stage.bottom == 0 or stage.trainer.feature_cache == 0:
         return False
     row = next(iter(splits.values())).x[:1]
@@ -66,78 +69,103 @@ def fits(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -
         return True
     warn_once(
         f"the frozen bottom's features take {megabytes:,.0f} MB, more than trainer.feature_cache="
-        f"{stage.trainer.feature_cache:g}: they are computed anew in every update"
+        f"{stage.trainer.feature_cache:g}: they are recomputed in every update"
     )
     return False
 
 
 def chunks(model: Model, x: np.ndarray) -> list[tuple[np.ndarray, int]]:
-    """Cut rows into pieces of one size, the last one filled up with its first row, each with its true length."""
+    """Cut rows into pieces of one size, each with its true length; the last is padded with its first row."""
     size = model.rows_at_once(x.shape[1:]) or CHUNK
     if len(x) <= size:
         return [(x, len(x))]
     pieces = [x[i : i + size] for i in range(0, len(x), size)]
-    filled = np.concatenate([pieces[-1], np.repeat(pieces[-1][:1], size - len(pieces[-1]), axis=0)])
-    return [*((piece, size) for piece in pieces[:-1]), (filled, len(pieces[-1]))]
+    padded = np.concatenate([pieces[-1], np.repeat(pieces[-1][:1], size - len(pieces[-1]), axis=0)])
+    return [*((piece, size) for piece in pieces[:-1]), (padded, len(pieces[-1]))]
 
 
-class Task(NamedTuple):
-    """A phase of training as it is run: above the groups whose features are kept, or whole."""
+class Inputs(NamedTuple):
+    """The parts of a task as a phase trains on them: rows as they are, or the features of a frozen bottom."""
 
-    stages: list[Stage]
-    params: list[Params]  # a lane each; one object where they may share it
-    splits: dict[str, Split]
-    own_rows: bool  # whether the splits have a leading axis, each lane's own
+    splits: Mapping[str, Split]
+    per_run: bool = False  # whether all of it has a leading run axis
 
-    def part(self, name: str) -> Split:
-        """Return the shapes of one lane's part."""
-        cut = (lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)) if self.own_rows else lambda leaf: leaf
+    @property
+    def phase_data(self) -> PhaseData:
+        """The rows to learn from, and the validation part to evaluate."""
+        evaluated = {name: part for name, part in self.splits.items() if name == "val"}
+        return PhaseData(self.splits["train"], evaluated, self.per_run)
+
+    def shapes(self, name: str) -> Split:
+        """Return the shapes of one run's part."""
+        cut = (lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)) if self.per_run else lambda leaf: leaf
         return Split(*(cut(leaf) for leaf in self.splits[name]))
 
 
-def keep_features(stages: Sequence[Stage], params: Sequence[Params], splits: Mapping[str, Split], lanes: Lanes) -> Task:
-    """Run the groups at the bottom that rest once over the data, where that is possible.
+class UpperRun(NamedTuple):
+    """One run's stage and parameters above its frozen bottom."""
+
+    stage: Stage
+    params: Params  # the same object for runs that may share it
+
+
+def cache_features(
+    stages: Sequence[Stage], params: Sequence[Params], splits: Mapping[str, Split], axis: RunAxis = RunAxis.none
+) -> tuple[list[UpperRun], Inputs]:
+    """Compute the features of the frozen bottom for all rows, where there is one and they fit in memory.
 
     Args:
-        stages: of one phase, a lane each.
-        params: a lane each.
+        stages: of one phase, one for each run.
+        params: of each run.
         splits: every part of the task's data.
-        lanes: how lanes are run.
+        axis: how the run axis is computed.
+
+    Returns:
+        What is left to train of each run, and the data that it is trained on; unchanged where nothing is cached.
     """
     bottom = num_frozen_groups(stages[0], params[0])
-    above_it = [replace(stage, bottom=bottom) for stage in stages]
-    if not fits(above_it[0], params[0], splits):
-        return Task(list(stages), list(params), dict(splits), own_rows=False)
-    own = {id(p): upper_params(above_it[0], p) for p in params}
-    under = [trunk_params(above_it[0], p) for p in params]
-    model, one = stages[0].model, all(same_leaves(other, under[0]) for other in under)
-    if one:
-        run = programs(static_part(above_it[0])).features
-        hyper, bottom_half = traced(above_it[0]), jax.device_put(under[0])
-
-        def of_all(part: Split) -> Split:
-            pieces = [run(hyper, bottom_half, x)[:count] for x, count in chunks(model, part.x)]
-            return Split(joined(pieces, 0), part.y)
-
-        kept = {name: of_all(part) for name, part in splits.items()}
-    else:
-        run = programs(static_part(above_it[0]), lanes).features
-        hyper, together = stacked([traced(s) for s in above_it]), stacked(under)
-        places = len(next(iter(together.values())))
-
-        def of_lanes(part: Split) -> Split:
-            pieces = [run(np.int32(len(params)), hyper, together, x)[:, :count] for x, count in chunks(model, part.x)]
-            return Split(joined(pieces, 1), np.broadcast_to(part.y, (places, *part.y.shape)))
-
-        kept = {name: of_lanes(part) for name, part in splits.items()}
-    return Task(above_it, [own[id(p)] for p in params], kept, own_rows=not one)
+    upper = [replace(stage, bottom=bottom) for stage in stages]
+    if not fits_in_memory(upper[0], params[0], splits):
+        return [UpperRun(*pair) for pair in zip(stages, params, strict=True)], Inputs(dict(splits))
+    own = {id(p): upper_params(upper[0], p) for p in params}
+    trunks = [trunk_params(upper[0], p) for p in params]
+    same_trunk = all(_same_leaves(other, trunks[0]) for other in trunks)
+    compute = _features_of_one if same_trunk else _features_per_run
+    parts = compute(upper, trunks, splits, axis)
+    runs = [UpperRun(stage, own[id(p)]) for stage, p in zip(upper, params, strict=True)]
+    return runs, Inputs(parts, per_run=not same_trunk)
 
 
-def same_leaves(one: Params, other: Params) -> bool:
-    """Tell whether two bottoms are the same arrays, as those of one checkpoint are whatever the seed."""
+def _features_of_one(
+    stages: Sequence[Stage], trunks: Sequence[Params], splits: Mapping[str, Split], _axis: RunAxis
+) -> dict[str, Split]:
+    run, model = programs(static_part(stages[0])).features, stages[0].model
+    hyper, trunk = traced(stages[0]), jax.device_put(trunks[0])
+
+    def features(part: Split) -> Split:
+        return Split(_joined([run(hyper, trunk, x)[:count] for x, count in chunks(model, part.x)], 0), part.y)
+
+    return {name: features(part) for name, part in splits.items()}
+
+
+def _features_per_run(
+    stages: Sequence[Stage], trunks: Sequence[Params], splits: Mapping[str, Split], axis: RunAxis
+) -> dict[str, Split]:
+    run, model, n_runs = programs(static_part(stages[0]), axis).features, stages[0].model, np.int32(len(stages))
+    hyper, together = stack_runs([traced(stage) for stage in stages]), stack_runs(trunks)
+    size = len(next(iter(together.values())))
+
+    def features(part: Split) -> Split:
+        pieces = [run(n_runs, hyper, together, x)[:, :count] for x, count in chunks(model, part.x)]
+        return Split(_joined(pieces, 1), np.broadcast_to(part.y, (size, *part.y.shape)))
+
+    return {name: features(part) for name, part in splits.items()}
+
+
+def _same_leaves(one: Params, other: Params) -> bool:
+    """Return whether two bottoms are the same arrays, as those of one checkpoint are whatever the seed."""
     return all(leaf is other[path] for path, leaf in one.items())
 
 
-def joined(pieces: list[Array], axis: int) -> Array:
-    """Put pieces together along an axis."""
+def _joined(pieces: list[Array], axis: int) -> Array:
     return pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces, axis)

@@ -1,12 +1,11 @@
-"""The loop on the host that drives a stage: one interval after the other, for one run or for many lanes.
+"""The loop on the host that trains a stage: one logging interval after the other, for one run or for many.
 
-Between two logged steps the device is on its own: data, parameters and losses stay there, and the host reads an
-interval's numbers while the next one is running.
+Data, parameters and losses stay on the device; the host reads an interval's numbers while the next one is computed.
 """
 
 from __future__ import annotations
 
-import functools
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,309 +15,280 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from ..config.hparams import bind, static_part
+from ..config.hparams import static_part
 from ..models.base import is_statistic
 from ..optim.partition import join
 from ..retention.base import Kept
 from ..types import LogFn, Params, Row, Split
-from .compiled import Cost
-from .stage import Best, Losses, Stage, State, carry_over, eval_params, frozen_paths, start, traced, with_added
+from .compiled import Compiled
+from .evaluation import Best
+from .stage import Stage, frozen_paths, traced, with_added
+from .step import Losses, TrainState, carry_over, eval_params
 from .trainer import Precision
-from .vectorize import Lanes, programs, stacked
+from .vectorize import RunAxis, programs, stack_runs
 
 
 class Fit(NamedTuple):
-    """What training ends with."""
+    """The end of training."""
 
     params: Params
     diverged: bool
     last_finite_step: int
-    kept_step: int  # updates that the parameters have seen: all, or those before the best evaluation
+    kept_step: int  # updates behind the kept parameters: all of them, or those before the best evaluation
     rounded: float | None = None  # share of the trainable weights whose last logged update rounded to zero
+    seconds_per_update: float | None = None  # wall time without compilation; None without updates
 
 
 class EvalHook(NamedTuple):
-    """A closer look at the parameters every so many updates, before the first and after the last; the device waits."""
+    """A measurement of the parameters on the host, every so many updates; the device waits for it."""
 
-    every: int  # updates, a multiple of `log_every`
-    measure: Callable[[int, int, Params], Mapping[str, float]]  # of a lane, the updates made, its parameters
+    every: int  # updates, a multiple of `log_every`; also before the first update and after the last
+    measure: Callable[[int, Params], Mapping[str, float]]  # of the number of updates made and the parameters
 
     def due(self, step: int, steps: int) -> bool:
-        """Tell whether it is time for one after ``step`` of ``steps`` updates."""
+        """Return whether to measure after ``step`` of ``steps`` updates."""
         return step % self.every == 0 or step == steps
-
-
-class Interval(NamedTuple):
-    """What comes back from the device for one logging interval; with lanes, everything has a leading axis."""
-
-    step: int  # updates made before it
-    updates: int  # made in it
-    losses: Losses | None
-    metrics: Mapping[str, Array]  # of the parameters after it
-    best: Best | None
-    seen: Sequence[Mapping[str, float]] | None = None  # what a look has found, a lane each
 
 
 @dataclass
 class RunProgress:
-    """What the host knows of one lane under way, over all its phases."""
+    """What the host knows of a run, over all its phases."""
 
-    watch: LogFn
-    last_finite: int | None = None  # of a lane that diverged
-    stopped: bool = False
+    log_fn: LogFn
+    last_finite: int | None = None  # set when the run diverges
+    stopped: bool = False  # the patience is used up
+    updates: int = 0
     kept_step: int | None = None
     rounded: float | None = None
+    seconds: float = 0.0  # of the training loops, without compilation
+    timed_updates: int = 0  # in these seconds
 
     @property
     def ended(self) -> bool:
-        """Whether nothing of this lane is reported any more."""
+        """Whether nothing more of this run is logged."""
         return self.stopped or self.last_finite is not None
 
+    def fit(self, params: Params) -> Fit:
+        """Return the end of training with these parameters."""
+        return Fit(
+            params,
+            diverged=self.last_finite is not None,
+            last_finite_step=self.updates if self.last_finite is None else self.last_finite,
+            kept_step=self.updates if self.kept_step is None else self.kept_step,
+            rounded=self.rounded,
+            seconds_per_update=self.seconds / self.timed_updates if self.timed_updates else None,
+        )
 
-def fit(stage: Stage, params: Params, data: Split, splits: Mapping[str, Split], watch: LogFn) -> Fit:
-    """Train one stage.
+
+class PhaseData(NamedTuple):
+    """The data of a phase, shared by all runs that are trained together."""
+
+    train: Split
+    splits: Mapping[str, Split] = {}  # evaluated at each logged row
+    per_run: bool = False  # whether all of it has a leading run axis
+
+
+@dataclass(frozen=True)
+class PhaseRun:
+    """One run's part of a phase."""
+
+    stage: Stage
+    params: Params  # initial parameters; runs that may share them hold the same object
+    progress: RunProgress
+    retention_state: Kept | None = None
+    hook: EvalHook | None = None
+
+
+def train_phase(
+    runs: Sequence[PhaseRun],
+    data: PhaseData,
+    axis: RunAxis = RunAxis.none,
+    *,
+    previous: PhaseRunner | None = None,
+    final: bool = True,
+) -> PhaseRunner:
+    """Train one phase of runs that differ in traced hyperparameters only.
+
+    Each run's ``progress.log_fn`` gets its logged rows in order: ``step`` (updates made), ``loss`` of that update's
+    batch, ``grad_norm``, ``lr``, and the metrics of the evaluated splits. A loss that is not finite ends the run as
+    diverged.
 
     Args:
-        stage: what to do.
-        params: all parameters, flat.
-        data: the rows to learn from.
-        splits: what is evaluated before the first update and at each logged row.
-        watch: called with each logged row, in order: ``step`` (updates made), ``loss`` of that update's batch,
-            ``grad_norm``, ``lr``, and the splits' metrics.
+        runs: one, or several with a run axis.
+        data: rows to learn from and to evaluate.
+        axis: how the run axis is computed.
+        previous: the phase before.
+        final: whether this is the last phase: the choice of the best evaluation belongs to it.
 
     Returns:
-        The parameters after the last update. A loss that is not finite ends the stage early as diverged.
+        The runner, with the parameters at the end (:meth:`PhaseRunner.params`).
     """
-    return fit_lanes([stage], [params], data, splits, [watch], Lanes.one)[0]
-
-
-def fit_lanes(
-    stages: Sequence[Stage],
-    params: Sequence[Params],
-    data: Split,
-    splits: Mapping[str, Split],
-    watches: Sequence[LogFn],
-    lanes: Lanes,
-    look: EvalHook | None = None,
-) -> list[Fit]:
-    """Train many stages that differ in traced hyperparameters only, as lanes of one program.
-
-    Args:
-        stages: one a lane, of the same static part.
-        params: what each starts from; where all are the same object, the lanes share it.
-        data: the rows to learn from, the same for all.
-        splits: as in :func:`fit`.
-        watches: one a lane.
-        lanes: how; ``Lanes.one`` for a single stage.
-        look: what is measured of the parameters on the way; its numbers join the row of their step.
-    """
-    run = Training(watches, lanes)
-    return run.ends(run.phase(stages, params, data, splits, look=look))
-
-
-def same_seed(stages: Sequence[Stage]) -> bool:
-    """Tell whether all stages see the rows in the same order."""
-    return len({stage.seed for stage in stages}) == 1
-
-
-def share_start(params: Sequence[Params], stages: Sequence[Stage], lanes: Lanes) -> bool:
-    """Tell whether all lanes start from the same parameters and see the rows in the same order."""
-    return lanes is not Lanes.one and len(params) > 1 and all(p is params[0] for p in params) and same_seed(stages)
-
-
-class Training:
-    """Trains one run or many lanes, phase after phase."""
-
-    def __init__(self, watches: Sequence[LogFn], lanes: Lanes) -> None:
-        self.lanes = lanes
-        self.courses = [RunProgress(watch) for watch in watches]
-        self.last: PhaseRunner | None = None
-
-    def phase(
-        self,
-        stages: Sequence[Stage],
-        params: Sequence[Params],
-        data: Split,
-        splits: Mapping[str, Split],
-        own_rows: bool = False,
-        final: bool = True,
-        kept: Sequence[Kept] | None = None,
-        look: EvalHook | None = None,
-    ) -> list[Params]:
-        """Train one phase and return each lane's parameters.
-
-        Args:
-            stages: one a lane, of the same static part.
-            params: what each starts from; where all are the same object, the lanes share it.
-            data: the rows to learn from.
-            splits: what is evaluated at each logged row.
-            own_rows: whether ``data`` and ``splits`` have a leading axis, each lane's own.
-            final: whether this is the last phase, to which the choice of the best evaluation belongs.
-            kept: what the retention method keeps of the source task, a lane each.
-            look: as in :func:`fit_lanes`.
-        """
-        stage = stages[0]
-        run = PhaseRunner(stages, params, data, splits, self.lanes, own_rows, self.last, kept)
-        best = run.no_best() if final and stage.trainer.keeps_best else None
-        metrics = run.evaluate()
+    stage, runner = runs[0].stage, PhaseRunner(runs, data, axis, previous)
+    started, compiling = time.perf_counter(), Compiled.seconds
+    best = runner.init_best() if final and stage.trainer.keeps_best else None
+    metrics = runner.evaluate()
+    if best is not None:
+        best = runner.update_best(best, metrics["val_loss"], 0)
+    waiting, made = [_Interval(0, 0, None, metrics, best, runner.measure_hooks(0))], 0
+    for step in range(0, stage.steps, stage.log_every):
+        count = min(stage.log_every, stage.steps - step)
+        losses, metrics = runner.advance(step, count), runner.evaluate()
         if best is not None:
-            best = run.better(best, metrics["val_loss"], 0)
-        waiting = [Interval(0, 0, None, metrics, best, self._look(look, run, 0))]
-        for step in range(0, stage.steps, stage.log_every):
-            count = min(stage.log_every, stage.steps - step)
-            losses, metrics = run.advance(step, count), run.evaluate()
-            if best is not None:
-                best = run.better(best, metrics["val_loss"], step + count)
-            seen = self._look(look, run, step + count)
-            waiting.append(Interval(step, count, losses, metrics, best, seen))
-            # Read the interval before this one only now, with this one under way: the device never waits for the host.
-            self._report(stages, waiting.pop(0))
-            if all(course.ended for course in self.courses):
-                break
-        for interval in waiting:
-            self._report(stages, interval)
-        self.last = run
-        if best is None:
-            return run.params()
-        for lane, (course, own) in enumerate(zip(self.courses, stages, strict=True)):
-            course.kept_step = own.first + int(np.ravel(best.step)[lane])
-        return run.params(best.params)
+            best = runner.update_best(best, metrics["val_loss"], step + count)
+        made = step + count
+        waiting.append(_Interval(step, count, losses, metrics, best, runner.measure_hooks(made)))
+        # The interval before is read only now, while this one is computed: the device never waits for the host.
+        _log_interval(runs, waiting.pop(0), axis)
+        if all(run.progress.ended for run in runs):
+            break
+    for interval in waiting:
+        _log_interval(runs, interval, axis)
+    seconds = time.perf_counter() - started - (Compiled.seconds - compiling)
+    for i, run in enumerate(runs):
+        run.progress.updates = run.stage.first + run.stage.steps
+        run.progress.seconds += seconds / len(runs)
+        run.progress.timed_updates += made
+        if best is not None:
+            run.progress.kept_step = run.stage.first + int(np.ravel(best.step)[i])
+    runner.best_params = None if best is None else best.params
+    return runner
 
-    def ends(self, params: Sequence[Params]) -> list[Fit]:
-        """Return how each lane ended, given its last parameters."""
-        made = [stage.first + stage.steps for stage in self.last.stages] if self.last else [0] * len(params)
-        return [
-            Fit(
-                own,
-                course.last_finite is not None,
-                steps if course.last_finite is None else course.last_finite,
-                steps if course.kept_step is None else course.kept_step,
-                course.rounded,
-            )
-            for own, course, steps in zip(params, self.courses, made, strict=True)
-        ]
 
-    def _look(self, look: EvalHook | None, run: PhaseRunner, step: int) -> list[Mapping[str, float]] | None:
-        """Return what a look finds of each lane that goes on, where one is due."""
-        if look is None or not look.due(step, run.stages[0].steps):
-            return None
-        return [
-            {} if course.ended else look.measure(lane, step, own)
-            for lane, (course, own) in enumerate(zip(self.courses, run.snapshot(), strict=True))
-        ]
+class _Interval(NamedTuple):
+    """What comes back from the device for a logging interval; with a run axis where there is one."""
 
-    def _report(self, stages: Sequence[Stage], interval: Interval) -> None:
-        """Pass an interval's row to each lane's watch; note where one diverged, or has waited long enough."""
-        axis = (lambda values: np.asarray(values)[None]) if self.lanes is Lanes.one else np.asarray
-        losses = {} if interval.losses is None else {name: axis(values) for name, values in interval.losses.series()}
-        metrics = {name: axis(value) for name, value in interval.metrics.items()}
-        waited = None if interval.best is None else axis(interval.best.waited)
-        for lane, (stage, course) in enumerate(zip(stages, self.courses, strict=True)):
-            if course.ended or (interval.updates == 0 and stage.phase > 0):
-                continue  # the phase before has reported these parameters
-            series = {name: values[lane][: interval.updates] for name, values in losses.items()}
-            rounded = series.pop("rounded", None)
-            finite = np.isfinite(series["loss"]) if series else np.ones(0, bool)
-            kept = interval.updates if finite.all() else int(np.argmin(finite))
-            row: Row = {"step": stage.first + interval.step + kept}
-            if kept:
-                row |= {name: number(values[kept - 1]) for name, values in series.items()}
-                course.rounded = number(rounded[kept - 1]) if rounded is not None else None
-                if stage.objective.metric_names():  # of these a single update can tell of trouble, and few are logged
-                    row["grad_norm_max"] = number(series["grad_norm"][:kept].max())
-            if kept == interval.updates:
-                row |= {name: number(values[lane]) for name, values in metrics.items()}
-                row |= {name: number(value) for name, value in (interval.seen[lane] if interval.seen else {}).items()}
-            else:
-                course.last_finite = int(row["step"])
-            if len(row) > 1:
-                course.watch(row)
-            patience = stage.trainer.patience
-            course.stopped = patience is not None and waited is not None and int(waited[lane]) >= patience
+    step: int  # updates before it
+    updates: int  # in it
+    losses: Losses | None
+    metrics: Mapping[str, Array]  # of the parameters after it
+    best: Best | None
+    measured: Sequence[Mapping[str, float]] | None = None  # by the hook of each run
+
+
+def _log_interval(runs: Sequence[PhaseRun], interval: _Interval, axis: RunAxis) -> None:
+    """Pass an interval's row to each run's ``log_fn``; note which runs diverged or used up their patience."""
+    with_axis = (lambda values: np.asarray(values)[None]) if axis is RunAxis.none else np.asarray
+    losses = {} if interval.losses is None else {name: with_axis(v) for name, v in interval.losses.series()}
+    metrics = {name: with_axis(value) for name, value in interval.metrics.items()}
+    waited = None if interval.best is None else with_axis(interval.best.waited)
+    for i, run in enumerate(runs):
+        stage, progress = run.stage, run.progress
+        if progress.ended or (interval.updates == 0 and stage.phase > 0):
+            continue  # the phase before has logged these parameters
+        series = {name: values[i][: interval.updates] for name, values in losses.items()}
+        rounded = series.pop("rounded", None)
+        finite = np.isfinite(series["loss"]) if series else np.ones(0, bool)
+        kept = interval.updates if finite.all() else int(np.argmin(finite))
+        row: Row = {"step": stage.first + interval.step + kept}
+        if kept:
+            row |= {name: shortest_float(values[kept - 1]) for name, values in series.items()}
+            progress.rounded = shortest_float(rounded[kept - 1]) if rounded is not None else None
+            if stage.objective.metric_names():  # a single update can be the first sign of instability
+                row["grad_norm_max"] = shortest_float(series["grad_norm"][:kept].max())
+        if kept == interval.updates:
+            row |= {name: shortest_float(values[i]) for name, values in metrics.items()}
+            measured = interval.measured[i] if interval.measured else {}
+            row |= {name: shortest_float(value) for name, value in measured.items()}
+        else:
+            progress.last_finite = int(row["step"])
+        if len(row) > 1:
+            progress.log_fn(row)
+        patience = stage.trainer.patience
+        progress.stopped = patience is not None and waited is not None and int(waited[i]) >= patience
 
 
 class PhaseRunner:
-    """The device's side of a phase: its state, and the calls that move it."""
+    """The device's side of a phase: its state, and the calls that change it."""
 
     def __init__(
-        self,
-        stages: Sequence[Stage],
-        params: Sequence[Params],
-        data: Split,
-        splits: Mapping[str, Split],
-        lanes: Lanes,
-        own_rows: bool,
-        before: PhaseRunner | None,
-        kept: Sequence[Kept] | None = None,
+        self, runs: Sequence[PhaseRun], data: PhaseData, axis: RunAxis, previous: PhaseRunner | None = None
     ) -> None:
-        stage, self.count = stages[0], len(stages)
-        self.shared = share_start(params, stages, lanes)
-        start_from = params[0] if self.shared or lanes is Lanes.one else stacked(params)
-        self.programs = programs(static_part(stage), lanes, self.shared, own_rows)
-        self.stages, self.lanes = stages, lanes
-        self.splits, self.data = jax.device_put((dict(splits), data))  # once, and not with every call
-        hypers = [traced(s) for s in stages]
-        self.hyper = hypers[0] if lanes is Lanes.one else stacked(hypers)
-        self.head: tuple[Any, ...] = () if lanes is Lanes.one else (np.int32(self.count),)  # before every argument
+        self.runs, self.axis, self.n_runs = runs, axis, len(runs)
+        self.best_params: Params | None = None
+        stages, params = [run.stage for run in runs], [run.params for run in runs]
+        stage, single = stages[0], axis is RunAxis.none
+        # Runs with one start and one seed share their frozen half, and their row order is computed once.
+        self.same_start = not single and len(runs) > 1 and _all_same(params) and len({s.seed for s in stages}) == 1
+        start_from = params[0] if self.same_start or single else stack_runs(params)
+        self.programs = programs(static_part(stage), axis, same_start=self.same_start, data_per_run=data.per_run)
+        self.splits, self.data = jax.device_put((dict(data.splits), data.train))  # once, not with every call
+        hypers = [traced(stage) for stage in stages]
+        self.hyper = hypers[0] if single else stack_runs(hypers)
+        self.count: tuple[Any, ...] = () if single else (np.int32(self.n_runs),)  # the first argument of each program
         self.frozen_from = {path: start_from[path] for path in frozen_paths(stage, with_added(stage, params[0]))}
-        self.frozen = stored(stage, self.frozen_from)
-        self.state: State = self.programs.start(*self.head, self.hyper, start_from)
-        if before is not None:
-            self.state = carry_over(self.state, before.state)
-        alone = self.shared or lanes is Lanes.one
-        self.kept: Kept = jax.device_put({} if kept is None else kept[0] if alone else stacked(kept))
-        rows = data.y.shape[1 if own_rows else 0]
-        minibatches = stage.batch_size is not None and stage.batch_size < rows
-        # Lanes that share the order of their rows have it computed once, as a single run would.
-        self.order = (
-            programs(static_part(stage), Lanes.one if self.shared else lanes).order(rows) if minibatches else None
+        self.frozen = _device_frozen(stage, self.frozen_from)
+        self.state: TrainState = self.programs.start(*self.count, self.hyper, start_from)
+        if previous is not None:
+            self.state = carry_over(self.state, previous.state)
+        states = [run.retention_state for run in runs]
+        shared = self.same_start or single
+        self.retention_state: Kept = jax.device_put(
+            {} if states[0] is None else states[0] if shared else stack_runs(states)
         )
-        self.order_head = ((), hypers[0]) if self.shared else (self.head, self.hyper)
+        rows = data.train.y.shape[1 if data.per_run else 0]
+        minibatches = stage.batch_size is not None and stage.batch_size < rows
+        order_axis = RunAxis.none if self.same_start else axis
+        self.order = programs(static_part(stage), order_axis).order(rows) if minibatches else None
+        self.order_args = ((), hypers[0]) if self.same_start else (self.count, self.hyper)
 
     def advance(self, step: int, count: int) -> Losses:
         """Dispatch ``count`` updates after the first ``step``."""
         number, count_ = np.int32(step), np.int32(count)
-        head, hyper = self.order_head
+        head, hyper = self.order_args
         order = self.order and self.order(*head, hyper, number)
-        arguments = (*self.head, self.hyper, self.state, self.frozen, self.data, order, number, count_, self.kept)
-        self.state, losses = self.programs.advance(*arguments)
+        arguments = (self.hyper, self.state, self.frozen, self.data, order, number, count_, self.retention_state)
+        self.state, losses = self.programs.advance(*self.count, *arguments)
         return losses
 
     def evaluate(self) -> Mapping[str, Array]:
         """Dispatch an evaluation of the splits."""
         if not self.splits:
             return {}
-        return self.programs.evaluate(*self.head, self.hyper, eval_params(self.state), self.frozen, self.splits)
+        return self.programs.evaluate(*self.count, self.hyper, eval_params(self.state), self.frozen, self.splits)
 
-    def no_best(self) -> Best:
-        """Return the best of no evaluation yet."""
-        return self.programs.no_best(*self.head, self.hyper, eval_params(self.state))
+    def init_best(self) -> Best:
+        """Return the best evaluation before the first one."""
+        return self.programs.init_best(*self.count, self.hyper, eval_params(self.state))
 
-    def better(self, best: Best, loss: Array, step: int) -> Best:
+    def update_best(self, best: Best, loss: Array, step: int) -> Best:
         """Return the best evaluation after one more of the present parameters."""
-        return self.programs.better(*self.head, self.hyper, best, eval_params(self.state), loss, np.int32(step))
+        return self.programs.update_best(*self.count, self.hyper, best, eval_params(self.state), loss, np.int32(step))
 
-    def snapshot(self) -> list[Params]:
-        """Return each lane's parameters as they are now, copied: the next updates overwrite the state in place."""
-        return self.params(jax.tree.map(jnp.copy, eval_params(self.state)))
+    def measure_hooks(self, step: int) -> list[Mapping[str, float]] | None:
+        """Return the measurements of each run's hook where they are due; a run that ended has none."""
+        hook = self.runs[0].hook
+        if hook is None or not hook.due(step, self.runs[0].stage.steps):
+            return None
+        # Copies: the next updates overwrite the state in place.
+        params = self._join(jax.tree.map(jnp.copy, eval_params(self.state)))
+        return [
+            {} if run.progress.ended or run.hook is None else run.hook.measure(step, own)
+            for run, own in zip(self.runs, params, strict=True)
+        ]
 
-    def params(self, moving: Params | None = None) -> list[Params]:
-        """Return each lane's parameters: those that move as they are now, or as given."""
-        moving = eval_params(self.state) if moving is None else moving
-        if self.lanes is Lanes.one:
-            return [join(moving, self.frozen_from)]
-        moved: Params = jax.device_get(moving)
-        frozen: Params = self.frozen_from if self.shared else jax.device_get(self.frozen_from)
+    def params(self) -> list[Params]:
+        """Return each run's parameters: those of the best evaluation where it is kept, or the present ones."""
+        return self._join(eval_params(self.state) if self.best_params is None else self.best_params)
 
-        def own(lane: int) -> Params:
-            still = frozen if self.shared else {path: leaf[lane] for path, leaf in frozen.items()}
-            return join({path: leaf[lane] for path, leaf in moved.items()}, still)
+    def _join(self, trainable: Params) -> list[Params]:
+        if self.axis is RunAxis.none:
+            return [join(trainable, self.frozen_from)]
+        moved: Params = jax.device_get(trainable)
+        frozen: Params = self.frozen_from if self.same_start else jax.device_get(self.frozen_from)
 
-        return [own(lane) for lane in range(self.count)]
+        def own(i: int) -> Params:
+            rest = frozen if self.same_start else {path: leaf[i] for path, leaf in frozen.items()}
+            return join({path: leaf[i] for path, leaf in moved.items()}, rest)
+
+        return [own(i) for i in range(self.n_runs)]
 
 
-def stored(stage: Stage, frozen: Params) -> Params:
-    """Return the frozen half as the device keeps it while the others move."""
+def _all_same(values: Sequence[Any]) -> bool:
+    return all(value is values[0] for value in values)
+
+
+def _device_frozen(stage: Stage, frozen: Params) -> Params:
+    """Return the frozen half as it is stored on the device during training."""
     if stage.trainer.frozen_precision is Precision.float32:
         return jax.device_put(frozen)
     return jax.device_put(
@@ -326,50 +296,13 @@ def stored(stage: Stage, frozen: Params) -> Params:
     )
 
 
-def number(value: Any) -> float:
-    """Return a float32 as the shortest decimal that gives the same float32 back: 0.05, not 0.05000000474505806."""
+def shortest_float(value: Any) -> float:
+    """Return a float32 as the shortest decimal that gives the same float32 back: 0.05, not 0.05000000074505806."""
     return float(str(np.float32(value)))
 
 
-@functools.cache
-def _update_cost(stage: Stage, shapes: tuple[tuple[str, tuple[int, ...], Any], ...], rows: Any, kept: Any) -> Cost:
-    params: Any = {path: jax.ShapeDtypeStruct(shape, dtype) for path, shape, dtype in shapes}
-    data = Split(*(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in rows))
-    batch = min(stage.batch_size or len(data.x), len(data.x))
-    order = jax.ShapeDtypeStruct((stage.log_every, batch), np.int32) if batch < len(data.x) else None
-    hyper, step = traced(stage), jax.ShapeDtypeStruct((), np.int32)
-    state = jax.eval_shape(lambda hyper, params: start(bind(stage, hyper), params), hyper, params)
-    frozen = {path: params[path] for path in frozen_paths(stage, with_added(stage, params))}
-    cost = programs(stage).advance.cost(hyper, state, frozen, data, order, step, step, kept.tree)
-    bytes_ = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer))
-    return cost._replace(optimizer_bytes=bytes_)
-
-
-class Shapes:
-    """A tree of shapes that can be a key: equal where structure, shapes and dtypes are."""
-
-    def __init__(self, tree: Any) -> None:
-        leaves, self._structure = jax.tree.flatten(tree)
-        self._leaves = tuple((np.shape(leaf), np.dtype(leaf.dtype)) for leaf in leaves)
-
-    @property
-    def tree(self) -> Any:
-        """Return the tree with shapes for leaves."""
-        return jax.tree.unflatten(self._structure, [jax.ShapeDtypeStruct(*leaf) for leaf in self._leaves])
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Shapes) and (self._structure, self._leaves) == (other._structure, other._leaves)
-
-    def __hash__(self) -> int:
-        return hash((self._structure, self._leaves))
-
-
-def update_cost(stage: Stage, params: Params, data: Split, kept: Kept | None = None) -> Cost:
-    """Return what one update of a single run costs, gathering its rows included.
-
-    Of the compiled program that :func:`fit` runs: what XLA found dead, such as the backward pass through a frozen
-    trunk, does not count.
-    """
-    shapes = tuple((path, tuple(np.shape(leaf)), np.dtype(leaf.dtype)) for path, leaf in sorted(params.items()))
-    rows = tuple((tuple(np.shape(part)), np.dtype(part.dtype)) for part in data)
-    return _update_cost(static_part(stage), shapes, rows, Shapes(kept or {}))
+def train(stage: Stage, params: Params, data: Split, splits: Mapping[str, Split], log_fn: LogFn) -> Fit:
+    """Train one stage of one run; see :func:`train_phase`."""
+    progress = RunProgress(log_fn)
+    (end,) = train_phase([PhaseRun(stage, params, progress)], PhaseData(data, splits)).params()
+    return progress.fit(end)

@@ -1,8 +1,8 @@
-"""The compiled programs of a stage, for one run or for many runs side by side: its *lanes*.
+"""The compiled programs of a stage, for one run or with a run axis for many.
 
-Runs that differ only in traced hyperparameters are lanes of one program. ``map`` runs them one after the other inside
-it and gives the same bits as one run at a time; ``vmap`` computes them together, which is faster where networks are
-small or share their frozen half, and rounds differently (about 1e-6 relative).
+Runs that differ in traced hyperparameters only share a program. ``map`` loops over the run axis inside the program and
+gives the bits of single runs; ``vmap`` computes the runs together, which is faster for small networks and for runs that
+share their frozen half, and rounds differently (about 1e-6 relative).
 """
 
 from __future__ import annotations
@@ -17,57 +17,64 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..config.hparams import bind
-from .compiled import Compiled, crowded
-from .stage import Stage, advance, better, bottom_features, evaluate, initial, no_best, predictions, row_order, start
+from .compiled import Compiled, memory_maps_low
+from .evaluation import evaluate, init_best, predictions, update_best
+from .forward import bottom_features
+from .stage import Stage, initial
+from .step import advance, row_order, start
 
-Lanes = Enum("Lanes", ["one", "map", "vmap"])
-EACH, SAME = 0, None  # of an argument: every lane has its own along axis 0, or all lanes have the same
+RunAxis = Enum("RunAxis", ["none", "map", "vmap"])
 
 
 class Programs(NamedTuple):
-    """The compiled programs of a stage. Each takes the hyperparameters first; with lanes, their number before that."""
+    """The compiled programs of a stage.
 
-    init: Callable[[tuple[int, ...], int], Compiled]  # for inputs of these features, and a stream of the seed
+    Each takes the traced hyperparameters first; with a run axis, the number of runs before them.
+    """
+
+    init: Callable[[tuple[int, ...], int], Compiled]  # for a shape of inputs, and a stream of the seed
     start: Compiled
     order: Callable[[int], Compiled]  # for a number of rows
     advance: Compiled
     evaluate: Compiled
-    report: Compiled  # an evaluation with everything that is reported of an end
-    predictions: Compiled  # the outputs of all rows of each part
-    no_best: Compiled
-    better: Compiled
+    report: Compiled  # an evaluation with all metrics of a finished stage
+    predictions: Compiled  # the outputs for all rows of each part
+    init_best: Compiled
+    update_best: Compiled
     features: Compiled
 
 
-def programs(stage: Stage, lanes: Lanes = Lanes.one, shared: bool = False, own_rows: bool = False) -> Programs:
-    """Return the programs of a stage's static part (see :func:`src.config.schema.static_part`).
+def programs(
+    stage: Stage, axis: RunAxis = RunAxis.none, *, same_start: bool = False, data_per_run: bool = False
+) -> Programs:
+    """Return the programs of a stage's static part (:func:`src.config.hparams.static_part`).
 
     Args:
         stage: the static part.
-        lanes: one run, or many and how.
-        shared: whether all lanes start from the same parameters and see the rows in the same order.
-        own_rows: whether each lane has data of its own, such as features of a bottom of its own.
+        axis: whether there is a run axis, and how it is computed.
+        same_start: whether all runs have the same initial parameters and row order.
+        data_per_run: whether the data has a run axis, such as features of different frozen bottoms.
     """
-    return _programs(stage, lanes, shared, own_rows)
+    return _programs(stage, axis, same_start, data_per_run)
 
 
-def release() -> None:
-    """Let go of every compiled program that is not in use; whoever needs it next compiles it, or reads it from disk."""
+def clear_programs() -> None:
+    """Drop all compiled programs; one that is needed again is read from JAX's cache on disk or compiled."""
     _programs.cache_clear()
     jax.clear_caches()
 
 
 @functools.cache
-def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Programs:
-    if crowded():
-        release()
-    own, rows = SAME if shared else EACH, EACH if own_rows else SAME
+def _programs(stage: Stage, axis: RunAxis, same_start: bool, data_per_run: bool) -> Programs:
+    if memory_maps_low():
+        clear_programs()
+    start_axis, data_axis = None if same_start else 0, 0 if data_per_run else None
 
-    def compiled(function: Callable[..., Any], *axes: int | None, donate: tuple[int, ...] = ()) -> Compiled:
+    def compiled(function: Callable[..., Any], *in_axes: int | None, donate: tuple[int, ...] = ()) -> Compiled:
         bound = functools.partial(_with_hyperparameters, function, stage)
-        if lanes is Lanes.one:
+        if axis is RunAxis.none:
             return Compiled(bound, donate)
-        return Compiled(over_lanes(bound, lanes, (EACH, *axes)), tuple(place + 1 for place in donate))
+        return Compiled(over_runs(bound, axis, (0, *in_axes)), tuple(position + 1 for position in donate))
 
     @functools.cache
     def init(features: tuple[int, ...], stream: int) -> Compiled:
@@ -75,19 +82,19 @@ def _programs(stage: Stage, lanes: Lanes, shared: bool, own_rows: bool) -> Progr
 
     @functools.cache
     def order(count: int) -> Compiled:
-        return compiled(lambda bound, step: row_order(bound, count, step), SAME)
+        return compiled(lambda bound, step: row_order(bound, count, step), None)
 
     return Programs(
         init=init,
-        start=compiled(start, own),
+        start=compiled(start, start_axis),
         order=order,
-        advance=compiled(advance, EACH, own, rows, own, SAME, SAME, own, donate=(1,)),
-        evaluate=compiled(evaluate, EACH, own, rows),
-        report=compiled(functools.partial(evaluate, full=True), EACH, own, rows),
-        predictions=compiled(predictions, EACH, own, rows),
-        no_best=compiled(lambda _stage, moving: no_best(moving), EACH),
-        better=compiled(better, EACH, EACH, EACH, SAME),
-        features=compiled(bottom_features, own, SAME),
+        advance=compiled(advance, 0, start_axis, data_axis, start_axis, None, None, start_axis, donate=(1,)),
+        evaluate=compiled(evaluate, 0, start_axis, data_axis),
+        report=compiled(functools.partial(evaluate, full=True), 0, start_axis, data_axis),
+        predictions=compiled(predictions, 0, start_axis, data_axis),
+        init_best=compiled(lambda _stage, trainable: init_best(trainable), 0),
+        update_best=compiled(update_best, 0, 0, 0, None),
+        features=compiled(bottom_features, start_axis, None),
     )
 
 
@@ -95,41 +102,40 @@ def _with_hyperparameters(function: Callable[..., Any], stage: Stage, hyper: dic
     return function(bind(stage, hyper), *args)
 
 
-def over_lanes(function: Callable[..., Any], lanes: Lanes, axes: Sequence[int | None]) -> Callable[..., Any]:
-    """Lift ``function`` to lanes: the result takes their number first, and results have a leading axis.
+def over_runs(function: Callable[..., Any], axis: RunAxis, in_axes: Sequence[int | None]) -> Callable[..., Any]:
+    """Return ``function`` with a leading run axis: it takes the number of runs first, and its results have the axis.
 
     Args:
-        function: of one lane's arguments.
-        lanes: ``map`` or ``vmap``.
-        axes: for each argument, ``EACH`` or ``SAME``.
+        function: of one run's arguments.
+        axis: ``map`` or ``vmap``.
+        in_axes: for each argument 0, if it has the run axis, or ``None``.
     """
-    if lanes is Lanes.vmap:
-        together = jax.vmap(function, in_axes=tuple(axes))
+    if axis is RunAxis.vmap:
+        together = jax.vmap(function, in_axes=tuple(in_axes))
         return lambda _count, *args: together(*args)
 
-    def one_after_the_other(count: Any, *args: Any) -> Any:
-        def lane(i: Any) -> Any:
-            own = (jax.tree.map(lambda leaf: leaf[i], a) if ax is EACH else a for a, ax in zip(args, axes, strict=True))
-            return function(*own)
+    def mapped(count: Any, *args: Any) -> Any:
+        pairs = list(zip(args, in_axes, strict=True))
 
-        # Every lane has a place in the arrays, but only `count` of them are run: one program serves any number.
-        places = max(
-            leaf.shape[0] for a, ax in zip(args, axes, strict=True) if ax is EACH for leaf in jax.tree.leaves(a)
-        )
-        empty = jax.tree.map(lambda leaf: jnp.zeros((places, *leaf.shape), leaf.dtype), jax.eval_shape(lane, 0))
+        def run(i: Any) -> Any:
+            return function(*(jax.tree.map(lambda leaf: leaf[i], a) if ax == 0 else a for a, ax in pairs))
+
+        # The arrays have room for `size` runs, of which `count` are computed: one program serves any number.
+        size = max(leaf.shape[0] for a, ax in pairs if ax == 0 for leaf in jax.tree.leaves(a))
+        empty = jax.tree.map(lambda leaf: jnp.zeros((size, *leaf.shape), leaf.dtype), jax.eval_shape(run, 0))
         return jax.lax.fori_loop(
-            0, count, lambda i, done: jax.tree.map(lambda all_, one: all_.at[i].set(one), done, lane(i)), empty
+            0, count, lambda i, done: jax.tree.map(lambda all_, one: all_.at[i].set(one), done, run(i)), empty
         )
 
-    return one_after_the_other
+    return mapped
 
 
-def places_for(lanes: int) -> int:
-    """Return how many places the arrays of that many lanes have: the next power of two, so that few programs do."""
-    return 1 << (lanes - 1).bit_length()
+def padded_size(n_runs: int) -> int:
+    """Return the size of the run axis for that many runs: the next power of two, so that few programs are needed."""
+    return 1 << (n_runs - 1).bit_length()
 
 
-def stacked(values: Sequence[Any]) -> Any:
-    """Stack the lanes' trees of arrays along a new first axis; places left over repeat the first lane."""
-    padded = [*values, *[values[0]] * (places_for(len(values)) - len(values))]
+def stack_runs(values: Sequence[Any]) -> Any:
+    """Stack the trees of several runs along a new first axis, padded with copies of the first."""
+    padded = [*values, *[values[0]] * (padded_size(len(values)) - len(values))]
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *padded)

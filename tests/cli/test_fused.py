@@ -235,7 +235,8 @@ def test_a_group_that_fails_runs_one_by_one(tmp_path):
     text = lanes.read_text()
     lanes.write_text(
         text.replace(
-            "    if lanes is Lanes.vmap:\n", "    raise RuntimeError('no lanes today')\n    if lanes is Lanes.vmap:\n"
+            "    if lanes is RunAxis.vmap:\n",
+            "    raise RuntimeError('no lanes today')\n    if lanes is RunAxis.vmap:\n",
         )
     )
     assert lanes.read_text() != text

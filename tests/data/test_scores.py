@@ -10,11 +10,12 @@ from src.data.conll import Conll
 from src.data.squad import Squad
 from src.models import bert
 from src.models.bert import Bert
-from src.recipe.run import Recipe, run_finetuning, untrained
+from src.recipe.spec import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
-from src.training.vectorize import Lanes
+from src.training.vectorize import RunAxis
 from src.types import Split
+from tests.runs import run_finetuning, start_untrained
 
 # Four sentences; of the last, both entities are found with the wrong type, of the first one word too few.
 SENTENCES = (
@@ -114,7 +115,7 @@ def by_hand(recipe, data, outcome, part):
 def test_every_run_has_them(tmp_path, load, head, names):
     data = load(tmp_path)
     recipe = Recipe(model=Bert(**SMALL, head=head), strategy=Full(), finetune_steps=25, lr_fine=0.5, log_every=25)
-    (pre,) = untrained([recipe], data)
+    (pre,) = start_untrained([recipe], data)
     (outcome,) = run_finetuning([recipe], data, [pre], [lambda _: None])
     expected = {**by_hand(recipe, data, outcome, "val"), **by_hand(recipe, data, outcome, "test")}
     assert [name for name in outcome.metrics if name in expected] == list(expected)
@@ -129,8 +130,8 @@ def test_lanes_and_kept_features_have_them(tmp_path):
     recipes = [
         Recipe(model=model, strategy=Frozen(), finetune_steps=30, lr_fine=lr, log_every=30) for lr in (1e-6, 20.0)
     ]
-    starts = untrained(recipes, data)
-    together = run_finetuning(recipes, data, [starts[0]] * 2, [lambda _: None] * 2, Lanes.map)
+    starts = start_untrained(recipes, data)
+    together = run_finetuning(recipes, data, [starts[0]] * 2, [lambda _: None] * 2, RunAxis.map)
     assert together[0].metrics["test_entity_f1"] != together[1].metrics["test_entity_f1"]
     for recipe, outcome in zip(recipes, together, strict=True):
         expected = by_hand(recipe, data, outcome, "test")

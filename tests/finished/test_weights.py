@@ -29,12 +29,12 @@ from src.models.mlp import Mlp
 from src.objectives.supervised import Classification, Regression
 from src.optim.optimizers import Sgd
 from src.optim.schedules import Constant
-from src.recipe.run import measure
 from src.strategies.base import Strategy
 from src.strategies.full import Full
 from src.training.stage import Stage
 from src.types import Split
 from tests.checkpoints.networks import HEAD, IMAGES, SmallNet, adapter, fresh_head, network
+from tests.runs import measure
 
 RNG = np.random.default_rng(0)
 

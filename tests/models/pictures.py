@@ -11,7 +11,8 @@ from src.models.base import ApplyOptions, is_statistic
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam
 from src.optim.schedules import Constant
-from src.training.stage import Stage, added, eval_params, frozen_paths, placement, start, update
+from src.training.stage import Stage, added, frozen_paths, param_labels
+from src.training.step import eval_params, start, update
 from src.types import Split
 from tests.checkpoints.test_huggingface_vision import FIXTURES
 
@@ -73,7 +74,7 @@ def two_updates(model, strategy, rows):
     for phase in range(len(strategy.tables(model.groups()))):
         stage = replace(stage, phase=phase)
         params |= added(stage, params)
-        moving |= set(placement(stage, params).trainable)
+        moving |= set(param_labels(stage, params).trainable)
         state = start(stage, params)
         frozen = {path: params[path] for path in frozen_paths(stage, params)}
         for number in range(2):

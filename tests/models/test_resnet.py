@@ -15,7 +15,8 @@ from src.models.resnet import Resnet, Stem
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
-from src.recipe.run import Recipe, pretrain_once, resolve_trainable, run_finetuning
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -24,11 +25,11 @@ from src.strategies.frozen import Frozen
 from src.strategies.ia3 import Ia3
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
-from src.training.feature_cache import keep_features
+from src.training.feature_cache import cache_features
 from src.training.stage import Stage
-from src.training.vectorize import Lanes
 from src.types import ignore
 from tests.models.pictures import FIXTURES, OUTPUTS, images, parameters, transfer, two_parts, two_updates
+from tests.runs import pretrain_once, resolve_trainable, run_finetuning
 
 BASIC = Resnet(checkpoint=str(FIXTURES / "resnet_basic"), mean=0.5, std=0.25)  # four blocks
 BOTTLENECK = Resnet(checkpoint=str(FIXTURES / "resnet_bottleneck"))
@@ -178,9 +179,9 @@ def test_the_whole_recipe_on_bytes():
 def test_a_probe_keeps_a_vector_an_image():
     stage = Stage(BASIC, OUTPUTS, Classification(), Frozen(), Sgd(), Constant(), lr=0.1, steps=1, seed=0)
     params, data = parameters(BASIC), {"train": transfer().target["train"]}
-    task = keep_features([stage], [params], data, Lanes.one)
+    (upper,), task = cache_features([stage], [params], data)
     assert task.splits["train"].x.shape == (8, 24)
-    outputs = BASIC.apply(task.params[0], task.splits["train"].x, OUTPUTS, ApplyOptions(start=5))
+    outputs = BASIC.apply(upper.params, task.splits["train"].x, OUTPUTS, ApplyOptions(start=5))
     np.testing.assert_allclose(outputs, BASIC.apply(params, data["train"].x, OUTPUTS), atol=1e-5)
 
 
@@ -231,7 +232,7 @@ def test_what_is_no_image_is_refused(shape, dtype, given):
     parts = dict.fromkeys(("train", "val", "test"), transfer().target["train"]._replace(x=x))
     data = replace(transfer(), source=parts, target=parts)
     with pytest.raises(UserError, match="model=resnet ") as found:
-        resolve_trainable(Recipe(model=BASIC), data)
+        resolve(Recipe(model=BASIC), data).trainable
     if given != "images":
         assert f"model=resnet takes images, and the data is {given}; allowed: model=" in str(found.value)
         assert "resnet" not in str(found.value).partition("allowed")[2]
@@ -240,7 +241,7 @@ def test_what_is_no_image_is_refused(shape, dtype, given):
 def test_images_are_for_networks_of_images():
     with pytest.raises(UserError, match="model=mlp takes numbers, and the data is images; allowed: model=resnet, vit"):
         resolve_trainable(Recipe(model=Mlp()), transfer())
-    assert resolve_trainable(Recipe(model=BASIC), transfer()).trainable == 24 * 3 + 3
+    assert resolve(Recipe(model=BASIC), transfer()).trainable.trainable == 24 * 3 + 3
 
 
 def test_one_number_a_channel():

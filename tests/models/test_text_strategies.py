@@ -16,7 +16,7 @@ from src.objectives.base import Objective
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
-from src.recipe.run import Recipe, resolve_trainable, run_finetuning, untrained
+from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.chain_thaw import ChainThaw
@@ -27,13 +27,15 @@ from src.strategies.gradual import Gradual
 from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
 from src.strategies.top_k import TopK
-from src.training.feature_cache import keep_features, num_frozen_groups, upper_params
-from src.training.loop import fit
-from src.training.stage import Stage, added, eval_params, frozen_paths, placement, start, update
+from src.training.feature_cache import cache_features, num_frozen_groups, upper_params
+from src.training.loop import train
+from src.training.stage import Stage, added, frozen_paths, param_labels
+from src.training.step import eval_params, start, update
 from src.training.trainer import Plain
-from src.training.vectorize import Lanes
+from src.training.vectorize import RunAxis
 from src.types import Split, ignore
 from tests.models.texts import MODELS, SMALL, WORDS, examples, outputs_of, parameters, row
+from tests.runs import resolve_trainable, run_finetuning, start_untrained
 from tests.strategies.test_runs import ALL
 
 OWN = ALL | {
@@ -91,7 +93,7 @@ def test_two_updates_of_every_phase(texts, name, model):
     for phase in range(len(tables)):
         stage = replace(stage, phase=phase)
         params |= added(stage, params)
-        moving = set(placement(stage, params).trainable)
+        moving = set(param_labels(stage, params).trainable)
         state = start(stage, params)
         frozen = {path: params[path] for path in frozen_paths(stage, params)}
         for number in range(2):
@@ -143,14 +145,13 @@ def test_kept_features_change_no_number(texts, name, strategy):
     data = Split(rows, y)
     stage = Stage(model, outputs, Words(), strategy, Sgd(), Constant(), lr=0.1, steps=3, seed=0, log_every=1)
     params = parameters(model)
-    expected = fit(stage, params, data, {"val": data}, ignore).params
-    task = keep_features([stage], [params], {"train": data}, Lanes.one)
-    (cut,), (own,) = task.stages, task.params
+    expected = train(stage, params, data, {"val": data}, ignore).params
+    ((cut, own),), task = cache_features([stage], [params], {"train": data})
     assert cut.bottom == num_frozen_groups(stage, params) > 0
     assert ("embeddings/word/embedding" in own) == (name in TIED)
     assert "embeddings/position/embedding" not in own
     assert task.splits["train"].x.dtype == np.float32
-    found = fit(cut, own, task.splits["train"], {"val": task.splits["train"]}, ignore).params
+    found = train(cut, own, task.splits["train"], {"val": task.splits["train"]}, ignore).params
     for path in found:
         np.testing.assert_allclose(found[path], expected[path], atol=1e-6, err_msg=path)
     moved = [path for path in found if not np.array_equal(found[path], params[path])]
@@ -175,11 +176,11 @@ def test_lanes_keep_features_of_their_own(texts):
         Stage(model, WORDS, Words(), TopK(blocks=1), Adam(), Constant(), lr=0.01, steps=2, seed=s) for s in (0, 1)
     ]
     params = [parameters(model, seed) for seed in (0, 1)]
-    task = keep_features(stages, params, {"train": data}, Lanes.map)
+    upper, task = cache_features(stages, params, {"train": data}, RunAxis.map)
     for lane in (0, 1):
-        alone = keep_features(stages[lane : lane + 1], params[lane : lane + 1], {"train": data}, Lanes.one)
+        (single,), alone = cache_features([stages[lane]], [params[lane]], {"train": data})
         np.testing.assert_allclose(task.splits["train"].x[lane], alone.splits["train"].x, atol=1e-6)
-        assert set(task.params[lane]) == set(alone.params[0])
+        assert set(upper[lane].params) == set(single.params)
 
 
 def test_bfloat16_keeps_the_examples_apart(texts):
@@ -204,7 +205,7 @@ def test_precision_accumulation_and_retention_go_with_it(texts):
         finetune_steps=2,
         lr_fine=0.01,
     )
-    (pre,) = untrained([recipe], texts)
+    (pre,) = start_untrained([recipe], texts)
     (outcome,) = run_finetuning([recipe], texts, [pre], [ignore])
     assert np.isfinite(outcome.objective)
     assert outcome.moved is not None

@@ -14,7 +14,7 @@ from src.models.vit import Pooling, Size, Vit
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
-from src.recipe.run import Recipe, resolve_trainable, run_finetuning, untrained
+from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
@@ -22,11 +22,11 @@ from src.strategies.frozen import Frozen
 from src.strategies.ia3 import Ia3
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
-from src.training.feature_cache import keep_features
+from src.training.feature_cache import cache_features
 from src.training.stage import Stage
-from src.training.vectorize import Lanes
 from src.types import ignore
 from tests.models.pictures import OUTPUTS, images, parameters, transfer, two_parts, two_updates
+from tests.runs import resolve_trainable, run_finetuning, start_untrained
 
 SMALL = Vit(width=16, layers=2, heads=2, intermediate=24, patch=4)
 # Scores change by the same for every key where the keys' bias does, so their softmax and the loss do not.
@@ -145,7 +145,7 @@ def test_the_whole_recipe_on_bytes():
         model=SMALL, strategy=Lora(rank=2, targets=STRATEGIES["lora"].targets[:1]), optimizer=Adam(),
         finetune_steps=3, lr_fine=0.01,
     )  # fmt: skip
-    (pre,) = untrained([recipe], transfer())
+    (pre,) = start_untrained([recipe], transfer())
     (outcome,) = run_finetuning([recipe], transfer(), [pre], [ignore])
     assert np.isfinite(outcome.objective)
     assert outcome.moved is not None
@@ -157,9 +157,9 @@ def test_the_whole_recipe_on_bytes():
 def test_a_probe_keeps_a_vector_an_image():
     stage = Stage(SMALL, OUTPUTS, Classification(), Frozen(), Sgd(), Constant(), lr=0.1, steps=1, seed=0)
     params, data = parameters(SMALL), {"train": transfer().target["train"]}
-    task = keep_features([stage], [params], data, Lanes.one)
+    (upper,), task = cache_features([stage], [params], data)
     assert task.splits["train"].x.shape == (8, 16)
-    outputs = SMALL.apply(task.params[0], task.splits["train"].x, OUTPUTS, ApplyOptions(start=3))
+    outputs = SMALL.apply(upper.params, task.splits["train"].x, OUTPUTS, ApplyOptions(start=3))
     np.testing.assert_allclose(outputs, SMALL.apply(params, data["train"].x, OUTPUTS), atol=1e-5)
 
 

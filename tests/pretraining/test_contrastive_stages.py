@@ -26,9 +26,13 @@ from src.pretraining.moco import Moco
 from src.pretraining.moco_v1 import MocoV1
 from src.pretraining.moco_v2 import MocoV2
 from src.pretraining.simclr import Simclr, in_parts
-from src.recipe.run import Recipe, pretrain, pretraining_stage, resolve_trainable, run
-from src.training.stage import EVALUATION_KEY, evaluate, keys_of, start, update
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
+from src.training.evaluation import evaluate
+from src.training.stage import EVALUATION_KEY
+from src.training.step import start, step_keys, update
 from src.types import Split
+from tests.runs import pretrain, pretraining_stage, run
 
 RNG = np.random.default_rng(0)
 ROWS, SIDE, CLASSES = 8, 6, 3
@@ -92,7 +96,7 @@ def test_an_update_of_simclr_is_nt_xent_of_both_views_as_one_batch():
     stage, state, params = begun(recipe(Simclr, temperature=Temperature(Shape.cosine, 0.5, 0.1, 1.0)), data)
     batch = pictures()
     after, losses = update(stage, state, {}, batch, 1)
-    key = keys_of(stage, 1).corruption
+    key = step_keys(stage, 1).corruption
     views = jnp.concatenate(GREY.two_views(key, batch.x))
     z, seen = stage.model.forward(params, views, stage.outputs, ApplyOptions(moving=STATISTICS))
     warm = 0.1 + 0.2 * (1 + np.cos(np.pi / 3))  # a third of the way
@@ -112,7 +116,7 @@ def test_moco_moves_the_key_network_first_and_enqueues_last():
     state = state._replace(memory=state.memory | {"network": moved, "pointer": jnp.int32(8)})
     batch = pictures()
     after, losses = update(stage, state, {}, batch, 0)
-    first, second = GREY.two_views(keys_of(stage, 0).corruption, batch.x)
+    first, second = GREY.two_views(step_keys(stage, 0).corruption, batch.x)
     slow = {
         path: leaf if path in STATISTICS else momentum * leaf + (1 - momentum) * params[path]
         for path, leaf in moved.items()
@@ -209,7 +213,7 @@ ROWS_OF_NUMBERS = Split(np.ones((12, 4), np.float32), np.arange(12, dtype=np.int
 )
 def test_what_cannot_be_compared_is_refused_before_training(own, changes, message):
     with pytest.raises(UserError, match=message):
-        resolve_trainable(replace(own, **changes), transfer())
+        resolve(replace(own, **changes), transfer()).trainable
 
 
 PUBLISHED = {  # of the authors' demonstration on CIFAR-10, and of both papers for ImageNet
@@ -257,7 +261,7 @@ def test_data_of_another_kind_is_refused_before_training(option, message):
     parts = dict.fromkeys(("train", "val", "test"), ROWS_OF_NUMBERS)
     data = Transfer("classification", parts, parts, 2, 2, new_head=False)
     with pytest.raises(UserError, match=message):
-        resolve_trainable(Recipe(pretrain=option, batch_size=8), data)
+        resolve(Recipe(pretrain=option, batch_size=8), data).trainable
 
 
 def first_pixels(x):

@@ -19,12 +19,14 @@ from src.pretraining.feature_eval import Measured
 from src.pretraining.moco import Moco
 from src.pretraining.online_probe import MOMENTUM, Online, feature_count
 from src.pretraining.simclr import VIEWS, VIEWS_KEY, Simclr
-from src.recipe.run import pretrain, pretrain_once, pretraining_stage, resolve_trainable, run
-from src.training.stage import forward, forward_features_and_logits, keys_of, start, update
+from src.recipe.resolve import resolve
+from src.training.forward import forward, forward_features_and_logits
 from src.training.stage_cache import StageCache
-from src.training.vectorize import Lanes
+from src.training.step import start, step_keys, update
+from src.training.vectorize import RunAxis
 from src.types import Split
 from tests.pretraining.test_contrastive_stages import CLASSES, SIDE, STATISTICS, Tiny, begun, recipe
+from tests.runs import pretrain, pretrain_once, pretraining_stage, run
 
 PLAIN = Augmentation(crop=(0.6, 1.0), flip=0.0, jitter=0.0, grey=0.0)
 STEPS, EVERY = 5, 2
@@ -200,7 +202,7 @@ def test_lanes_have_their_own_numbers_and_floors_are_computed_once(data, looked,
     monkeypatch.setattr(Measured, "scores", lambda self, of, *rest: measured.append(of) or scores(self, of, *rest))
     warm = watched(temperature=Temperature(Shape.constant, cold=1.5))
     recipes = [watched(), warm, replace(watched(), seed=1)]
-    lanes = pretrain(recipes, data, Lanes.map)
+    lanes = pretrain(recipes, data, RunAxis.map)
     assert lanes[0].rows == looked.rows
     assert lanes[0].metrics == looked.metrics
     assert lanes[2].rows == pretrain([recipes[2]], data)[0].rows
@@ -254,7 +256,7 @@ def test_the_record_tells_the_numbers_behind_the_warnings(data):
 def test_what_cannot_be_measured_is_refused_before_training(own, message):
     data = shaded()
     with pytest.raises(UserError, match=message):
-        resolve_trainable(own, replace(data, source_kind="regression") if own.pretrain.online_probe else data)
+        resolve(own, replace(data, source_kind="regression") if own.pretrain.online_probe else data).trainable
 
 
 # --- beside ----------------------------------------------------------------------------------------------------------
@@ -295,7 +297,7 @@ def test_its_update_is_gradient_descent_with_momentum_on_the_features_of_both_vi
     rng = np.random.default_rng(2)
     memory = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), state.memory)
     after, losses = update(stage, state._replace(memory=memory), {}, batch, 0)
-    views = jnp.concatenate(PLAIN.two_views(keys_of(stage, 0).corruption, batch.x))
+    views = jnp.concatenate(PLAIN.two_views(step_keys(stage, 0).corruption, batch.x))
     h = np.asarray(stage.model.forward(params, views, 5, ApplyOptions(stop=1, moving=STATISTICS))[0], np.float64)
     x, y = h - h.mean(0), np.tile(batch.y, 2)
     x /= np.linalg.norm(x, axis=1, keepdims=True)

@@ -21,13 +21,17 @@ from src.optim.optimizers import Sgd
 from src.optim.schedules import Constant
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.mae import Mae, Patches, hide
-from src.recipe.run import Recipe, pretraining_stage, resolve_trainable, run
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
-from src.training.stage import EVALUATION_KEY, evaluate, keys_of, start, update
+from src.training.evaluation import evaluate
+from src.training.stage import EVALUATION_KEY
 from src.training.stage_cache import StageCache
+from src.training.step import start, step_keys, update
 from src.types import Split
+from tests.runs import pretraining_stage, resolve_trainable, run
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH, PATCH, CLASSES = 6, 4, 2, 3  # two columns of three patches
@@ -163,7 +167,7 @@ def test_an_update_and_an_evaluation_are_the_mean_error_of_hidden_patches(normal
     batch = pictures(8)
     step = jax.jit(lambda batch: update(stage, state, {}, batch, 1))
     after, losses = step(batch)
-    viewing, hiding = jax.random.split(keys_of(stage, 1).corruption)
+    viewing, hiding = jax.random.split(step_keys(stage, 1).corruption)
     expected = expected_loss(params, VIEW.augment(viewing, batch.x), hide(hiding, 8, 6, 2), normalize)
     assert float(losses.loss) == pytest.approx(expected, rel=1e-5)
     still = {path for path in params if np.array_equal(after.params[path], params[path])}
@@ -257,7 +261,7 @@ def test_strategies_share_one_pre_training_and_the_decoder_is_dropped(kept, stra
 )
 def test_what_cannot_be_hidden_is_refused_before_training(own, message):
     with pytest.raises(UserError, match=message):
-        resolve_trainable(own, transfer())
+        resolve(own, transfer()).trainable
 
 
 def test_rows_of_numbers_have_no_patches():

@@ -10,8 +10,9 @@ from src.errors import UserError
 from src.models.bert import Head
 from src.objectives.pairs import PairLabels
 from src.recipe.configure import make_plan
-from src.recipe.run import pretraining_stage, resolve_trainable, run
+from src.recipe.resolve import resolve
 from tests.config.test_config import composed
+from tests.runs import pretraining_stage, run
 
 TINY = (
     *("data=docstrings", "data.tokenizer_cache=null", "data.length=24", "model=bert", "model.vocab_size=200"),
@@ -55,7 +56,7 @@ def test_an_option_of_pairs_needs_no_other_key():
 
 def test_pairs_alone_are_learned_by_their_own_objective():
     recipe, data = planned("pretrain=sop")
-    resolve_trainable(recipe, data)
+    resolve(recipe, data).trainable
     stage = pretraining_stage(recipe, data)
     assert stage.objective == PairLabels()
     assert stage.model.head is Head.pretraining
@@ -131,7 +132,7 @@ SHARE = "allowed: a number strictly between 0 and 1"
 )
 def test_what_cannot_be_learned_is_refused_in_one_sentence(overrides, message):
     with pytest.raises(UserError, match=message):
-        resolve_trainable(*planned(*overrides))
+        resolve(*planned(*overrides)).trainable
 
 
 def test_other_data_has_no_pairs():
@@ -139,18 +140,18 @@ def test_other_data_has_no_pairs():
     with pytest.raises(
         UserError, match="pretrain=nsp learns from pairs of sentences, and the data has none; allowed: "
     ):
-        resolve_trainable(plan.recipe, plan.source.load())
+        resolve(plan.recipe, plan.source.load()).trainable
 
 
 def test_whole_words_need_a_tokenizer_that_tells(monkeypatch):
     """A vocabulary without a piece that continues a word, as a byte-level one is."""
     recipe, data = planned("pretrain=mlm", "pretrain.whole_words=true")
-    resolve_trainable(recipe, data)
+    resolve(recipe, data).trainable
     monkeypatch.setitem(vars(data.vocabulary), "continuations", ())
     with pytest.raises(
         UserError, match=r"pretrain.whole_words is true, and .* has no token that begins with ##; allowed"
     ):
-        resolve_trainable(recipe, data)
+        resolve(recipe, data).trainable
 
 
 def test_plain_texts_are_paired_too(tmp_path):
@@ -164,7 +165,7 @@ def test_plain_texts_are_paired_too(tmp_path):
     plan = make_plan(composed(*where, *asked, *masked, "strategy=full"))
     data = plan.source.load()
     assert (data.kind, data.source_kind, data.pairs) == ("pretraining", "pretraining", "order")
-    resolve_trainable(plan.recipe, data)
+    resolve(plan.recipe, data).trainable
     for part in (*data.source.values(), *data.target.values()):
         assert part.y.shape == (len(part.x), 1 + part.x.shape[2])
         assert set(part.y[:, 0]) <= {0, 1}

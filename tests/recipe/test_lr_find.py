@@ -9,9 +9,9 @@ import pytest
 from src.data.diabetes import Diabetes
 from src.errors import UserError
 from src.recipe.lr_find import Exponential, cut_off, longest_decrease, range_test, suggestions
-from src.recipe.run import Recipe, finetune
+from src.recipe.spec import Recipe
 from src.strategies.full import Full
-from tests.training.runs import pretrained
+from tests.runs import finetune, pretrained
 
 RATES = np.logspace(-6, 1, 100)
 

@@ -7,8 +7,10 @@ import pytest
 from flax import linen as nn
 
 from src.data.base import Transfer
-from src.recipe.run import Recipe, pretrain_then_finetune, run
+from src.recipe.reference import pretrain_then_finetune
+from src.recipe.spec import Recipe
 from src.types import Split
+from tests.runs import run
 
 
 class Reference(nn.Module):

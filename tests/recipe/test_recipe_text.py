@@ -17,7 +17,8 @@ from src.objectives.text import Masked
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
-from src.recipe.run import Recipe, pretrain_once, pretraining_stage, resolve_trainable, run
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
 from src.retention.l2_sp import L2Sp
 from src.strategies.full import Full
@@ -25,6 +26,7 @@ from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.strategies.scratch import Scratch
 from src.types import Split
+from tests.runs import pretrain_once, pretraining_stage, resolve_trainable, run
 
 WORDS, LENGTH = 40, 8
 SMALL = Bert(vocab_size=WORDS, width=16, layers=2, heads=2, positions=LENGTH, pooling=Pooling.pooler)
@@ -172,14 +174,14 @@ def test_from_scratch_a_checkpoint_is_only_its_sizes():
 
 def test_nothing_to_start_from_is_refused():
     with pytest.raises(UserError, match=r"no source task and the model no checkpoint.*strategy=scratch"):
-        resolve_trainable(recipe(), data(source=False))
+        resolve(recipe(), data(source=False)).trainable
     resolve_trainable(recipe(strategy=Scratch()), data(source=False))
 
 
 def test_a_method_that_needs_the_source_names_those_that_do_not():
     mine = recipe(model=CHECKPOINT, retention=Ewc())
     with pytest.raises(UserError, match="there is a checkpoint only; allowed without them: distill, isolate, l2_sp"):
-        resolve_trainable(mine, data(source=False, words=90))
+        resolve(mine, data(source=False, words=90)).trainable
 
 
 def test_texts_and_numbers_are_not_taken_for_each_other():
@@ -188,4 +190,4 @@ def test_texts_and_numbers_are_not_taken_for_each_other():
     numbers = Split(np.zeros((4, 3), np.float32), np.zeros(4, np.int32))
     plain = Transfer("classification", {"train": numbers}, {"train": numbers}, 2, 2, new_head=False)
     with pytest.raises(UserError, match="model=bert takes texts, and the data is numbers; allowed: model=cnn, mlp"):
-        resolve_trainable(recipe(), plain)
+        resolve(recipe(), plain).trainable

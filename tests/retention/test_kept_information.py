@@ -14,7 +14,7 @@ from src.objectives.kinds import OBJECTIVES
 from src.optim.optimizers import Adam, Momentum
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
-from src.recipe.run import Recipe, keep_source, pretrain, pretrain_once, run_finetuning
+from src.recipe.spec import Recipe
 from src.retention import ewc
 from src.retention.base import Task
 from src.retention.ewc import Ewc, Information
@@ -26,8 +26,9 @@ from src.strategies.full import Full
 from src.strategies.scratch import Scratch
 from src.training import stage_cache
 from src.training.stage_cache import CacheMode, Entry, StageCache, finding_key, sources
-from src.training.vectorize import Lanes
+from src.training.vectorize import RunAxis
 from tests.commands import rows, script, summary, sweep, train
+from tests.runs import pretrain, pretrain_once, retention_states, run_finetuning
 
 BASE = Recipe(
     model=Mlp((8,)),
@@ -86,7 +87,7 @@ def computed(monkeypatch):
 def name(data, params, **changes):
     """Return what a recipe's Fisher information is called."""
     asked = Asked()
-    keep_source([dataclasses.replace(BASE, **changes)], data, [params], asked)
+    retention_states([dataclasses.replace(BASE, **changes)], data, [params], asked)
     (key,) = asked.keys
     return key
 
@@ -157,7 +158,7 @@ def fine_tuned(digits, pre, cache, *strengths):
     """Return rows, metrics and parameters of a lane each."""
     recipes = [dataclasses.replace(BASE, retention=Ewc(strength=s)) for s in strengths]
     watched = [[] for _ in recipes]
-    lanes = Lanes.one if len(recipes) == 1 else Lanes.map
+    lanes = RunAxis.none if len(recipes) == 1 else RunAxis.map
     ends = run_finetuning(recipes, digits, [pre] * len(recipes), [own.append for own in watched], lanes, cache)
     bits = [{path: np.asarray(leaf).tobytes() for path, leaf in end.params.items()} for end in ends]
     return [(own, end.metrics, one) for own, end, one in zip(watched, ends, bits, strict=True)]
@@ -176,7 +177,7 @@ def test_with_and_without_a_cache_the_bits_are_the_same(digits, pre, open_cache,
     (entry,) = open_cache().entries()
     rows = len(digits.source["train"].x)
     assert entry.label.startswith(f"Fisher information (exact, {rows} rows) of Mlp(widths=8, activation=relu), Class")
-    direct_arrays = keep_source([BASE], digits, [pre.params])[0]["own"]["importance"]
+    direct_arrays = retention_states([BASE], digits, [pre.params])[0]["own"]["importance"]
     arrays = open_cache().get(entry.key).params
     assert arrays.keys() == direct_arrays.keys()
     for path, leaf in direct_arrays.items():
@@ -218,8 +219,8 @@ def test_a_damaged_one_is_computed_again(digits, pre, open_cache, computed, warn
 
 
 def test_what_is_cheap_or_of_no_stage_is_not_kept(digits, pre, open_cache):
-    keep_source([dataclasses.replace(BASE, retention=L2Sp())], digits, [pre.params], open_cache())
-    keep_source([dataclasses.replace(BASE, strategy=Scratch())], digits, [pre.params], open_cache())
+    retention_states([dataclasses.replace(BASE, retention=L2Sp())], digits, [pre.params], open_cache())
+    retention_states([dataclasses.replace(BASE, strategy=Scratch())], digits, [pre.params], open_cache())
     assert open_cache().entries() == []
 
 

@@ -12,14 +12,14 @@ from src.config.schema import typed
 from src.data.diabetes import Diabetes
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.recipe.run import Recipe, finetuning_stage
+from src.recipe.spec import Recipe
 from src.strategies import layer_scales
 from src.strategies.base import Strategy
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
 from src.training.stage import traced
+from tests.runs import finetuned, finetuning_stage, pretrained
 from tests.strategies.networks import BERT, NETWORKS, rates
-from tests.training.runs import finetuned, pretrained
 
 
 def test_layer_scales_of_timm_s_vision_transformer():

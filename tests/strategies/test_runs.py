@@ -13,7 +13,8 @@ from src.models.base import ApplyOptions
 from src.models.cnn import Cnn
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Momentum
-from src.recipe.run import Recipe, finetune, phases, pretrain_once, resolve_trainable, run_finetuning, untrained
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter, Kind
 from src.strategies.bitfit import Bitfit
 from src.strategies.chain_thaw import ChainThaw
@@ -31,10 +32,12 @@ from src.strategies.lp_ft import LpFt
 from src.strategies.masked import Masked
 from src.strategies.scratch import Scratch
 from src.strategies.top_k import TopK
-from src.training.loop import update_cost
-from src.training.stage import frozen_paths, initial, start, with_added
+from src.training.cost import update_cost
+from src.training.stage import frozen_paths, initial, with_added
+from src.training.step import start
 from src.training.trainer import Plain
 from src.types import ignore
+from tests.runs import finetune, phases, pretrain_once, resolve_trainable, run_finetuning, start_untrained
 
 ALL = {
     "full": Full(),
@@ -108,10 +111,10 @@ def test_batch_statistics_rest_with_their_block(strategy):
         batch_size=16,
         lr_fine=0.01,
     )
-    (pre,) = untrained([recipe], data)
+    (pre,) = start_untrained([recipe], data)
     rows = []
     (outcome,) = run_finetuning([recipe], data, [pre], [rows.append])
-    moving = resolve_trainable(recipe, data).moving
+    moving = resolve(recipe, data).trainable.moving
     statistics = [path for path in pre.params if path.rsplit("/")[-1] in ("mean", "var")]
     assert len(statistics) == 8
     for path in statistics:
@@ -147,7 +150,7 @@ def wide():
     recipe = Recipe(
         model=Mlp((512,) * 6), optimizer=Adam(clip_norm=1.0), batch_size=128, trainer=Plain(feature_cache=0.0)
     )
-    return recipe, data, untrained([recipe], data)[0].params
+    return recipe, data, start_untrained([recipe], data)[0].params
 
 
 def cost(recipe, data, params):

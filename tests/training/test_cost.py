@@ -11,8 +11,9 @@ from src.optim.optimizers import Adamw
 from src.optim.schedules import Constant
 from src.strategies.full import Full
 from src.strategies.masked import Masked
-from src.training.loop import update_cost
-from src.training.stage import Stage, frozen_paths, start, traced, update
+from src.training.cost import update_cost
+from src.training.stage import Stage, frozen_paths, traced
+from src.training.step import start, update
 from src.types import Split
 from tests.training.test_forms import Frozen, SplitFrozen
 

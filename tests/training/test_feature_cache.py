@@ -12,16 +12,16 @@ from src.data.digits import Digits
 from src.models.bert import Bert
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam
-from src.recipe.run import Recipe, finetune, phases, pretrain
+from src.recipe.spec import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
 from src.strategies.masked import Masked
 from src.training import feature_cache as features
-from src.training.feature_cache import chunks, keep_features, num_frozen_groups
+from src.training.feature_cache import cache_features, chunks, num_frozen_groups
 from src.training.stage import initial
 from src.training.trainer import Plain
-from src.training.vectorize import Lanes
-from tests.training.runs import pretrained
+from src.training.vectorize import RunAxis
+from tests.runs import finetune, phases, pretrain, pretrained
 
 WHOLE = Plain(feature_cache=0.0)
 
@@ -102,10 +102,10 @@ def test_lanes_have_the_bits_of_single_runs(data, seeds):
     starts = [pre.params for pre in pretrain(recipes[:1], data)] * 3 if len(set(seeds)) == 1 else [
         pretrain([recipe], data)[0].params for recipe in recipes
     ]  # fmt: skip
-    task = keep_features(phases(recipes, data)[0], starts, data.target, Lanes.map)
-    assert task.own_rows == (len(set(seeds)) > 1)
+    _, inputs = cache_features(phases(recipes, data)[0], starts, data.target, RunAxis.map)
+    assert inputs.per_run == (len(set(seeds)) > 1)
     lane_rows = [[] for _ in recipes]
-    together = finetune(recipes, data, starts, [own.append for own in lane_rows], Lanes.map)
+    together = finetune(recipes, data, starts, [own.append for own in lane_rows], RunAxis.map)
     for lane, (recipe, begin) in enumerate(zip(recipes, starts, strict=True)):
         rows = []
         alone = finetune([recipe], data, [begin], [rows.append])

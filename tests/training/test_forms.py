@@ -11,11 +11,11 @@ import pytest
 
 from src.data.diabetes import Diabetes
 from src.optim.optimizers import Adam, Adamw, FreezeImpl, Momentum, Sgd
-from src.recipe.run import Recipe
+from src.recipe.spec import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.masked import Masked
 from src.training.trainer import Plain
-from tests.training.runs import finetuned, pretrained
+from tests.runs import finetuned, pretrained
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The loop: the same numbers however often they are looked at, an honest end when they stop being finite."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +14,14 @@ from src.data.diabetes import Diabetes
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Momentum
 from src.optim.schedules import WarmupLinear
-from src.recipe.run import Recipe, finetuning_stage, pretraining_stage
+from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
 from src.strategies.full import Full
-from src.training.loop import EvalHook, fit, fit_lanes
-from src.training.stage import row_order, traced
-from src.training.vectorize import Lanes, _programs, programs
-from tests.training.runs import finetuned, first_params, pretrained
+from src.training.loop import EvalHook, PhaseData, PhaseRun, RunProgress, train, train_phase
+from src.training.stage import traced
+from src.training.step import row_order
+from src.training.vectorize import RunAxis, _programs, programs
+from tests.runs import finetuned, finetuning_stage, first_params, phases, pretrained, pretraining_stage
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_equals_a_plain_loop(data):
     stage = finetuning_stage(recipe, data)
     params = first_params(stage, data)
     rows: list[dict] = []
-    end = fit(stage, params, data.target["train"], {}, rows.append)
+    end = train(stage, params, data.target["train"], {}, rows.append)
 
     x, y = data.target["train"]
     order = np.asarray(row_order(dataclasses.replace(stage, log_every=40), len(x), 0))
@@ -103,12 +105,12 @@ def test_equals_a_plain_loop(data):
         np.testing.assert_allclose(end.params[path], values[path], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("lanes", [Lanes.one, Lanes.map])
+@pytest.mark.parametrize("lanes", [RunAxis.none, RunAxis.map])
 def test_a_look_is_handed_the_parameters_of_its_row_and_changes_no_bit(data, lanes):
     """What a look makes of them is the loss that the device evaluates there, at every look and in every lane."""
     recipe = Recipe(strategy=Full(), finetune_steps=25, lr_fine=0.01, optimizer=Momentum())
-    rates = (0.01,) if lanes is Lanes.one else (0.01, 0.003, 1e20)
-    stages = [finetuning_stage(dataclasses.replace(recipe, lr_fine=rate), data, lanes) for rate in rates]
+    rates = (0.01,) if lanes is RunAxis.none else (0.01, 0.003, 1e20)
+    stages = phases([dataclasses.replace(recipe, lr_fine=rate) for rate in rates], data, lanes)[0]
     params, (x, y) = [first_params(stages[0], data)] * len(rates), data.target["val"]
     splits, train = {"val": data.target["val"]}, data.target["train"]
 
@@ -117,8 +119,15 @@ def test_a_look_is_handed_the_parameters_of_its_row_and_changes_no_bit(data, lan
         return {"own_loss": float(np.mean((np.asarray(said, np.float64) - y) ** 2)), "lane": lane, "made": step}
 
     rows, bare = ([[] for _ in rates] for _ in range(2))
-    ends = fit_lanes(stages, params, train, splits, [own.append for own in rows], lanes, EvalHook(20, measure))
-    plain = fit_lanes(stages, params, train, splits, [own.append for own in bare], lanes)
+
+    def trained(logs, hooks):
+        progress = [RunProgress(log.append) for log in logs]
+        runs = [PhaseRun(*each, hook=hook) for *each, hook in zip(stages, params, progress, hooks, strict=True)]
+        ends = train_phase(runs, PhaseData(train, splits), lanes).params()
+        return [own.fit(end) for own, end in zip(progress, ends, strict=True)]
+
+    ends = trained(rows, [EvalHook(20, functools.partial(measure, lane)) for lane in range(len(rates))])
+    plain = trained(bare, [None] * len(rates))
     for lane, (own, end, without) in enumerate(zip(rows, ends, plain, strict=True)):
         for path, leaf in without.params.items():
             np.testing.assert_array_equal(end.params[path], leaf)

@@ -11,13 +11,13 @@ from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Sgd
 from src.optim.partition import FROZEN
 from src.optim.schedules import WarmupLinear
-from src.recipe.run import Recipe, finetune, phases, pretrain, run_finetuning
+from src.recipe.spec import Recipe
 from src.strategies.base import Strategy
 from src.strategies.full import Full
 from src.training.trainer import Keep, Plain
-from src.training.vectorize import Lanes
+from src.training.vectorize import RunAxis
 from src.types import ignore
-from tests.training.runs import finetuned, pretrained
+from tests.runs import finetune, finetuned, phases, pretrain, pretrained, run_finetuning
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def test_lanes_have_the_bits_of_single_runs(task, strategy):
     recipe, data, params = task
     recipes = [replace(recipe, strategy=strategy, lr_fine=rate) for rate in (0.01, 0.02, 1e30)]
     seen, lane_rows = [], [[] for _ in recipes]
-    together = finetune(recipes, data, [params] * 3, [own.append for own in lane_rows], Lanes.map)
+    together = finetune(recipes, data, [params] * 3, [own.append for own in lane_rows], RunAxis.map)
     for lane, one in enumerate(recipes):
         rows = []
         alone = finetune([one], data, [params], [rows.append])
@@ -180,7 +180,7 @@ def test_patience_in_lanes_stops_each_at_its_own_step(task):
     base = replace(recipe, strategy=Full(), finetune_steps=90, trainer=Plain(patience=3))
     recipes = [replace(base, lr_fine=rate) for rate in (0.2, 0.03, 0.001)]
     lane_rows = [[] for _ in recipes]
-    together = finetune(recipes, data, [params] * 3, [own.append for own in lane_rows], Lanes.map)
+    together = finetune(recipes, data, [params] * 3, [own.append for own in lane_rows], RunAxis.map)
     for lane, one in enumerate(recipes):
         rows = []
         alone = finetune([one], data, [params], [rows.append])

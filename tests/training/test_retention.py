@@ -10,7 +10,7 @@ from src.data.digits import Digits
 from src.errors import UserError
 from src.models.mlp import Mlp
 from src.optim.optimizers import Sgd
-from src.recipe.run import Recipe, finetune, keep_source, pretrain, resolve_trainable, run_finetuning
+from src.recipe.spec import Recipe
 from src.retention.distill import Distill
 from src.retention.ewc import Ewc
 from src.retention.isolate import Isolate
@@ -19,8 +19,9 @@ from src.retention.replay import Replay
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
-from src.training.vectorize import Lanes, _programs
+from src.training.vectorize import RunAxis, _programs
 from src.types import ignore
+from tests.runs import finetune, pretrain, resolve_trainable, retention_states, run_finetuning
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def test_lanes_have_the_bits_of_single_runs(method, data):
     pre = {seed: pretrain([replace(base, seed=seed)], data)[0] for seed in (0, 1)}
     lane_rows = [[] for _ in recipes]
     starts = [pre[recipe.seed] for recipe in recipes]
-    together = run_finetuning(recipes, data, starts, [own.append for own in lane_rows], Lanes.map)
+    together = run_finetuning(recipes, data, starts, [own.append for own in lane_rows], RunAxis.map)
     for lane, (recipe, start) in enumerate(zip(recipes, starts, strict=True)):
         rows = []
         (alone,) = run_finetuning([recipe], data, [start], [rows.append])
@@ -113,7 +114,7 @@ def test_lanes_have_the_bits_of_single_runs(method, data):
 def test_a_sweep_over_the_strength_is_one_program_and_one_fisher(task):
     recipe, data, pre = task
     recipes = [replace(recipe, retention=Ewc(strength=strength)) for strength in (0.0, 0.3, 3.0)]
-    kept = keep_source(recipes, data, [pre.params] * 3)
+    kept = retention_states(recipes, data, [pre.params] * 3)
     assert kept is not None
     assert kept[0] is kept[1] is kept[2]
     _programs.cache_clear()

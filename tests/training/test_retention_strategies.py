@@ -11,8 +11,10 @@ from src.data.base import Transfer
 from src.errors import UserError
 from src.models.base import same_bits
 from src.models.mlp import Mlp
-from src.recipe.run import Recipe, pretrain, resolve_trainable, run_finetuning, untrained
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
 from src.types import Split, ignore
+from tests.runs import pretrain, run_finetuning, start_untrained
 
 RNG = np.random.default_rng(0)
 # Defaults are wider than the network below.
@@ -70,10 +72,10 @@ def test_they_go_together_or_say_why_not(tasks, strategy, retention, new_head):
     )
     if words := refusal(strategy, retention):
         with pytest.raises(UserError, match=words):
-            resolve_trainable(recipe, data)
+            resolve(recipe, data).trainable
         return
-    moving = resolve_trainable(recipe, data).moving
-    start = pre if recipe.strategy.pretrained else untrained([recipe], data)[0]
+    moving = resolve(recipe, data).trainable.moving
+    start = pre if recipe.strategy.pretrained else start_untrained([recipe], data)[0]
     (outcome,) = run_finetuning([recipe], data, [start], [ignore])
     assert outcome.status == "completed"
     assert all(map(math.isfinite, outcome.metrics.values()))

@@ -21,12 +21,12 @@ from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Adamw, Momentum
 from src.optim.schedules import Constant, WarmupCosine, WarmupLinear
 from src.pretraining.supervised import Supervised
-from src.recipe.run import Recipe, pretrain_once, pretraining_stage
+from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
 from src.training import stage_cache
 from src.training.stage_cache import CacheMode, Entry, StageCache, parse_size, stage_key, stage_label
-from tests.training.runs import finetuned
+from tests.runs import finetuned, pretrain_once, pretraining_stage
 
 ROOT = Path(__file__).parents[2]
 KEY, OTHER, THIRD = "0" * 24, "1" * 24, "2" * 24

@@ -16,13 +16,14 @@ from src.objectives.base import Objective
 from src.objectives.supervised import Classification, Regression
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
-from src.recipe.run import Recipe, finetune, phases
+from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.strategies.masked import Masked
-from src.training.stage import Keys, Stage, gradients, start, traced, update
+from src.training.stage import Stage, traced
+from src.training.step import StepKeys, gradients, start, update
 from src.training.trainer import Plain, Precision
 from src.types import Split
-from tests.training.runs import finetuned, pretrained
+from tests.runs import finetune, finetuned, phases, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,9 @@ def batch(rows=12, features=4, classes=3):
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     one, rows = stage(), batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})
+    whole = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})
     cut = replace(one, trainer=Plain(accumulate=parts))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), Keys(), {})
+    added = gradients(cut, start(cut, params), {}, rows, frozenset(), StepKeys(), {})
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(added), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -77,11 +78,11 @@ def test_parts_count_by_their_true_number_of_terms():
     rows = Split(rows.x, labels)
     one = stage(objective=Masked3())
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})
+    whole = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})
     cut = replace(one, trainer=Plain(accumulate=3))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), Keys(), {})
+    added = gradients(cut, start(cut, params), {}, rows, frozenset(), StepKeys(), {})
     means = [
-        gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), Keys(), {})
+        gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), StepKeys(), {})
         for i in (0, 4, 8)
     ]
     np.testing.assert_allclose(whole[0], added[0], rtol=1e-6)
@@ -131,7 +132,7 @@ def test_rounded_counts_updates_that_change_no_bit():
     rows = batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
     _, losses = update(one, start(one, params), {}, rows, 0)
-    grads = gradients(one, start(one, params), {}, rows, frozenset(), Keys(), {})[1]
+    grads = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})[1]
     lost = total = 0
     for path, leaf in params.items():
         step = -np.float32(1e-9) * np.asarray(grads[path])

@@ -1,4 +1,4 @@
-"""Lanes: `map` gives the bits of one run at a time, `vmap` the same numbers up to rounding; none touches another."""
+"""RunAxis: `map` gives the bits of one run at a time, `vmap` the same numbers up to rounding; none touches another."""
 
 import dataclasses
 
@@ -11,14 +11,15 @@ from src.data.digits import Digits
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Momentum
 from src.optim.schedules import WarmupCosine
-from src.recipe.run import Recipe, pretrain, run_finetuning
+from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
 from src.strategies.masked import Masked
 from src.training import compiled
 from src.training import vectorize as lanes
-from src.training.vectorize import EACH, SAME, Lanes, over_lanes, places_for, stacked
+from src.training.vectorize import RunAxis, over_runs, padded_size, stack_runs
+from tests.runs import pretrain, run_finetuning
 
 CASES = {
     "frozen": Recipe(strategy=Frozen()),
@@ -72,7 +73,7 @@ def together(recipes, data, lanes):
 )
 def test_map_gives_the_same_bits(data, name, seeds):
     recipes = grid(CASES[name], seeds)
-    for alone, lane in zip(one_at_a_time(recipes, data), together(recipes, data, Lanes.map), strict=True):
+    for alone, lane in zip(one_at_a_time(recipes, data), together(recipes, data, RunAxis.map), strict=True):
         (pre, outcome, rows), (lane_pre, lane_outcome, lane_rows) = alone, lane
         assert pre.rows == lane_pre.rows
         assert rows == lane_rows
@@ -92,7 +93,7 @@ def test_map_gives_the_same_bits(data, name, seeds):
 def test_vmap_gives_the_same_numbers(data, name, seeds):
     recipes = grid(CASES[name], seeds)
     for (_, alone, rows), (_, lane, lane_rows) in zip(
-        one_at_a_time(recipes, data), together(recipes, data, Lanes.vmap), strict=True
+        one_at_a_time(recipes, data), together(recipes, data, RunAxis.vmap), strict=True
     ):
         for row, lane_row in zip(rows, lane_rows, strict=True):
             assert list(row) == list(lane_row)
@@ -101,7 +102,7 @@ def test_vmap_gives_the_same_numbers(data, name, seeds):
             np.testing.assert_allclose(lane.metrics[key], value, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lanes", [Lanes.map, Lanes.vmap])
+@pytest.mark.parametrize("lanes", [RunAxis.map, RunAxis.vmap])
 def test_a_diverging_lane_leaves_the_others_alone(data, lanes):
     calm = grid(Recipe(strategy=Full()), seeds=(0,))
     wild = dataclasses.replace(calm[0], lr_fine=1e5)
@@ -112,7 +113,7 @@ def test_a_diverging_lane_leaves_the_others_alone(data, lanes):
     for (_, a, rows_a), (_, b, rows_b) in zip(alone, [mixed[0], mixed[2], mixed[4]], strict=True):
         for row_a, row_b in zip(rows_a, rows_b, strict=True):  # vmap may round by the number of its lanes
             np.testing.assert_allclose(
-                list(row_a.values()), list(row_b.values()), rtol=0 if lanes is Lanes.map else 1e-5
+                list(row_a.values()), list(row_b.values()), rtol=0 if lanes is RunAxis.map else 1e-5
             )
         np.testing.assert_allclose(list(a.metrics.values()), list(b.metrics.values()), rtol=1e-5)
     (_, single, rows), (_, lane, lane_rows) = one_at_a_time([wild], data)[0], mixed[1]
@@ -128,27 +129,27 @@ def test_a_new_head_by_lane():
     recipes = [
         Recipe(seed=seed, batch_size=32, pretrain_steps=10, finetune_steps=10, model=Mlp((16,))) for seed in (0, 1)
     ]
-    for alone, lane in zip(one_at_a_time(recipes, data), together(recipes, data, Lanes.map), strict=True):
+    for alone, lane in zip(one_at_a_time(recipes, data), together(recipes, data, RunAxis.map), strict=True):
         assert alone[1].metrics == lane[1].metrics
 
 
 def test_diverged_pretraining_ends_its_lane_only(data):
     calm = Recipe(pretrain_steps=20, finetune_steps=10)
     recipes = [calm, dataclasses.replace(calm, lr_pre=1e10)]
-    pres = pretrain(recipes, data, Lanes.map)
-    first, second = run_finetuning(recipes, data, pres, [lambda row: None] * 2, Lanes.map)
+    pres = pretrain(recipes, data, RunAxis.map)
+    first, second = run_finetuning(recipes, data, pres, [lambda row: None] * 2, RunAxis.map)
     assert first.status == "completed"
     assert second.status == "diverged"
 
 
 def test_over_lanes_runs_only_as_many_as_there_are():
-    lifted = over_lanes(lambda x, shared: x * shared, Lanes.map, (EACH, SAME))
+    lifted = over_runs(lambda x, shared: x * shared, RunAxis.map, (0, None))
     np.testing.assert_array_equal(lifted(3, jnp.arange(1.0, 5.0), 2.0), [2, 4, 6, 0])
 
 
 def test_places():
-    assert [places_for(n) for n in (1, 2, 3, 4, 5, 50, 64)] == [1, 2, 4, 4, 8, 64, 64]
-    np.testing.assert_array_equal(stacked([1, 2, 3]), [1, 2, 3, 1])
+    assert [padded_size(n) for n in (1, 2, 3, 4, 5, 50, 64)] == [1, 2, 4, 4, 8, 64, 64]
+    np.testing.assert_array_equal(stack_runs([1, 2, 3]), [1, 2, 3, 1])
 
 
 # --- what a long sweep holds ------------------------------------------------------------------------------------------
