@@ -18,7 +18,6 @@ from src.training.loop import Fit
 from src.training.stage import Stage
 from src.training.vectorize import RunAxis
 from src.types import ignore
-from tests.runs import resolve_trainable
 
 
 class Ends(NamedTuple):

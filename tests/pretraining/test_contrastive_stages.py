@@ -28,8 +28,7 @@ from src.pretraining.moco_v2 import MocoV2
 from src.pretraining.simclr import Simclr, in_parts
 from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
-from src.training.evaluation import evaluate
-from src.training.stage import EVALUATION_KEY
+from src.training.evaluation import EVALUATION_KEY, evaluate
 from src.training.step import start, step_keys, update
 from src.types import Split
 from tests.runs import pretrain, pretraining_stage, run

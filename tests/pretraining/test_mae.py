@@ -26,8 +26,7 @@ from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
-from src.training.evaluation import evaluate
-from src.training.stage import EVALUATION_KEY
+from src.training.evaluation import EVALUATION_KEY, evaluate
 from src.training.stage_cache import StageCache
 from src.training.step import start, step_keys, update
 from src.types import Split
