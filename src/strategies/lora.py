@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ..config.hparams import COUNT, POSITIVE, UNIT, Check, hparam
 from ..errors import UserError, listed
 from ..models.base import Model, ModuleCall
-from ..models.layers import drop
+from ..models.layers import dropout
 from ..models.lowrank import lowrank, scale
 from ..optim.partition import Rule
 from ..types import Params
@@ -80,7 +80,7 @@ class Lora(Injection):
         """Return ``s (dropout(x) A) B``."""
         x, a, b = ctx.x, ctx.params["lora_a"], ctx.params["lora_b"]
         if self.dropout is not None and ctx.key is not None:
-            x = drop(ctx.key, x, self.dropout)
+            x = dropout(ctx.key, x, self.dropout)
         return lowrank(ctx.module, x, a, (self.scale(ctx.params) * b).astype(b.dtype))
 
     def scale(self, params: Mapping[str, Array]) -> Float[Any, ""]:

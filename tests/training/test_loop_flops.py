@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from src.models.convolution import convolve
+from src.models.cpu_kernels import convolve
 from src.training.compiled import Compiled
 
 X, K = np.ones((5, 7, 11), np.float32), np.ones((11, 11), np.float32)
