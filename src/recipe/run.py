@@ -40,7 +40,7 @@ from ..training.feature_cache import Task, chunks, keep_features
 from ..training.loop import EvalHook, Fit, Training, fit_lanes, number, update_cost
 from ..training.stage import Stage, added_shapes, frozen_paths, initial, placement, traced, with_added
 from ..training.stage_cache import Entry, StageCache, finding_key, stage_key, stage_label
-from ..training.trainer import Plain, Precision
+from ..training.trainer import Precision, TrainerConfig
 from ..training.vectorize import Lanes, programs, stacked
 from ..types import LogFn, Params, Row, Split, ignore
 
@@ -54,7 +54,7 @@ class Recipe(RecipeConfig):
     strategy: Strategy = hparam(Frozen())
     optimizer: Optimizer = hparam(Sgd())
     schedule: Schedule = hparam(Constant())
-    trainer: Plain = hparam(Plain())
+    trainer: TrainerConfig = hparam(TrainerConfig())
     retention: Retention = hparam(NoRetention())
 
 

@@ -27,7 +27,7 @@ from ..retention.base import Kept, Retention
 from ..retention.none import NoRetention
 from ..strategies.base import Strategy
 from ..types import Params, Split
-from .trainer import Plain, Precision
+from .trainer import Precision, TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Stage:
     steps: int = hparam(traced=True)
     seed: int = hparam(traced=True)  # of the order of the data, of dropout, of what a strategy adds
     first: int = hparam(0, traced=True)  # updates made in the phases before this one
-    trainer: Plain = hparam(Plain())
+    trainer: TrainerConfig = hparam(TrainerConfig())
     retention: Retention = hparam(NoRetention())
     batch_size: int | None = None  # rows an update; None: all of them
     log_every: int = 10  # updates between two logged rows

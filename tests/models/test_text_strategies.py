@@ -30,7 +30,7 @@ from src.strategies.top_k import TopK
 from src.training.feature_cache import keep_features, num_frozen_groups, upper_params
 from src.training.loop import fit
 from src.training.stage import Stage, added, eval_params, frozen_paths, placement, start, update
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.training.vectorize import Lanes
 from src.types import Split, ignore
 from tests.models.texts import MODELS, SMALL, WORDS, examples, outputs_of, parameters, row
@@ -199,7 +199,7 @@ def test_precision_accumulation_and_retention_go_with_it(texts):
         model=Bert(**SMALL, dropout=0.1, head=bert.Head.classify),
         strategy=TopK(blocks=1),
         retention=Ewc(),
-        trainer=Plain(accumulate=2),
+        trainer=TrainerConfig(accumulate=2),
         optimizer=Adam(),
         finetune_steps=2,
         lr_fine=0.01,

@@ -33,7 +33,7 @@ from src.strategies.scratch import Scratch
 from src.strategies.top_k import TopK
 from src.training.loop import update_cost
 from src.training.stage import frozen_paths, initial, start, with_added
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.types import ignore
 
 ALL = {
@@ -145,7 +145,7 @@ def wide():
     rows = part(rng.normal(size=(256, 512)).astype(np.float32), rng.integers(0, 5, 256).astype(np.int32))
     data = replace(data, source={"train": rows}, target={"train": rows, "val": rows}, new_head=False)
     recipe = Recipe(
-        model=Mlp((512,) * 6), optimizer=Adam(clip_norm=1.0), batch_size=128, trainer=Plain(feature_cache=0.0)
+        model=Mlp((512,) * 6), optimizer=Adam(clip_norm=1.0), batch_size=128, trainer=TrainerConfig(feature_cache=0.0)
     )
     return recipe, data, untrained([recipe], data)[0].params
 
@@ -173,7 +173,7 @@ def test_flops_and_state_are_those_of_what_moves(wide, name):
 def test_kept_features_cost_a_head(wide):
     recipe, data, params = wide
     kept = finetune(
-        [replace(recipe, strategy=LinearProbe(), trainer=Plain(), finetune_steps=1)], data, [params], [ignore]
+        [replace(recipe, strategy=LinearProbe(), trainer=TrainerConfig(), finetune_steps=1)], data, [params], [ignore]
     )
     assert kept.cost.flops < 0.01 * cost(replace(recipe, strategy=Full()), data, params).flops
 
