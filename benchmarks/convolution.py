@@ -1,10 +1,9 @@
-"""How long a convolution of 3 x 3 takes inside a compiled loop, with its gradients, and batch normalisation, by form.
+"""Time 3 x 3 convolutions and batch normalisation, forward and backward, inside a compiled loop on a CPU.
 
 python benchmarks/convolution.py
 
-Of a processor: inside a loop XLA has quick kernels for one order of axes only (``src/models/convolution.py``), it has
-two libraries of them, YNNPACK, which it takes by itself, and Eigen (``src/training/compiled.py``), and its sums over all
-places are slow (``src/models/normalization.py``).
+It compares ``src/models/cpu_kernels.py`` with what XLA derives, and XLA's two kernel libraries: YNNPACK, its default,
+and Eigen, which ``src/training/compiled.py`` selects.
 """
 
 import argparse
@@ -18,8 +17,7 @@ import jax.numpy as jnp
 from _timing import machine, table, timed
 from flax import linen as nn
 
-from src.models import convolution
-from src.models.normalization import BatchNorm
+from src.models.cpu_kernels import BatchNorm, conv_nhwc, conv_nhwc_vjp
 from src.training.compiled import compiler_options
 
 SIZES = ((16, 32, 64), (64, 32, 64), (128, 16, 64), (256, 8, 64), (512, 4, 64))  # channels, side, images
@@ -29,9 +27,9 @@ CLOCKS = ("wall", "processor")
 PADS = ((1, 1), (1, 1))
 YNNPACK = {"xla_backend_optimization_level": 2}  # what XLA takes where nothing is said of it
 FORMS: dict[str, tuple[Callable[..., Any], dict[str, Any] | None]] = {
-    "gradients as XLA derives them": (convolution.canonical, YNNPACK),
-    "in canonical form": (convolution.both_ways, YNNPACK),
-    "the same, by Eigen's kernels (chosen)": (convolution.both_ways, compiler_options()),
+    "gradients as XLA derives them": (conv_nhwc, YNNPACK),
+    "in canonical form": (conv_nhwc_vjp, YNNPACK),
+    "the same, by Eigen's kernels (chosen)": (conv_nhwc_vjp, compiler_options()),
 }
 NORMS = {"nn.BatchNorm": nn.BatchNorm(momentum=0.9), "sums as products (chosen)": BatchNorm()}
 
@@ -91,7 +89,7 @@ def main() -> None:
         forms = {
             name: compiled(convolved(taken), options, (x, kernel))
             for name, (taken, options) in FORMS.items()
-            if taken is not convolution.canonical or channels <= SLOW
+            if taken is not conv_nhwc or channels <= SLOW
         }
         convolutions += compare(size, forms)
         own = (x, jnp.ones(channels), jnp.zeros(channels))

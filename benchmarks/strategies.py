@@ -31,7 +31,7 @@ from src.training.compiled import prepare_jax
 from src.training.cost import update_cost
 from src.training.loop import PhaseRunner
 from src.training.stage import frozen_paths, with_added
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.training.vectorize import RunAxis
 from src.types import Split
 
@@ -67,7 +67,7 @@ def recipe(**changes: object) -> Recipe:
     """Return the recipe that all are measured on; features are not kept."""
     base = Recipe(
         model=Mlp((WIDTH,) * 6), optimizer=Adamw(clip_norm=1.0), batch_size=BATCH, finetune_steps=ROWS // BATCH,
-        log_every=ROWS // BATCH, trainer=Plain(feature_cache=0.0),
+        log_every=ROWS // BATCH, trainer=TrainerConfig(feature_cache=0.0),
     )  # fmt: skip
     return replace(base, **changes)
 
@@ -117,7 +117,7 @@ def kept_features(data: Transfer) -> None:
     steps = EPOCHS * ROWS // BATCH
     start = start_untrained(recipe(), data)
     one = recipe(finetune_steps=steps, strategy=LinearProbe())
-    cached = replace(one, trainer=Plain())
+    cached = replace(one, trainer=TrainerConfig())
     many = [replace(cached, lr_fine=float(rate)) for rate in np.logspace(-4, -1, 64)]
 
     def single(chosen: Recipe) -> None:

@@ -34,7 +34,9 @@ def imports(path: Path) -> set[Path]:
             continue
         base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
         for target in (base, *(base / alias.name for alias in node.names)):
-            found |= {f for f in (target.with_suffix(".py"), target / "__init__.py") if f.is_file() and SRC in f.parents}
+            found |= {
+                f for f in (target.with_suffix(".py"), target / "__init__.py") if f.is_file() and SRC in f.parents
+            }
     return found - {path, SRC / "__init__.py"}
 
 

@@ -96,7 +96,7 @@ def bootstrap(
 ) -> tuple[float, float]:
     """Return the expanded percentile bootstrap interval of a statistic of ``n`` seeds.
 
-    Plain percentiles are too narrow for few seeds: of 5, the interval of a mean covers it in some 83 % of cases instead
+    TrainerConfig percentiles are too narrow for few seeds: of 5, the interval of a mean covers it in some 83 % of cases instead
     of 95 %. Expanded ones are taken at ``Phi(-sqrt(n / (n - 1)) t(n-1))``, which gives the mean's Student-t interval
     where the resamples are normal (Hesterberg 2015, "What teachers should know about the bootstrap", The American
     Statistician 69, p. 371). Resamples are drawn from a fixed stream, so the same records give the same interval;

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") known)
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Array
 
 from ..errors import UserError, listed
-from ..models.base import ApplyOptions, same_bits
+from ..models.base import ApplyOptions, ModuleCall, same_bits
 from ..models.lowrank import lowrank
 from ..types import Params
 
@@ -192,16 +191,10 @@ def unmerge(params: Mapping[str, Any], adapter: Adapter) -> Params:
     return rest | _moved(adapter, rest, -1.0)
 
 
-def beside(
-    call: Callable[[Array], Array],
-    leaves: Mapping[str, Array],
-    module: nn.Module,
-    x: Array,
-    key: Array | None,  # noqa: ARG001
-) -> Array:
-    """Return ``module(x) + (x A) B`` in the precision of ``module(x)``; see ``Strategy.around``."""
-    outputs = call(x)
-    return outputs + lowrank(module, x, leaves[A], leaves[B]).astype(outputs.dtype)
+def beside(ctx: ModuleCall) -> Array:
+    """Return ``module(x) + (x A) B`` in the precision of ``module(x)``; see ``Strategy.wrap_call``."""
+    outputs = ctx.call(ctx.x)
+    return outputs + lowrank(ctx.module, ctx.x, ctx.params[A], ctx.params[B]).astype(outputs.dtype)
 
 
 SIDE = ApplyOptions(adapter_params=frozenset(LEAVES), wrap_call=beside)  # how a model runs what `apply` returns

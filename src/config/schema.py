@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import keyword
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
@@ -41,6 +40,9 @@ CONFIG_GROUPS = {
     "retention": "retention.{name}",
     "tracker": "tracking.options",
 }
+
+# Options whose class is not named after them (``None`` cannot be a class's name).
+CLASS_NAMES = {("trainer", "plain"): "TrainerConfig", ("retention", "none"): "NoRetention"}
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,7 @@ def option_class(group: str, name: str) -> type:
     Raises:
         UserError: no such option; the allowed ones are listed.
     """
-    class_name = "".join(part.capitalize() for part in name.split("_"))
-    if keyword.iskeyword(class_name):  # "None" cannot be the name of a class: it is NoRetention
-        class_name = f"No{group.capitalize()}"
+    class_name = CLASS_NAMES.get((group, name), "".join(part.capitalize() for part in name.split("_")))
     module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=name)}"
     try:
         return getattr(importlib.import_module(module_name), class_name)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from ..config.hparams import hparam
 from ..types import Params
 from .base import PLAIN, ApplyOptions
-from .layers import taken
+from .layers import take_rows
 from .transformer import dense, initial_kernel
 from .vit import Sizes, Vit, through_blocks
 from .wrapped import Wrapped
@@ -82,11 +82,11 @@ class Decoder(nn.Module):
         h = dense(width, "embed")(h)
         token = self.param("mask_token", initial_kernel(), (1, 1, width))
         tokens = jnp.broadcast_to(token, (len(h), order.shape[1] - seen, width)).astype(h.dtype)
-        patches = taken(jnp.concatenate([h[:, 1:], tokens], axis=1), jnp.argsort(order))
+        patches = take_rows(jnp.concatenate([h[:, 1:], tokens], axis=1), jnp.argsort(order))
         patches += wave_positions(*self.grid, width)[None].astype(h.dtype)
         h = jnp.concatenate([h[:, :1], patches], axis=1)
         h = through_blocks(h, self.sizes, None, range(self.sizes.layers))
-        h = nn.LayerNorm(self.sizes.epsilon, name="norm")(taken(h[:, 1:], order[:, seen:]))
+        h = nn.LayerNorm(self.sizes.epsilon, name="norm")(take_rows(h[:, 1:], order[:, seen:]))
         return dense(self.outputs, "pixels")(h)
 
 

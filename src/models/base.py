@@ -17,9 +17,18 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..types import Params
 
-# What stands around a module: `(call, leaves, module, x, key) -> output`. `call` is the module itself, `leaves` are
-# the injected parameters that lie beside its own.
-WrapCall = Callable[[Callable[[Array], Array], Mapping[str, Array], nn.Module, Array, Array | None], Array]
+
+class ModuleCall(NamedTuple):
+    """One call of a module that has adapter parameters beside its own."""
+
+    call: Callable[[Array], Array]  # the module itself, from its input to its output
+    params: Mapping[str, Array]  # the adapter parameters, by the last part of their paths
+    module: nn.Module  # for its attributes and its own parameters, `module.variables["params"]`
+    x: Array  # the module's input
+    key: Array | None  # for dropout; None outside training
+
+
+WrapCall = Callable[[ModuleCall], Array]  # returns the output that replaces the module's own
 
 
 class ApplyOptions(NamedTuple):
@@ -163,7 +172,7 @@ def _intercept(
         return call(*args, **kwargs)
     x, *rest = args
     key = None if how.key is None else jax.random.fold_in(how.key, sorted(beside).index(path))
-    return how.wrap_call(lambda value: call(value, *rest, **kwargs), beside[path], context.module, x, key)
+    return how.wrap_call(ModuleCall(lambda x: call(x, *rest, **kwargs), beside[path], context.module, x, key))
 
 
 def same_bits(one: Any, other: Any) -> bool:

@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError
-from .layers import Dropout, gelu, shifted
+from .cpu_kernels import add_bias, gelu
+from .layers import Dropout
 from .transformer import HEAD, MASK_VALUE, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
 
 Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
@@ -92,7 +93,7 @@ class Bias(nn.Module):
     def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... K"]:
         """Return ``x`` with the bias added."""
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
-        return shifted(x, bias)
+        return add_bias(x, bias)
 
 
 @dataclass(frozen=True)

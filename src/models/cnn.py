@@ -12,9 +12,8 @@ from jaxtyping import Array, Float
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
 from .base import Model
-from .convolution import convolve
+from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
-from .normalization import BatchNorm
 
 SUBLAYERS = 2  # convolutions a block
 

@@ -11,9 +11,8 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, Check, hparam
 from ..errors import UserError
-from .convolution import convolve
+from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
-from .normalization import BatchNorm
 from .vision import Scaling, Vision, check_images, standardised
 
 Stem = Enum("Stem", ["cifar", "imagenet"])

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .convolution import convolve
-from .layers import Dropout, gelu, taken
+from .cpu_kernels import convolve, gelu
+from .layers import Dropout, take_rows
 from .transformer import Attention, dense, initial_kernel
 from .vision import Scaling, Vision, check_images, standardised
 
@@ -149,7 +149,7 @@ class VisionTransformer(nn.Module):
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
             x = embeddings(standardised(self, x, self.scaling))
             if places is not None:
-                x = jnp.concatenate([x[:, :1], taken(x[:, 1:], places)], axis=1)
+                x = jnp.concatenate([x[:, :1], take_rows(x[:, 1:], places)], axis=1)
         if start < end and stop > 1:
             x = through_blocks(x, sizes, self.dropout, range(max(start - 1, 0), min(stop - 1, sizes.layers)))
         if start < end <= stop:

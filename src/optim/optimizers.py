@@ -1,4 +1,4 @@
-"""Optimizers: one Optax chain over the trainable half, with every rate an argument of the compiled program."""
+"""Optimizers: one Optax chain for the trainable parameters; learning rate and weight decay may be traced."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from ..config.hparams import NON_NEGATIVE, POSITIVE, UNIT, hparam
 from ..models.base import is_statistic
 from .partition import FROZEN
 
+# Weight decay by the last part of a parameter's path.
+BIASES = ("bias", "adapter_down_bias", "adapter_up_bias")
+NORM_SCALES = ("scale",)
+# Adapter parameters that multiply what the base computes. Decay would pull them to 0, which switches the base's units
+# off; ia3 is neutral at 1, dora_magnitude at the column norms of the kernel.
+GAINS = ("ia3", "ia3_input", "dora_magnitude")
+
 
 class FreezeImpl(Enum):
-    """How frozen parameters are kept still; all three give the same bits."""
+    """How frozen parameters are left unchanged. All three compute the same bits."""
 
-    split = 1  # only the trainable half is differentiated and optimised
-    multi_transform = 2  # optax.multi_transform with optax.set_to_zero for the frozen label
-    masked = 3  # optax.masked for the trainable half chained with masked(set_to_zero) for the rest
+    split = 1  # the gradient and the optimizer state cover the trainable parameters only
+    multi_transform = 2  # optax.multi_transform with optax.set_to_zero for the frozen parameters
+    masked = 3  # optax.masked for the trainable parameters, chained with optax.masked(set_to_zero) for the frozen ones
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What every optimizer has: ``weight_decay`` (decoupled, per unit of learning rate) and ``clip_norm``.
+    """Base of every optimizer.
 
-    ``clip_norm`` bounds the global norm of the *trainable* gradients; ``null`` leaves them alone.
-    ``decay_bias_and_norm`` false leaves biases and the scales of normalisation layers out of the decay, as BERT's
-    recipe does (Devlin et al., ``optimization.py``). Batch statistics are never decayed.
+    ``weight_decay`` is decoupled: each update subtracts ``learning rate * weight_decay * parameter``. ``clip_norm``
+    bounds the global norm of the trainable gradients; ``None`` turns clipping off. With ``decay_bias_and_norm`` false,
+    biases (those of adapters too) and the scales of normalisation layers are not decayed, as in BERT's
+    ``optimization.py``. Batch statistics, IA3 vectors and DoRA magnitudes are never decayed.
     """
 
     weight_decay: float = hparam(0.0, NON_NEGATIVE, traced=True)
@@ -36,18 +44,19 @@ class Optimizer:
     decay_bias_and_norm: bool = hparam(True)
 
     def direction(self) -> optax.GradientTransformation:
-        """Return the transformation from gradients to the step before decay and learning rate."""
-        raise TypeError(f"{type(self).__name__} does not say its direction")
+        """Return the transformation of the gradients that comes before weight decay and the learning rate."""
+        raise TypeError(f"{type(self).__name__} does not define direction()")
 
     def decays(self, path: str) -> bool:
-        """Tell whether weight decay acts on the parameter at a flat path."""
-        exempt = not self.decay_bias_and_norm and path.rsplit("/", 1)[-1] in ("bias", "scale")
-        return not (exempt or is_statistic(path))
+        """Return whether weight decay acts on the parameter at a flat path."""
+        name = path.rsplit("/", 1)[-1]
+        exempt = not self.decay_bias_and_norm and name in (*BIASES, *NORM_SCALES)
+        return not (exempt or name in GAINS or is_statistic(path))
 
 
 @dataclass(frozen=True)
 class Sgd(Optimizer):
-    """``optimizer=sgd``: the gradient itself."""
+    """``optimizer=sgd``: stochastic gradient descent."""
 
     def direction(self) -> optax.GradientTransformation:
         """Return the identity."""
@@ -62,15 +71,15 @@ class Momentum(Optimizer):
     nesterov: bool = hparam(False)
 
     def direction(self) -> optax.GradientTransformation:
-        """Return the running sum ``m = momentum * m + gradient``."""
+        """Return ``optax.trace``: ``m = momentum * m + gradient``."""
         return optax.trace(decay=self.momentum, nesterov=self.nesterov)
 
 
 @dataclass(frozen=True)
 class Adam(Optimizer):
-    """``optimizer=adam`` (Kingma and Ba, arXiv 1412.6980). ``b1`` and ``b2`` are compiled in.
+    """``optimizer=adam`` (Kingma and Ba, arXiv 1412.6980).
 
-    As traced numbers they would round ``1 - b2`` in float32 and change Adam's updates.
+    ``b1`` and ``b2`` are compile-time constants: traced, ``1 - b2`` would be rounded in float32.
     """
 
     b1: float = hparam(0.9, UNIT)
@@ -78,7 +87,7 @@ class Adam(Optimizer):
     eps: float = hparam(1e-8, POSITIVE)
 
     def direction(self) -> optax.GradientTransformation:
-        """Return Adam's bias-corrected ratio of moments."""
+        """Return ``optax.scale_by_adam``."""
         return optax.scale_by_adam(b1=self.b1, b2=self.b2, eps=self.eps)
 
 
@@ -96,26 +105,27 @@ def transformation(
     form: FreezeImpl,
     optimizer_groups: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformation:
-    """Return the whole transformation for one stage.
+    """Return the Optax transformation of one stage.
 
     Args:
-        optimizer: its settings, traced ones possibly tracers.
-        rate: from the number of updates made to the learning rate.
-        multiplier: path -> learning-rate multiplier or ``FROZEN``, for every parameter.
-        form: how frozen parameters are kept still. With ``FreezeImpl.split`` the transformation must only be given the
-            trainable half; the other two take all parameters.
-        cohorts: path -> label of those that share a state of the optimizer (a count of updates); ``None``: all do.
+        optimizer: the settings; traced fields may be tracers.
+        rate: schedule, from the number of updates made to the learning rate.
+        multiplier: learning-rate multiplier, or ``FROZEN``, of every parameter by path.
+        form: how frozen parameters are left unchanged. With ``FreezeImpl.split`` the transformation takes the
+            trainable parameters only; with the other two it takes all parameters.
+        optimizer_groups: label by path; parameters of one label share an optimizer state with its own count of
+            updates. ``None``: all parameters share one.
     """
-    moving = {path: value for path, value in multiplier.items() if value is not FROZEN}
+    trainable = {path: value for path, value in multiplier.items() if value is not FROZEN}
     steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []
     direction = optimizer.direction()
     if optimizer_groups is not None:
         direction = optax.partition(
             {label: optimizer.direction() for label in set(optimizer_groups.values())}, dict(optimizer_groups)
         )
-    steps += [direction, _decay(optimizer, moving)]
-    if any(not isinstance(value, float) or value != 1.0 for value in moving.values()):
-        steps.append(_scale_by_path(moving))
+    steps += [direction, _decay(optimizer, trainable)]
+    if any(not isinstance(value, float) or value != 1.0 for value in trainable.values()):
+        steps.append(_scale_by_path(trainable))
     steps.append(optax.scale_by_schedule(lambda count: -rate(count)))
     train = optax.chain(*steps)
     if form is FreezeImpl.split:
@@ -124,28 +134,28 @@ def transformation(
         labels = {path: "frozen" if value is FROZEN else "trainable" for path, value in multiplier.items()}
         return optax.multi_transform({"trainable": train, "frozen": optax.set_to_zero()}, labels)
     mask = {path: value is not FROZEN for path, value in multiplier.items()}
-    # Alone, masked() lets the raw gradient of a masked-out leaf pass through, and apply_updates *adds* it: gradient
-    # ascent without a learning rate. The second half turns those into zeros.
+    # optax.masked alone passes the raw gradients of masked-out leaves through, and apply_updates would add them. The
+    # second transformation sets them to zero.
     return optax.chain(
         optax.masked(train, mask),
         optax.masked(optax.set_to_zero(), {path: not value for path, value in mask.items()}),
     )
 
 
-def _decay(optimizer: Optimizer, moving: Iterable[str]) -> optax.GradientTransformation:
-    """Add decoupled weight decay to the updates of those parameters that take it."""
-    if all(map(optimizer.decays, moving)):
+def _decay(optimizer: Optimizer, trainable: Iterable[str]) -> optax.GradientTransformation:
+    """Return decoupled weight decay for the parameters that :meth:`Optimizer.decays` selects."""
+    if all(map(optimizer.decays, trainable)):
         return optax.add_decayed_weights(optimizer.weight_decay)
 
     def mask(tree: Any) -> dict[str, bool]:
-        # Of the tree that arrives: the reference forms hand over the frozen paths too, as empty nodes.
+        # Of the tree at hand: multi_transform and masked also pass the frozen paths, as empty nodes.
         return {path: optimizer.decays(path) for path in tree}
 
     return optax.add_decayed_weights(optimizer.weight_decay, mask)
 
 
 def _scale_by_path(multiplier: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Scale each update by its path's multiplier, after the optimizer: Adam would undo a scaled gradient."""
+    """Scale each update by its path's multiplier. It follows the optimizer: Adam divides a scaled gradient again."""
 
     def scale(updates: Any, _params: Any) -> Any:
         return {

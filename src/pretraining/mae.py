@@ -14,7 +14,7 @@ from ..config.schema import option_name
 from ..errors import UserError
 from ..models.autoencoder import HIDDEN, Autoencoder, from_patches, in_patches
 from ..models.base import Model
-from ..models.layers import taken
+from ..models.layers import take_rows
 from ..models.vit import Sizes, Vit
 from ..objectives.base import Network, Objective, StepAux, StepContext
 from .augmentation import Augmentation, to_float
@@ -56,7 +56,7 @@ class Patches(Objective):
         patches = in_patches(to_float(x), self.patch)
         images, count, _ = patches.shape
         hidden = hide(key, images, count, self.seen)
-        what = taken(patches, jnp.argsort(~hidden, stable=True)[:, : count - self.seen])
+        what = take_rows(patches, jnp.argsort(~hidden, stable=True)[:, : count - self.seen])
         left = jnp.where(hidden[..., None], HIDDEN, patches)
         return from_patches(left, x.shape, self.patch), normalized(what) if self.normalize else what
 

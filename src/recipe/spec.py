@@ -16,7 +16,7 @@ from ..retention.base import Retention
 from ..retention.none import NoRetention
 from ..strategies.base import Strategy
 from ..strategies.frozen import Frozen
-from ..training.trainer import Plain
+from ..training.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -28,5 +28,5 @@ class Recipe(RecipeConfig):
     strategy: Strategy = hparam(Frozen())
     optimizer: Optimizer = hparam(Sgd())
     schedule: Schedule = hparam(Constant())
-    trainer: Plain = hparam(Plain())
+    trainer: TrainerConfig = hparam(TrainerConfig())
     retention: Retention = hparam(NoRetention())

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array
 
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError
-from ..models.base import Model
+from ..models.base import Model, ModuleCall
 from ..optim.partition import Rule
 from ..types import Params
 from .injection import Injection, along_last, leaf_key
@@ -65,24 +63,17 @@ class Adapter(Injection):
             added[f"{point}/adapter_up_bias"] = jnp.zeros(width, dtype)
         return added
 
-    def wrap_call(
-        self,
-        call: Callable[[Array], Array],
-        leaves: Mapping[str, Array],
-        module: nn.Module,
-        x: Array,
-        key: Array | None,
-    ) -> Array:
-        """Return ``a(call(x))``, on the last axis.
+    def wrap_call(self, ctx: ModuleCall) -> Array:
+        """Return ``a(module(x))``, on the last axis.
 
         Raises:
             UserError: the module's output is not as wide as :meth:`prepare` found.
         """
-        h = call(x)
-        down, bias_down, up, bias_up = (leaves[name] for name in self.adapter_params)
+        h = ctx.call(ctx.x)
+        down, bias_down, up, bias_up = (ctx.params[name] for name in self.adapter_params)
         if h.shape[-1] != down.shape[0]:
             raise UserError(
-                f"strategy=adapter: {'/'.join(module.path)} returns {h.shape[-1]} values, but its last kernel has "
+                f"strategy=adapter: {'/'.join(ctx.module.path)} returns {h.shape[-1]} values, but its last kernel has "
                 f"{down.shape[0]}; name a dense, convolution or normalisation layer in the model's adapter_points"
             )
         inner = h @ down.astype(h.dtype)

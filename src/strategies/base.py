@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flax import linen as nn
 from jaxtyping import Array
 
-from ..models.base import Model
+from ..models.base import Model, ModuleCall
 from ..optim.optimizers import FreezeImpl
 from ..optim.partition import Groups, Rule
 from ..types import Params
@@ -69,21 +67,6 @@ class Strategy:
         """
         return {}
 
-    def wrap_call(
-        self,
-        call: Callable[[Array], Array],
-        leaves: Mapping[str, Array],
-        module: nn.Module,
-        x: Array,
-        key: Array | None,
-    ) -> Array:
-        """Return a module's output where injected leaves lie beside its parameters.
-
-        Args:
-            call: the module itself, from its input to its output.
-            leaves: the injected leaves by their last name.
-            module: for its own parameters (``module.variables["params"]``) and attributes.
-            x: its input.
-            key: of dropout; ``None`` outside training.
-        """
-        return call(x)
+    def wrap_call(self, ctx: ModuleCall) -> Array:
+        """Return the output of a module that has adapter parameters beside its own."""
+        return ctx.call(ctx.x)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ..models.base import Model
+from ..models.base import Model, ModuleCall
 from ..types import Params
 from .injection import along_last, module_of
 from .lora import Lora
@@ -33,23 +32,16 @@ class Dora(Lora):
         modules = [module_of(path) for path in added if path.endswith("/lora_a")]
         return added | {f"{path}/dora_magnitude": _lengths(_matrix(params[f"{path}/kernel"])) for path in modules}
 
-    def wrap_call(
-        self,
-        call: Callable[[Array], Array],
-        leaves: Mapping[str, Array],
-        module: nn.Module,
-        x: Array,
-        key: Array | None,
-    ) -> Array:
-        """Return ``g (x W0 + s (drop(x) A) B) + bias`` with ``g = m / ||W0 + s A B||``."""
-        own = module.variables["params"]
-        y = call(x)
-        lengths = jax.lax.stop_gradient(self._adapted_lengths(_matrix(own["kernel"]), leaves))
+    def wrap_call(self, ctx: ModuleCall) -> Array:
+        """Return ``g (x W0 + s (dropout(x) A) B) + bias`` with ``g = m / ||W0 + s A B||``."""
+        own = ctx.module.variables["params"]
+        y = ctx.call(ctx.x)
+        lengths = jax.lax.stop_gradient(self._adapted_lengths(_matrix(own["kernel"]), ctx.params))
         # A column of zeros has no direction: it stays zero rather than becoming 0 / 0.
-        gain = along_last(leaves["dora_magnitude"] / jnp.where(lengths > 0, lengths, 1.0), y)
+        gain = along_last(ctx.params["dora_magnitude"] / jnp.where(lengths > 0, lengths, 1.0), y)
         linear = y - along_last(own["bias"], y) if "bias" in own else y
         # The form with g - 1 returns y itself, to the bit, where g is 1.
-        return y + (gain - 1) * linear + gain * self.correction(leaves, module, x, key)
+        return y + (gain - 1) * linear + gain * self.correction(ctx)
 
     def _adapted_lengths(self, kernel: Float[Array, "I O"], leaves: Mapping[str, Array]) -> Float[Array, " O"]:
         """Return the columns' norms of ``W + s A B`` without forming the product.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config.hparams import NATURAL, hparam
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_blocks, layers
+from .layers import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FreezeBottom(Strategy):
         Raises:
             UserError: more blocks than the model has.
         """
-        under, blocks, _ = layers(groups)
-        check_blocks("blocks", self.blocks, blocks)
-        frozen = (*under, *blocks[: self.blocks]) if self.blocks else ()
+        bottom, blocks, _ = group_roles(groups)
+        check_num_blocks("blocks", self.blocks, blocks)
+        frozen = (*bottom, *blocks[: self.blocks]) if self.blocks else ()
         return (*((name, FROZEN) for name in frozen), (".*", 1.0))

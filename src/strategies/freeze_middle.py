@@ -8,7 +8,7 @@ from ..config.hparams import NATURAL, hparam
 from ..errors import UserError
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_blocks, layers
+from .layers import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class FreezeMiddle(Strategy):
         Raises:
             UserError: more blocks than the model has, or none left between the two ends.
         """
-        under, blocks, _ = layers(groups)
-        check_blocks("bottom", self.bottom, blocks)
-        check_blocks("top", self.top, blocks)
+        bottom, blocks, _ = group_roles(groups)
+        check_num_blocks("bottom", self.bottom, blocks)
+        check_num_blocks("top", self.top, blocks)
         middle = blocks[self.bottom : len(blocks) - self.top]
         if not middle:
             raise UserError(
                 f"strategy.bottom is {self.bottom} and strategy.top is {self.top}; allowed: together less than "
                 f"{len(blocks)}, the number of the model's blocks, so that a middle is left to freeze"
             )
-        frozen = middle if self.bottom else (*under, *middle)
+        frozen = middle if self.bottom else (*bottom, *middle)
         return (*((name, FROZEN) for name in frozen), (".*", 1.0))

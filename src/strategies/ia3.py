@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array
 
 from ..config.hparams import hparam
 from ..errors import UserError
-from ..models.base import Model
+from ..models.base import Model, ModuleCall
 from ..types import Params
 from .injection import Injection, along_last, module_of, target_kernels
 
@@ -47,16 +45,9 @@ class Ia3(Injection):
             for path, (name, axis) in scales.items()
         }
 
-    def wrap_call(
-        self,
-        call: Callable[[Array], Array],
-        leaves: Mapping[str, Array],
-        module: nn.Module,
-        x: Array,
-        key: Array | None,
-    ) -> Array:
-        """Return ``call(x * ia3_input)`` or ``call(x) * ia3``."""
-        if "ia3_input" in leaves:
-            return call(x * along_last(leaves["ia3_input"], x))
-        y = call(x)
-        return y * along_last(leaves["ia3"], y)
+    def wrap_call(self, ctx: ModuleCall) -> Array:
+        """Return ``module(x * ia3_input)`` or ``module(x) * ia3``."""
+        if "ia3_input" in ctx.params:
+            return ctx.call(ctx.x * along_last(ctx.params["ia3_input"], ctx.x))
+        y = ctx.call(ctx.x)
+        return y * along_last(ctx.params["ia3"], y)

@@ -1,4 +1,4 @@
-"""What strategies say of a model's groups: the blocks between what lies under them and the head, and falling rates."""
+"""A model's groups by their role, and the learning-rate multipliers of layer-wise decay."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ from typing import Any, NamedTuple
 from ..errors import UserError
 from ..optim.partition import Groups
 
-UNDER = ("embeddings", "stem")  # names of a first group that is no block
-OVER = ("pooler",)  # and of one between the blocks and the head
+BOTTOM = ("embeddings", "stem")  # names of a first group that is not a block
+POOLER = "pooler"  # name of a group between the blocks and the head
 
 
-class Layers(NamedTuple):
-    """The names of a model's groups by their part in it."""
+class GroupRoles(NamedTuple):
+    """The names of a model's groups by their role."""
 
-    under: tuple[str, ...]  # embeddings or stem, where the model has a group of that name
+    bottom: tuple[str, ...]  # embeddings or stem, if the model has such a group
     blocks: tuple[str, ...]  # from bottom to top
-    top: tuple[str, ...]  # from the head down to what is no block
+    top: tuple[str, ...]  # the head, then the pooler if there is one
 
 
-def layers(groups: Groups) -> Layers:
-    """Return the names of a model's groups by their part in it."""
+def group_roles(groups: Groups) -> GroupRoles:
+    """Return the names of a model's groups by their role."""
     *below, head = (name for name, _ in groups)
-    over = tuple(name for name in below if name in OVER)
-    below = [name for name in below if name not in OVER]
-    cut = 1 if below and below[0] in UNDER else 0
-    return Layers(tuple(below[:cut]), tuple(below[cut:]), (head, *over))
+    pooler = (POOLER,) if POOLER in below else ()
+    below = [name for name in below if name != POOLER]
+    start = 1 if below and below[0] in BOTTOM else 0
+    return GroupRoles(tuple(below[:start]), tuple(below[start:]), (head, *pooler))
 
 
-def check_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
+def check_num_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
     """Refuse a number of blocks that the model does not have.
 
     Raises:
-        UserError: ``wanted`` is more than there are.
+        UserError: ``wanted`` is larger than ``len(blocks)``.
     """
     if wanted > len(blocks):
         raise UserError(f"strategy.{key} is {wanted}; allowed: 0 to {len(blocks)}, the number of the model's blocks")
 
 
 def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
-    """Return each group's multiplier of the learning rate, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
+    """Return each group's learning-rate multiplier, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
+
+    This is the layer-wise learning-rate decay of timm and BEiT.
 
     Args:
-        groups: the groups, embeddings and head among them, or their number ``G``.
-        decay: factor from a group to the one below it (``1 / xi``); a tracer gives tracers.
+        groups: the groups, embeddings and head included, or their number ``G``.
+        decay: factor from a group to the one below it (``1 / xi`` in ULMFiT); may be a tracer.
     """
     count = groups if isinstance(groups, int) else len(groups)
     factor = float(decay) if isinstance(decay, int) else decay

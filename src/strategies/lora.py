@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, POSITIVE, UNIT, Check, hparam
 from ..errors import UserError, listed
-from ..models.base import Model
-from ..models.layers import drop
+from ..models.base import Model, ModuleCall
+from ..models.layers import dropout
 from ..models.lowrank import lowrank, scale
 from ..optim.partition import Rule
 from ..types import Params
@@ -73,27 +72,20 @@ class Lora(Injection):
             added[f"{beside}/lora_b"] = jnp.zeros((*ones, rank, kernel.shape[-1]), kernel.dtype)
         return added
 
-    def wrap_call(
-        self,
-        call: Callable[[Array], Array],
-        leaves: Mapping[str, Array],
-        module: nn.Module,
-        x: Array,
-        key: Array | None,
-    ) -> Array:
-        """Return ``call(x) + s (drop(x) A) B``."""
-        return call(x) + self.correction(leaves, module, x, key)
+    def wrap_call(self, ctx: ModuleCall) -> Array:
+        """Return ``module(x) + s (dropout(x) A) B``."""
+        return ctx.call(ctx.x) + self.correction(ctx)
 
-    def correction(self, leaves: Mapping[str, Array], module: nn.Module, x: Array, key: Array | None) -> Array:
-        """Return ``s (drop(x) A) B``."""
-        if self.dropout is not None and key is not None:
-            x = drop(key, x, self.dropout)
-        b = leaves["lora_b"]
-        return lowrank(module, x, leaves["lora_a"], (self.scale(leaves) * b).astype(b.dtype))
+    def correction(self, ctx: ModuleCall) -> Array:
+        """Return ``s (dropout(x) A) B``."""
+        x, a, b = ctx.x, ctx.params["lora_a"], ctx.params["lora_b"]
+        if self.dropout is not None and ctx.key is not None:
+            x = dropout(ctx.key, x, self.dropout)
+        return lowrank(ctx.module, x, a, (self.scale(ctx.params) * b).astype(b.dtype))
 
-    def scale(self, leaves: Mapping[str, Array]) -> Float[Any, ""]:
-        """Return ``s``, of the rank that the leaves have."""
-        return scale(self.alpha, leaves["lora_a"].shape[-1], self.rank_stabilised)
+    def scale(self, params: Mapping[str, Array]) -> Float[Any, ""]:
+        """Return ``s`` for the rank of ``lora_a``."""
+        return scale(self.alpha, params["lora_a"].shape[-1], self.rank_stabilised)
 
     def _ranks(self, params: Params, model: Model) -> dict[str, int]:
         """Return the rank of each target kernel."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config.hparams import NATURAL, hparam
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_blocks, layers
+from .layers import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class TopK(Strategy):
         Raises:
             UserError: more blocks than the model has.
         """
-        _, blocks, top = layers(groups)
-        check_blocks("blocks", self.blocks, blocks)
+        _, blocks, top = group_roles(groups)
+        check_num_blocks("blocks", self.blocks, blocks)
         moving = (*top, *reversed(blocks[len(blocks) - self.blocks :]))
         return (*((name, 1.0) for name in moving), (".*", FROZEN))

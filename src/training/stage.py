@@ -26,7 +26,7 @@ from ..retention.base import Retention
 from ..retention.none import NoRetention
 from ..strategies.base import Strategy
 from ..types import Params
-from .trainer import Plain
+from .trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Stage:
     steps: int = hparam(traced=True)
     seed: int = hparam(traced=True)  # of the row order, dropout and the parameters that a strategy adds
     first: int = hparam(0, traced=True)  # updates of the phases before this one
-    trainer: Plain = hparam(Plain())
+    trainer: TrainerConfig = hparam(TrainerConfig())
     retention: Retention = hparam(NoRetention())
     batch_size: int | None = None  # rows per update; None: all rows
     log_every: int = 10  # updates between two logged rows

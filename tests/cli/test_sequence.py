@@ -166,7 +166,7 @@ def test_the_scripts_read_a_sweep_of_sequences(study, tmp_path, script):
 
 
 def test_settings_that_an_arm_does_not_have_are_dashes(study, tmp_path, script):
-    """Plain fine-tuning has no strength to tune."""
+    """TrainerConfig fine-tuning has no strength to tune."""
     table = tmp_path / "table.csv"
     script("export_sweep", study, "--out", table)
     said = script("analyze_sweep", table, "--tune", "retention.strength", "--reference", "none")

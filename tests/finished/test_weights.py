@@ -321,8 +321,8 @@ def test_what_a_strategy_puts_beside_modules_acts():
     class Beside(Strategy):
         adapter_params = tuple(sorted(SIDE.adapter_params))
 
-        def wrap_call(self, call, leaves, module, x, key):
-            return beside(call, leaves, module, x, key)
+        def wrap_call(self, ctx):
+            return beside(ctx)
 
     split = Split(IMAGES, np.arange(5, dtype=np.int32) % 3)
     stage = stage_of(SmallNet(), 3, Classification(), Beside())

@@ -62,9 +62,9 @@ def test_injected_leaves_stand_around_their_module(model, features):
     extra = {f"{point}/shift": jnp.float32(i + 1) for i, point in enumerate(points)}
     calls = []
 
-    def wrap_call(call, leaves, module, value, key):
-        calls.append(("/".join(module.path), dict(leaves), type(module), key is None, value.shape[-1]))
-        return call(value) + leaves["shift"]
+    def wrap_call(ctx):
+        calls.append(("/".join(ctx.module.path), dict(ctx.params), type(ctx.module), ctx.key is None, ctx.x.shape[-1]))
+        return ctx.call(ctx.x) + ctx.params["shift"]
 
     how = ApplyOptions(adapter_params=frozenset({"shift"}), wrap_call=wrap_call)
     with_extra = model.apply(params | extra, x, 2, how)
@@ -92,9 +92,9 @@ def test_each_place_has_a_dropout_key_of_its_own(model, features):
     extra = {f"{point}/shift": jnp.float32(0) for point in points}
     keys = []
 
-    def wrap_call(call, leaves, module, value, key):
-        keys.append(tuple(np.asarray(key)))
-        return call(value)
+    def wrap_call(ctx):
+        keys.append(tuple(np.asarray(ctx.key)))
+        return ctx.call(ctx.x)
 
     model.apply(
         params | extra,

@@ -31,7 +31,7 @@ from src.training.feature_cache import cache_features, num_frozen_groups, upper_
 from src.training.loop import train
 from src.training.stage import Stage, added, frozen_paths, param_labels
 from src.training.step import eval_params, start, update
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.training.vectorize import RunAxis
 from src.types import Split, ignore
 from tests.models.texts import MODELS, SMALL, WORDS, examples, outputs_of, parameters, row
@@ -200,7 +200,7 @@ def test_precision_accumulation_and_retention_go_with_it(texts):
         model=Bert(**SMALL, dropout=0.1, head=bert.Head.classify),
         strategy=TopK(blocks=1),
         retention=Ewc(),
-        trainer=Plain(accumulate=2),
+        trainer=TrainerConfig(accumulate=2),
         optimizer=Adam(),
         finetune_steps=2,
         lr_fine=0.01,

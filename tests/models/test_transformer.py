@@ -12,8 +12,8 @@ from src.errors import UserError
 from src.models.base import ApplyOptions
 from src.models.bert import Bert, Pooling
 from src.models.bert import Head as BertHead
+from src.models.cpu_kernels import gelu
 from src.models.gpt2 import Gpt2
-from src.models.layers import gelu
 from src.models.transformer import pooled, positions_within
 from src.retention import fisher_diagonal
 from tests.models.texts import LENGTH, MODELS, SMALL, WORDS, examples, outputs_of, packing, parameters, row, whole

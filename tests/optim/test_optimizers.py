@@ -62,9 +62,14 @@ def test_weight_decay_is_decoupled():
 # --- what decays ---------------------------------------------------------------------------------------------------
 
 NETWORK = ("Dense_0/kernel", "Dense_0/bias", "LayerNorm_0/scale", "LayerNorm_0/bias", "BatchNorm_0/scale",
-           "BatchNorm_0/mean", "BatchNorm_0/var", "bias_net/kernel", "rescale", "Embed_0/embedding")  # fmt: skip
-EXEMPT = {"Dense_0/bias", "LayerNorm_0/scale", "LayerNorm_0/bias", "BatchNorm_0/scale"}
+           "BatchNorm_0/mean", "BatchNorm_0/var", "bias_net/kernel", "rescale", "Embed_0/embedding",
+           "Dense_0/adapter_down", "Dense_0/adapter_down_bias", "Dense_0/adapter_up", "Dense_0/adapter_up_bias",
+           "Dense_0/lora_a", "Dense_0/lora_b", "Dense_0/dora_magnitude",
+           "Dense_0/ia3", "Dense_0/ia3_input")  # fmt: skip
+BIASES = {"Dense_0/bias", "LayerNorm_0/bias", "Dense_0/adapter_down_bias", "Dense_0/adapter_up_bias"}
+EXEMPT = BIASES | {"LayerNorm_0/scale", "BatchNorm_0/scale"}  # without decay_bias_and_norm
 STATISTICS = {"BatchNorm_0/mean", "BatchNorm_0/var"}
+NEVER = STATISTICS | {"Dense_0/dora_magnitude", "Dense_0/ia3", "Dense_0/ia3_input"}
 FROZEN_PATHS = ("Dense_0/kernel", "LayerNorm_0/bias", "BatchNorm_0/mean")
 
 
@@ -93,7 +98,7 @@ def adamw_in_float64(decayed, frozen=(), lr=0.01, decay=0.3, steps=20):
 
 
 def trained(optimizer, form, frozen=(), steps=20):
-    """Return all parameters after updates with one of the engine's forms."""
+    """Return all parameters after updates with one implementation of freezing."""
     params = {path: jnp.asarray(leaf) for path, leaf in network().items()}
     multiplier = {path: FROZEN if path in frozen else 1.0 for path in params}
     chain = transformation(optimizer, lambda _: 0.01, multiplier, form)
@@ -111,7 +116,7 @@ def trained(optimizer, form, frozen=(), steps=20):
 @pytest.mark.parametrize("decay_all", [True, False])
 def test_adamw_decays_what_it_should_in_every_form(form, frozen, decay_all):
     found = trained(Adamw(weight_decay=0.3, decay_bias_and_norm=decay_all), form, frozen)
-    expected = adamw_in_float64(set(NETWORK) - STATISTICS - (set() if decay_all else EXEMPT), frozen)
+    expected = adamw_in_float64(set(NETWORK) - NEVER - (set() if decay_all else EXEMPT), frozen)
     for path, leaf in network().items():
         np.testing.assert_allclose(found[path], expected[path], atol=1e-5, err_msg=path)
         if path in frozen or path in STATISTICS:
@@ -138,10 +143,23 @@ def test_without_exemptions_nothing_is_masked():
     assert jax.tree.structure(masked) != jax.tree.structure(reference)
 
 
+def test_ia3_and_dora_stay_neutral_without_a_gradient():
+    """In float64: ``w (1 - lr decay)**steps`` for what decays, the initial value for what scales the base's outputs."""
+    params = {path: jnp.ones(2) for path in ("Dense_0/lora_a", "Dense_0/ia3", "Dense_0/dora_magnitude")}
+    chain = transformation(Adamw(weight_decay=0.5), lambda _: 0.1, dict.fromkeys(params, 1.0), FreezeImpl.split)
+    state, still = chain.init(params), jax.tree.map(jnp.zeros_like, params)
+    for _ in range(10):
+        updates, state = chain.update(still, state, params)
+        params = dict(optax.apply_updates(params, updates))  # type: ignore[call-overload]
+    np.testing.assert_allclose(params.pop("Dense_0/lora_a"), np.float64(1 - 0.1 * 0.5) ** 10, rtol=1e-6)
+    for leaf in params.values():
+        np.testing.assert_array_equal(leaf, 1.0)
+
+
 def test_only_the_last_part_of_a_path_counts():
     optimizer = Sgd(decay_bias_and_norm=False)
     assert [path for path in NETWORK if not optimizer.decays(path)] == [
-        path for path in NETWORK if path in EXEMPT | STATISTICS
+        path for path in NETWORK if path in EXEMPT | NEVER
     ]
     assert optimizer.decays("bias/kernel")
     assert not optimizer.decays("bias")

@@ -41,10 +41,6 @@ def shape_of(schedule, total=100):
     return np.array([schedule.shape(np.int32(step), np.int32(total)) for step in range(total)])
 
 
-def test_constant():
-    np.testing.assert_array_equal(shape_of(Constant()), 1.0)
-
-
 # --- warm-up -------------------------------------------------------------------------------------------------------
 
 
@@ -101,9 +97,19 @@ def test_a_warm_up_longer_than_the_run_is_refused(option):
         option(warmup_steps=4).check(3, "pretrain.schedule")
 
 
-@pytest.mark.parametrize("schedule", [Constant(), SlantedTriangular(), OneCycle()])
-def test_other_schedules_fit_every_run(schedule):
+@pytest.mark.parametrize(
+    ("schedule", "first", "last"),
+    [(Constant(), 1.0, 1.0), (SlantedTriangular(), 1.0, 1 / 32), (OneCycle(), 1 / 25, 1e-5)],
+)
+def test_other_schedules_fit_a_run_of_one_update(schedule, first, last):
+    """Before and after the one update; Optax's one-cycle schedule needs more updates than one."""
     schedule.check(1)
+    assert [float(schedule.shape(step, 1)) for step in (0, 1)] == pytest.approx([first, last])
+
+
+def test_constant_equals_optax():
+    expected = optax.constant_schedule(0.3)
+    np.testing.assert_array_equal(0.3 * shape_of(Constant()), [expected(t) for t in STEPS])
 
 
 # --- slanted triangular --------------------------------------------------------------------------------------------

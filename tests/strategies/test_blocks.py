@@ -6,7 +6,6 @@ from src.config.schema import typed
 from src.errors import UserError
 from src.strategies.freeze_bottom import FreezeBottom
 from src.strategies.freeze_middle import FreezeMiddle
-from src.strategies.layers import layers
 from src.strategies.scratch import Scratch
 from src.strategies.top_k import TopK
 from tests.strategies.networks import BERT, MLP, NETWORKS, moving, where
@@ -54,20 +53,6 @@ def test_batch_statistics_stay_with_their_block():
     groups, _, _ = NETWORKS["resnet"]
     statistics = {path for path in moving(TopK(1).table(groups), "resnet") if path.endswith(("mean", "var"))}
     assert statistics == {f"stage_3/block_{i}/bn/{leaf}" for i in range(2) for leaf in ("mean", "var")}
-
-
-@pytest.mark.parametrize(
-    ("names", "under", "blocks"),
-    [
-        (("embeddings", "a", "head"), ("embeddings",), ("a",)),
-        (("stem", "a", "b", "head"), ("stem",), ("a", "b")),
-        (("a", "stem", "head"), (), ("a", "stem")),
-        (("stem", "head"), ("stem",), ()),
-        (("head",), (), ()),
-    ],
-)
-def test_only_a_first_group_of_that_name_is_no_block(names, under, blocks):
-    assert layers([(name, f"{name}/.*") for name in names]) == (under, blocks, ("head",))
 
 
 @pytest.mark.parametrize(

@@ -22,24 +22,6 @@ from tests.runs import finetuned, finetuning_stage, pretrained
 from tests.strategies.networks import BERT, NETWORKS, rates
 
 
-def test_layer_scales_of_timm_s_vision_transformer():
-    """``timm.optim.param_groups_layer_decay``, ViT of 12 blocks, 0.75: patches .75**13, block i .75**(12-i), head 1."""
-    scales = layer_scales(14, 0.75)
-    assert scales == [float(Fraction(3, 4) ** n) for n in range(13, -1, -1)]  # exact: 3**13 has 21 bits
-    assert scales[0] == pytest.approx(0.02375726, abs=1e-8)
-    assert layer_scales(BERT.groups(), 0.75) == scales
-
-
-@pytest.mark.parametrize(("groups", "expected"), [(0, []), (1, [1.0]), (("a", "b", "c"), [0.25, 0.5, 1.0])])
-def test_layer_scales_of_few_groups(groups, expected):
-    assert layer_scales(groups, 0.5) == expected
-
-
-def test_layer_scales_are_floats():
-    assert all(isinstance(scale, float) for scale in layer_scales(3, 1))
-    assert layer_scales(5, 1 / 2.6)[0] == pytest.approx(1 / 45.6976)  # ULMFiT: lr / 2.6**4 for the first of five
-
-
 def test_each_group_has_its_rate():
     """By the words of the paths, on 12 layers: layer_1 and layer_10 differ by nine steps."""
     found = rates(Discriminative(0.75).table(BERT.groups()), "bert")
@@ -101,7 +83,7 @@ def test_one_program_serves_every_value():
 
 
 @dataclass(frozen=True)
-class Plain(Strategy):
+class TrainerConfig(Strategy):
     """The formula without floor or divisor."""
 
     decay: float = hparam(0.9, traced=True)
@@ -124,7 +106,7 @@ def trained(task, strategy, **changes):
 
 @pytest.mark.parametrize("least", [None, 0.0])
 def test_no_floor_changes_no_bit(task, least):
-    mine, plain = trained(task, Discriminative(min_scale=least)), trained(task, Plain())
+    mine, plain = trained(task, Discriminative(min_scale=least)), trained(task, TrainerConfig())
     for path in plain:
         np.testing.assert_array_equal(mine[path], plain[path])
 

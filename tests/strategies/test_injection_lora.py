@@ -238,8 +238,8 @@ def test_the_correction_saves_the_kernels_gradients():
         assert share == pytest.approx((11 + 6 * 6 * rank / d) / 17, abs=0.01)
         assert share <= most
 
-    def added(call, leaves, module, x, key):
-        own = module.variables["params"]
-        return x @ (own["kernel"] + 2.0 * leaves["lora_a"] @ leaves["lora_b"]) + own["bias"][None]
+    def added(ctx):
+        own = ctx.module.variables["params"]
+        return ctx.x @ (own["kernel"] + 2.0 * ctx.params["lora_a"] @ ctx.params["lora_b"]) + own["bias"][None]
 
     assert update_flops(Lora(rank=8), model, d, 256, added) > full

@@ -35,7 +35,7 @@ from src.strategies.top_k import TopK
 from src.training.cost import update_cost
 from src.training.stage import frozen_paths, initial, with_added
 from src.training.step import start
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.types import ignore
 from tests.runs import finetune, phases, pretrain_once, resolve_trainable, run_finetuning, start_untrained
 
@@ -148,7 +148,7 @@ def wide():
     rows = part(rng.normal(size=(256, 512)).astype(np.float32), rng.integers(0, 5, 256).astype(np.int32))
     data = replace(data, source={"train": rows}, target={"train": rows, "val": rows}, new_head=False)
     recipe = Recipe(
-        model=Mlp((512,) * 6), optimizer=Adam(clip_norm=1.0), batch_size=128, trainer=Plain(feature_cache=0.0)
+        model=Mlp((512,) * 6), optimizer=Adam(clip_norm=1.0), batch_size=128, trainer=TrainerConfig(feature_cache=0.0)
     )
     return recipe, data, start_untrained([recipe], data)[0].params
 
@@ -176,7 +176,7 @@ def test_flops_and_state_are_those_of_what_moves(wide, name):
 def test_kept_features_cost_a_head(wide):
     recipe, data, params = wide
     kept = finetune(
-        [replace(recipe, strategy=LinearProbe(), trainer=Plain(), finetune_steps=1)], data, [params], [ignore]
+        [replace(recipe, strategy=LinearProbe(), trainer=TrainerConfig(), finetune_steps=1)], data, [params], [ignore]
     )
     assert kept.cost.flops < 0.01 * cost(replace(recipe, strategy=Full()), data, params).flops
 

@@ -19,11 +19,11 @@ from src.strategies.masked import Masked
 from src.training import feature_cache as features
 from src.training.feature_cache import cache_features, chunks, num_frozen_groups
 from src.training.stage import initial
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from src.training.vectorize import RunAxis
 from tests.runs import finetune, phases, pretrain, pretrained
 
-WHOLE = Plain(feature_cache=0.0)
+WHOLE = TrainerConfig(feature_cache=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_dropout_forbids_it(task):
 def test_too_small_a_budget_is_said_and_changes_nothing_else(task, caplog):
     recipe, data, params = task
     features.warn_once.cache_clear()
-    small = replace(recipe, trainer=Plain(feature_cache=1e-3))
+    small = replace(recipe, trainer=TrainerConfig(feature_cache=1e-3))
     with caplog.at_level(logging.WARNING):
         end = finetune([small], data, [params], [lambda _row: None])
     assert "more than trainer.feature_cache=0.001" in caplog.text

@@ -14,7 +14,7 @@ from src.optim.optimizers import Adam, Adamw, FreezeImpl, Momentum, Sgd
 from src.recipe.spec import Recipe
 from src.strategies.frozen import Frozen
 from src.strategies.masked import Masked
-from src.training.trainer import Plain
+from src.training.trainer import TrainerConfig
 from tests.runs import finetuned, pretrained
 
 
@@ -54,7 +54,7 @@ def test_same_bits(task, optimizer, batch_size):
     seen, ends = [], []
     for strategy in (SplitFrozen(), Frozen(), Masked()):
         rows = []
-        whole = Plain(feature_cache=0.0)  # with kept features the trunk would not be there to be kept still
+        whole = TrainerConfig(feature_cache=0.0)  # with kept features the trunk would not be there to be kept still
         recipe = Recipe(
             strategy=strategy,
             optimizer=optimizer,

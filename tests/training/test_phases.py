@@ -14,7 +14,7 @@ from src.optim.schedules import WarmupLinear
 from src.recipe.spec import Recipe
 from src.strategies.base import Strategy
 from src.strategies.full import Full
-from src.training.trainer import Keep, Plain
+from src.training.trainer import Keep, TrainerConfig
 from src.training.vectorize import RunAxis
 from src.types import ignore
 from tests.runs import finetune, finetuned, phases, pretrain, pretrained, run_finetuning
@@ -148,7 +148,7 @@ def test_the_best_evaluation_is_what_is_kept(task):
     recipe = replace(recipe, strategy=Full(), finetune_steps=60, lr_fine=0.05)
     rows = []
     last = finetuned(recipe, data, params, rows.append)
-    best = finetuned(replace(recipe, trainer=Plain(keep=Keep.best)), data, params)
+    best = finetuned(replace(recipe, trainer=TrainerConfig(keep=Keep.best)), data, params)
     lowest = min(rows, key=lambda row: row["val_loss"])
     assert 0 < lowest["step"] < 60  # or this test shows nothing
     assert (last.kept_step, best.kept_step) == (60, lowest["step"])
@@ -162,7 +162,7 @@ def test_patience_counts_evaluations_and_goes_back_to_the_best(task):
     recipe = replace(recipe, strategy=Full(), finetune_steps=300, lr_fine=0.05)
     rows, all_rows = [], []
     finetuned(recipe, data, params, all_rows.append)
-    end = finetuned(replace(recipe, trainer=Plain(patience=4)), data, params, rows.append)
+    end = finetuned(replace(recipe, trainer=TrainerConfig(patience=4)), data, params, rows.append)
     waited, best, expected = 0, np.inf, {}
     for expected in all_rows:  # the rule, by hand
         waited, best = (0, expected["val_loss"]) if expected["val_loss"] < best else (waited + 1, best)
@@ -177,7 +177,7 @@ def test_patience_counts_evaluations_and_goes_back_to_the_best(task):
 
 def test_patience_in_lanes_stops_each_at_its_own_step(task):
     recipe, data, params = task
-    base = replace(recipe, strategy=Full(), finetune_steps=90, trainer=Plain(patience=3))
+    base = replace(recipe, strategy=Full(), finetune_steps=90, trainer=TrainerConfig(patience=3))
     recipes = [replace(base, lr_fine=rate) for rate in (0.2, 0.03, 0.001)]
     lane_rows = [[] for _ in recipes]
     together = finetune(recipes, data, [params] * 3, [own.append for own in lane_rows], RunAxis.map)
@@ -193,7 +193,7 @@ def test_patience_in_lanes_stops_each_at_its_own_step(task):
 def test_a_loss_that_is_not_a_number_is_never_best(task):
     recipe, data, params = task
     recipe = replace(
-        recipe, strategy=Full(), finetune_steps=30, optimizer=Sgd(), lr_fine=1e25, trainer=Plain(patience=2)
+        recipe, strategy=Full(), finetune_steps=30, optimizer=Sgd(), lr_fine=1e25, trainer=TrainerConfig(patience=2)
     )
     end = finetuned(recipe, data, params)
     assert end.diverged

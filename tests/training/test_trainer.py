@@ -21,7 +21,7 @@ from src.strategies.full import Full
 from src.strategies.masked import Masked
 from src.training.stage import Stage, traced
 from src.training.step import StepKeys, gradients, start, update
-from src.training.trainer import Plain, Precision
+from src.training.trainer import Precision, TrainerConfig
 from src.types import Split
 from tests.runs import finetune, finetuned, phases, pretrained
 
@@ -50,9 +50,9 @@ def batch(rows=12, features=4, classes=3):
 def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
     one, rows = stage(), batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})
-    cut = replace(one, trainer=Plain(accumulate=parts))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), StepKeys(), {})
+    whole = gradients(one, start(one, params), {}, rows, 0, updated=frozenset(), retention_state={})
+    cut = replace(one, trainer=TrainerConfig(accumulate=parts))
+    added = gradients(cut, start(cut, params), {}, rows, 0, updated=frozenset(), retention_state={})
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(added), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
 
@@ -78,9 +78,9 @@ def test_parts_count_by_their_true_number_of_terms():
     rows = Split(rows.x, labels)
     one = stage(objective=Masked3())
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
-    whole = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})
-    cut = replace(one, trainer=Plain(accumulate=3))
-    added = gradients(cut, start(cut, params), {}, rows, frozenset(), StepKeys(), {})
+    whole = gradients(one, start(one, params), {}, rows, 0, updated=frozenset(), retention_state={})
+    cut = replace(one, trainer=TrainerConfig(accumulate=3))
+    added = gradients(cut, start(cut, params), {}, rows, 0, updated=frozenset(), retention_state={})
     means = [
         gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), StepKeys(), {})
         for i in (0, 4, 8)
@@ -95,7 +95,7 @@ def test_parts_count_by_their_true_number_of_terms():
 def test_accumulation_must_divide_the_batch(task):
     recipe, data, _ = task
     with pytest.raises(UserError, match=r"trainer.accumulate is 5, which does not divide a batch of 16 rows"):
-        phases([replace(recipe, batch_size=16, trainer=Plain(accumulate=5))], data)
+        phases([replace(recipe, batch_size=16, trainer=TrainerConfig(accumulate=5))], data)
 
 
 # --- precision ---------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def test_accumulation_must_divide_the_batch(task):
 def test_bfloat16_computes_coarsely_and_keeps_float32_masters(task):
     recipe, data, params = task
     exact = finetuned(recipe, data, params)
-    coarse = finetuned(replace(recipe, trainer=Plain(precision=Precision.bfloat16)), data, params)
+    coarse = finetuned(replace(recipe, trainer=TrainerConfig(precision=Precision.bfloat16)), data, params)
     for path, leaf in coarse.params.items():
         assert leaf.dtype == jnp.float32
         np.testing.assert_allclose(leaf, exact.params[path], atol=0.02)
@@ -115,13 +115,15 @@ def test_bfloat16_computes_coarsely_and_keeps_float32_masters(task):
 
 def test_the_frozen_half_may_be_stored_in_bfloat16(task):
     recipe, data, params = task
-    recipe = replace(recipe, strategy=Masked(), trainer=Plain(frozen_precision=Precision.bfloat16, feature_cache=0.0))
+    recipe = replace(
+        recipe, strategy=Masked(), trainer=TrainerConfig(frozen_precision=Precision.bfloat16, feature_cache=0.0)
+    )
     end = finetune([recipe], data, [params], [lambda _row: None])
     rounded = {
         path: np.asarray(jnp.asarray(leaf).astype(jnp.bfloat16), np.float32) if path.startswith("Dense_0") else leaf
         for path, leaf in params.items()
     }
-    same = finetuned(replace(recipe, trainer=Plain(feature_cache=0.0)), data, rounded)
+    same = finetuned(replace(recipe, trainer=TrainerConfig(feature_cache=0.0)), data, rounded)
     np.testing.assert_allclose(end.fits[0].params["Dense_1/kernel"], same.params["Dense_1/kernel"], rtol=1e-6)
     for path in ("Dense_0/kernel", "Dense_0/bias"):
         np.testing.assert_array_equal(end.fits[0].params[path], params[path])
@@ -132,7 +134,7 @@ def test_rounded_counts_updates_that_change_no_bit():
     rows = batch()
     params = one.model.init(jax.random.PRNGKey(1), (4,), 3)
     _, losses = update(one, start(one, params), {}, rows, 0)
-    grads = gradients(one, start(one, params), {}, rows, frozenset(), StepKeys(), {})[1]
+    grads = gradients(one, start(one, params), {}, rows, 0, updated=frozenset(), retention_state={})[1]
     lost = total = 0
     for path, leaf in params.items():
         step = -np.float32(1e-9) * np.asarray(grads[path])
@@ -148,7 +150,7 @@ def test_rounded_counts_updates_that_change_no_bit():
 def test_the_moving_average_is_what_is_kept(task):
     recipe, data, params = task
     decay, steps = 0.8, 7
-    averaged = finetuned(replace(recipe, finetune_steps=steps, trainer=Plain(ema=decay)), data, params).params
+    averaged = finetuned(replace(recipe, finetune_steps=steps, trainer=TrainerConfig(ema=decay)), data, params).params
     path = [finetuned(replace(recipe, finetune_steps=n), data, params).params for n in range(1, steps + 1)]
     for name, leaf in params.items():
         mean = np.asarray(leaf, np.float64)
@@ -163,7 +165,7 @@ def test_smoothing_changes_the_loss_that_is_trained_and_not_the_one_that_is_repo
     params = pretrained(recipe, data)
     plain, smooth = [], []
     finetuned(recipe, data, params, plain.append)
-    finetuned(replace(recipe, trainer=Plain(label_smoothing=0.2)), data, params, smooth.append)
+    finetuned(replace(recipe, trainer=TrainerConfig(label_smoothing=0.2)), data, params, smooth.append)
     assert plain[0]["val_loss"] == smooth[0]["val_loss"]
     assert plain[1]["loss"] != smooth[1]["loss"]
 
@@ -171,7 +173,7 @@ def test_smoothing_changes_the_loss_that_is_trained_and_not_the_one_that_is_repo
 def test_smoothing_is_refused_where_there_are_no_classes(task):
     recipe, data, _ = task
     with pytest.raises(UserError, match=r"trainer.label_smoothing is 0.1 on a task of kind regression"):
-        phases([replace(recipe, trainer=Plain(label_smoothing=0.1))], data)
+        phases([replace(recipe, trainer=TrainerConfig(label_smoothing=0.1))], data)
 
 
 # --- dropout -----------------------------------------------------------------------------------------------------
