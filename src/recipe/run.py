@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from ..checkpoints import huggingface
 from ..config.hparams import hparam, static_part
 from ..config.schema import RecipeConfig, option_class, option_name, option_names
 from ..data.base import TaskSequence, Transfer
@@ -279,7 +280,7 @@ def outputs_of(stage: Stage, params: Params) -> Callable[[Any], Any]:
 def starting_params(stages: Sequence[Stage], data: Transfer, lanes: Lanes) -> list[Params]:
     """Return what pre-training begins with: initial parameters, those of a checkpoint in their place."""
     first = initial_params(stages, data, lanes)
-    files: Any = stages[0].model.pretrained(stages[0].outputs)
+    files = huggingface.read_initial(stages[0].model, stages[0].outputs)
     return [own | files for own in first]
 
 
@@ -571,7 +572,7 @@ def pretrain_once(
     if cache is None:
         return pretrain(recipes, data, lanes, watch)
     extra = {**platform(), "recipe": PRETRAINING_VERSION, "measures": recipes[0].pretrain.feature_eval_settings()}
-    if (checkpoint := recipes[0].model.checkpoint_fingerprint()) is not None:
+    if (checkpoint := huggingface.fingerprint(recipes[0].model)) is not None:
         extra["checkpoint"] = checkpoint
     keys = [stage_key(pretraining_stage(recipe, data), data.source_fingerprint, extra) for recipe in recipes]
     found = {key: as_pretrained(entry) for key in keys if (entry := cache.get(key))}
