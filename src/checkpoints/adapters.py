@@ -20,7 +20,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from ..errors import UserError, listed
-from ..models.base import ApplyOptions, same_bits
+from ..models.base import ApplyOptions
 from ..models.lowrank import lowrank, scale
 from ..types import Params
 from .tensor_files import read_tensors, write_tensors
@@ -112,11 +112,7 @@ def fingerprint(base: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
 
 
 def extract(
-    params: Mapping[str, Any],
-    scaling: Scales,
-    head_paths: Iterable[str],
-    base: Mapping[str, Any] | None = None,
-    meta: Mapping[str, Any] | None = None,
+    params: Mapping[str, Any], scaling: Scales, head_paths: Iterable[str], meta: Mapping[str, Any] | None = None
 ) -> LoraAdapter:
     """Take the adapter out of fine-tuned parameters.
 
@@ -124,33 +120,23 @@ def extract(
         params: the base with ``lora_a`` and ``lora_b`` beside kernels, and the trained head.
         scaling: s.
         head_paths: the parameters that were trained in full.
-        base: the parameters before fine-tuning, which are compared; ``None``: not compared.
         meta: see :class:`LoraAdapter`.
 
     Raises:
-        UserError: ``params`` holds no adapter, an incomplete one, or one that is not a sum of low-rank changes, or
-            fine-tuning changed the base.
+        UserError: ``params`` holds no adapter, an incomplete one, or one that is not a sum of low-rank changes.
     """
     factors, rest = split_adapter(params)
     if not factors:
         raise UserError("these parameters hold no adapter: none is called lora_a or lora_b")
-    paths = tuple(sorted(set(head_paths) & rest.keys()))
-    if base is not None:
-        before = {path: leaf for path, leaf in base.items() if _name(path) not in LORA_PARAMS}
-        changed = [p for p in sorted({*rest, *before} - set(paths)) if not same_bits(rest.get(p), before.get(p))]
-        if changed:
-            raise UserError(
-                f"fine-tuning changed the base in {listed(changed, MAX_NAMED)}; an adapter holds low-rank changes and "
-                "the head; allowed: head_paths that include them"
-            )
-    head = {path: np.asarray(rest[path]) for path in paths}
-    return LoraAdapter(factors, _by_module(scaling, factors), head, fingerprint(rest, paths), paths, dict(meta or {}))
+    head = {path: np.asarray(rest[path]) for path in sorted(set(head_paths) & rest.keys())}
+    scales = _by_module(scaling, factors)
+    return LoraAdapter(factors, scales, head, fingerprint(rest, head), tuple(head), dict(meta or {}))
 
 
 def extract_trained(
     params: Mapping[str, Any], head_paths: Iterable[str], alpha: float, rank_stabilised: bool
 ) -> LoraAdapter:
-    """Take the adapter out of what ``strategy=lora`` left, with the scales that the strategy trained it with.
+    """Take the adapter out of what ``strategy=lora`` left, with the scales that it was trained with.
 
     Raises:
         UserError: as :func:`extract`.
@@ -158,7 +144,7 @@ def extract_trained(
     ranks = {module: a.shape[-1] for module, (a, _) in split_adapter(params)[0].items()}
     scaling = {module: scale(alpha, rank, rank_stabilised) for module, rank in ranks.items()}
     meta = {"alpha": alpha, "rank": max(ranks.values(), default=0), "rank_stabilised": rank_stabilised}
-    return extract(params, scaling, head_paths, meta=meta)
+    return extract(params, scaling, head_paths, meta)
 
 
 def add_adapter(adapter: LoraAdapter, base: Mapping[str, Any]) -> Params:

@@ -12,11 +12,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig
 
+from ..config.hparams import static_part
 from ..config.schema import build
 from ..errors import UserError, listed
 from ..models.base import Model
@@ -262,16 +263,6 @@ def read_initial(model: Model, outputs: int) -> Params:
     return read_checkpoint(network, None if isinstance(model, Wrapped) else outputs)  # type: ignore[return-value]
 
 
-class ReadRequest(NamedTuple):
-    """What is read for a network."""
-
-    architecture: str
-    head: str
-    blocks: tuple[str, ...]  # the checkpoint's names of them
-    with_head: bool
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the network's parameters, by path
-
-
 def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str, np.ndarray]:
     """Return a checkpoint's parameters by path, as float32. The arrays are cached and shared, so they are read-only.
 
@@ -287,26 +278,23 @@ def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str
     """
     if model.checkpoint is None:
         raise UserError("model.checkpoint is null; allowed here: a folder or a name on the Hugging Face Hub")
-    table, head = ARCHITECTURES[model.architecture], model.head_name
     folder = folder_of(model.checkpoint)
-    files = [folder / CONFIG, *weight_files(folder)]
-    shapes = param_shapes(model, outputs or fixed_outputs(model) or 2)
-    with_head = outputs is not None or head in TIED
-    blocks = tuple(table.block_names(model.sizes))
-    return dict(_read(ReadRequest(model.architecture, head, blocks, with_head, tuple(shapes.items())), stamp_of(files)))
+    return dict(_read(static_part(model), outputs, stamp_of([folder / CONFIG, *weight_files(folder)])))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(request: ReadRequest, stamp: Stamp) -> dict[str, np.ndarray]:
+def _read(model: NetworkModel, outputs: int | None, stamp: Stamp) -> dict[str, np.ndarray]:
     config, *files = (Path(name) for name, _, _ in stamp)
-    table = ARCHITECTURES[request.architecture]
+    table = ARCHITECTURES[model.architecture]
     classes = read_json(config).get("architectures") or []
-    found = without_aliases(table, request.head, list_tensors(files, table.prefix), classes)
-    names, faults = match_tensors(request, found, classes, config.parent)
-    if request.head in TIED:
+    found = without_aliases(table, model.head_name, list_tensors(files, table.prefix), classes)
+    names, faults, notes = match_tensors(model, outputs, found, classes)
+    if model.head_name in TIED:
         faults += untied(table, found)
     if faults:
         raise UserError(f"'{config.parent}' does not fit this network: {listed(faults, MAX_LISTED)}")
+    if notes:
+        warn_once(f"checkpoint '{config.parent}': {'; '.join(notes)}")
     return {path: _parameter(found[name], transposed) for name, (path, transposed) in names.items()}
 
 
@@ -346,25 +334,27 @@ def without_aliases(
 
 
 def match_tensors(
-    request: ReadRequest, found: Mapping[str, Tensor], classes: Sequence[str], folder: Path
-) -> tuple[TensorNames, list[str]]:
-    """Return which tensors are read, and everything that does not fit; warn of what is left out.
+    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: Sequence[str]
+) -> tuple[TensorNames, list[str], list[str]]:
+    """Return which tensors are read, a sentence for everything that does not fit, and notes on what is left out.
 
     Args:
-        request: what is read.
+        model: the network.
+        outputs: of its head; ``None``: as in :func:`read_checkpoint`.
         found: the checkpoint's tensors.
         classes: the Hugging Face classes that it was saved from.
-        folder: the checkpoint's, for the warning.
     """
-    table, shapes = ARCHITECTURES[request.architecture], dict(request.shapes)
+    table, head = ARCHITECTURES[model.architecture], model.head_name
+    shapes = param_shapes(model, outputs or fixed_outputs(model) or 2)
+    with_head = outputs is not None or head in TIED
 
     def ours(modules: Any, blocks: Sequence[str] = ()) -> TensorNames:
         return {name: entry for name, entry in tensor_names(modules, blocks).items() if entry[0] in shapes}
 
-    names, notes = ours(table.trunk, request.blocks), []
-    for part, modules in (("pooler", table.pooler), ("head", table.heads[request.head] if request.with_head else ())):
+    names, notes = ours(table.trunk, table.block_names(model.sizes)), []
+    for part, modules in (("pooler", table.pooler), ("head", table.heads[head] if with_head else ())):
         own, reason = ours(modules), ""
-        if part == "head" and (others := other_classes(table, request.head, classes)):
+        if part == "head" and (others := other_classes(table, head, classes)):
             reason = f"the file's is that of {listed(others)}"
         elif not found.keys() & own.keys():
             reason = "the file has none"
@@ -379,9 +369,7 @@ def match_tensors(
     faults += [f"{found[name].name} is unexpected" for name in rest if not re.fullmatch(table.ignored, name)]
     if ignored := sorted({name.split(".")[0] for name in rest if re.fullmatch(table.ignored, name)}):
         notes.append(f"not read: {listed(ignored)}")
-    if notes and not faults:
-        warn_once(f"checkpoint '{folder}': {'; '.join(notes)}")
-    return names, faults
+    return names, faults, notes
 
 
 def other_classes(table: Architecture, head: str, classes: Sequence[str]) -> list[str]:

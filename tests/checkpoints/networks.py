@@ -69,7 +69,7 @@ def adapter(ranks, seed, scales=1.0, base=None, head=True, **options) -> LoraAda
     """An adapter of a base, with a head of its own unless told otherwise."""
     base = network() if base is None else base
     tuned = {**base, **leaves(ranks, seed, **options), **(fresh_head(seed) if head else {})}
-    return extract(tuned, scales, HEAD, base)
+    return extract(tuned, scales, HEAD)
 
 
 def dense(a, b):
