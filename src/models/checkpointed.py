@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from ..config.hparams import Check, hparam
+from ..config.hparams import hparam
 from ..errors import UserError
 from .base import Model
 
@@ -28,9 +28,6 @@ class CheckpointConfig:
     scaling: Any = None
 
 
-READ_FROM_FILES = Check("null, because it is read from the checkpoint's files", lambda _: False)
-
-
 @dataclass(frozen=True)
 class Checkpointed(Model):
     """``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: there is none."""
@@ -38,7 +35,7 @@ class Checkpointed(Model):
     architecture: ClassVar[str]  # `model_type` in config.json
 
     checkpoint: str | None = hparam(None)
-    checkpoint_config: Any = field(default=None, repr=False, metadata={"check": READ_FROM_FILES})
+    checkpoint_config: Any = field(default=None, repr=False, metadata={"setting": False})
 
     @property
     def has_checkpoint(self) -> bool:
