@@ -1,4 +1,4 @@
-"""Write a finished job's network as a checkpoint that transformers loads, LoRA merged and the head included.
+"""Write a finished job's network as a checkpoint that transformers loads, with LoRA merged and the head.
 
 python scripts/export_hf.py outputs/runs/a --out exported/a
 """
@@ -17,16 +17,16 @@ def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description="A finished job of model=bert, gpt2, resnet or vit for transformers.")
     parser.add_argument("job", type=Path, metavar="JOB", help="a completed job's folder")
-    parser.add_argument("--out", type=Path, required=True, help="the folder that is written; new or empty")
+    parser.add_argument("--out", type=Path, required=True, help="the new or empty folder that is written")
     parser.add_argument("--tokenizer", type=Path, help="folder with tokenizer.json to copy (default: the job's own)")
-    parser.add_argument("--pad-token-id", type=int, help="the id that padding has (default: the tokenizer's)")
+    parser.add_argument("--pad-token-id", type=int, help="the id of padding (default: the tokenizer's)")
     return parser.parse_args()
 
 
 def main() -> None:
-    """Read, merge, write."""
+    """Export and print how to load it."""
     arguments = read_arguments()
-    from src.checkpoints.huggingface_export import export_job
+    from src.finished.conversion import export_job
 
     name = export_job(arguments.job, arguments.out, arguments.tokenizer, arguments.pad_token_id)
     print(f"wrote {arguments.out}: transformers.{name}.from_pretrained('{arguments.out}')")

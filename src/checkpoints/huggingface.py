@@ -1,308 +1,61 @@
-"""Checkpoints of Hugging Face: which of their tensors is which parameter, read with care and written back.
+"""Checkpoints of Hugging Face, read: a folder with ``config.json`` and ``model.safetensors``, whole or in shards.
 
-A checkpoint is a folder with ``config.json`` and ``model.safetensors``, in one piece or in shards with an index. All of
-it is data from outside: sizes are checked, names of files stay in their folder, and nothing in it can run.
+All of it is data from outside: sizes are checked, files outside the folder are never opened, and pickles are not read.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeVar
 
-import jax
-import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") known)
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from omegaconf import DictConfig
 
+from ..config.hparams import static_part
+from ..config.schema import build
 from ..errors import UserError, listed
-from ..models import resnet, vit
-from ..models.transformer import TIED, Sizes, Transformer
-from ..models.vision import CENTRE, SPREAD, Vision, is_number
+from ..models.base import Model
+from ..models.checkpointed import CheckpointConfig, Checkpointed
+from ..models.transformer import TIED
+from ..models.vision import CENTRE, SPREAD, Scaling, Vision, is_number
+from ..models.wrapped import Wrapped
 from ..notices import warn_once
+from ..types import Params
+from .architectures import (
+    ARCHITECTURES,
+    Architecture,
+    NetworkModel,
+    TensorNames,
+    fixed_outputs,
+    param_shapes,
+    tensor_names,
+    to_our_axes,
+    to_torch_axes,
+)
+from .tensor_files import MAX_LISTED, Tensor, misfit, open_files, read_json
 
-CONFIG, WHOLE, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
+CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 PREPROCESSOR = "preprocessor_config.json"  # of images
-WANTED = (CONFIG, WHOLE, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json", PREPROCESSOR)
-LARGEST = 2**24  # of a size that config.json may name
-MOST = 32  # sizes in a list
-NUMBERS = ("F64", "F32", "F16", "BF16")
-SHOWN = 20  # names in one sentence
+DOWNLOADED = (CONFIG, WEIGHTS, INDEX, "model-*.safetensors", "tokenizer.json", "tokenizer_config.json", PREPROCESSOR)
+MAX_SIZE = 2**24  # of a size in config.json
+MAX_SIZES = 32  # in a list
 
-# --- the tables ------------------------------------------------------------------------------------------------------
-
-# Last names of a module: theirs -> ours, and whether the array is transposed: PyTorch's Linear has (out, in), its
-# convolutions have (out, in, height, width).
-Leaves = Mapping[str, tuple[str, bool]]
-DENSE: Leaves = {"weight": ("kernel", True), "bias": ("bias", False)}
-CONV1D: Leaves = {"weight": ("kernel", False), "bias": ("bias", False)}  # GPT-2's, which is (in, out)
-NORM: Leaves = {"weight": ("scale", False), "bias": ("bias", False)}
-EMBEDDING: Leaves = {"weight": ("embedding", False)}
-KERNEL: Leaves = {"weight": ("kernel", True)}
-BIAS: Leaves = {"bias": ("bias", False)}
-BATCH_NORM: Leaves = {**NORM, "running_mean": ("mean", False), "running_var": ("var", False)}
-TOKENS: Leaves = {"cls_token": ("class_token", False), "position_embeddings": ("positions", False)}
-
-Lines = tuple[tuple[str, str, Leaves], ...]  # their module -> our module; {i} is a block, by their name and our number
-
-
-def numbered(sizes: Any) -> list[str]:
-    """Return what blocks are called that lie in one list."""
-    return [str(i) for i in range(sizes.layers)]
-
-
-def by_stage(sizes: resnet.Sizes) -> list[str]:
-    """Return what blocks are called that lie in stages."""
-    return [f"{stage}.layers.{i}" for stage, depth in enumerate(sizes.depths) for i in range(depth)]
-
-
-class Architecture(NamedTuple):
-    """What Hugging Face calls the parts of a network."""
-
-    prefix: str  # of the trunk's names, which may be missing
-    trunk: Lines
-    pooler: Lines
-    heads: Mapping[str, Lines]
-    classes: Mapping[str, tuple[str, ...]]  # head -> classes that have it; the first one is written
-    renamed: Mapping[str, Mapping[str, str]]  # classes whose files call a module otherwise -> its name -> the table's
-    sizes: Mapping[str, str]  # ours -> theirs, in config.json
-    fixed: Mapping[str, tuple[Any, ...]]  # what else config.json says -> what this network can do
-    tied: Mapping[str, str]  # copies of a tensor that some files have -> the tensor
-    other: str  # regular expression: parts of other networks, which are left alone
-    buffers: str  # regular expression: no parameters
-    kind: Any = Sizes  # what holds the sizes; a default's type is that of what config.json must say
-    blocks: Callable[[Any], Sequence[str]] = numbered
-    row: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)  # a shape that inputs may have
-
-
-BERT = Architecture(
-    prefix="bert.",
-    trunk=(
-        ("embeddings.word_embeddings", "embeddings/word", EMBEDDING),
-        ("embeddings.position_embeddings", "embeddings/position", EMBEDDING),
-        ("embeddings.token_type_embeddings", "embeddings/type", EMBEDDING),
-        ("embeddings.LayerNorm", "embeddings/norm", NORM),
-        ("encoder.layer.{i}.attention.self.query", "block_{i}/attention/query", DENSE),
-        ("encoder.layer.{i}.attention.self.key", "block_{i}/attention/key", DENSE),
-        ("encoder.layer.{i}.attention.self.value", "block_{i}/attention/value", DENSE),
-        ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
-        ("encoder.layer.{i}.attention.output.LayerNorm", "block_{i}/attention_norm", NORM),
-        ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
-        ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
-        ("encoder.layer.{i}.output.LayerNorm", "block_{i}/mlp_norm", NORM),
-    ),
-    pooler=(("pooler.dense", "pooler", DENSE),),
-    heads={
-        "classify": (("classifier", "classifier", DENSE),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "masked": (
-            ("cls.predictions.transform.dense", "transform", DENSE),
-            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
-            ("cls.predictions", "vocabulary", BIAS),
-        ),
-        "pretraining": (
-            ("cls.predictions.transform.dense", "transform", DENSE),
-            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
-            ("cls.predictions", "vocabulary", BIAS),
-            ("cls.seq_relationship", "classifier", DENSE),
-        ),
-    },
-    classes={
-        "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
-        "tokens": ("BertForTokenClassification",),
-        "spans": ("BertForQuestionAnswering",),
-        "masked": ("BertForMaskedLM", "BertForPreTraining"),
-        "pretraining": ("BertForPreTraining",),
-    },
-    renamed={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
-    sizes={
-        "vocab_size": "vocab_size",
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "intermediate": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "types": "type_vocab_size",
-        "epsilon": "layer_norm_eps",
-    },
-    fixed={
-        "hidden_act": ("gelu",),
-        "position_embedding_type": ("absolute",),
-        "is_decoder": (False,),
-        "add_cross_attention": (False,),
-    },
-    tied={
-        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
-    other=r"(cls|classifier|qa_outputs|pooler)\..*",
-    buffers=r"embeddings\.position_ids",
-)
-
-GPT2 = Architecture(
-    prefix="transformer.",
-    trunk=(
-        ("wte", "embeddings/word", EMBEDDING),
-        ("wpe", "embeddings/position", EMBEDDING),
-        ("h.{i}.ln_1", "block_{i}/attention_norm", NORM),
-        ("h.{i}.attn.c_attn", "block_{i}/attention/qkv", CONV1D),
-        ("h.{i}.attn.c_proj", "block_{i}/attention/output", CONV1D),
-        ("h.{i}.ln_2", "block_{i}/mlp_norm", NORM),
-        ("h.{i}.mlp.c_fc", "block_{i}/up", CONV1D),
-        ("h.{i}.mlp.c_proj", "block_{i}/down", CONV1D),
-        ("ln_f", "final_norm", NORM),
-    ),
-    pooler=(),
-    heads={
-        "classify": (("score", "classifier", KERNEL),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "causal": (),
-    },
-    classes={
-        "classify": ("GPT2ForSequenceClassification",),
-        "tokens": ("GPT2ForTokenClassification",),
-        "spans": ("GPT2ForQuestionAnswering",),
-        "causal": ("GPT2LMHeadModel", "GPT2DoubleHeadsModel"),
-    },
-    renamed={},
-    sizes={
-        "vocab_size": "vocab_size",
-        "width": "n_embd",
-        "layers": "n_layer",
-        "heads": "n_head",
-        "intermediate": "n_inner",
-        "positions": "n_positions",
-        "epsilon": "layer_norm_epsilon",
-    },
-    fixed={
-        "activation_function": ("gelu_new",),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-    },
-    tied={"lm_head.weight": "wte.weight"},
-    other=r"(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..*",
-    buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
-)
-
-RESNET = Architecture(
-    prefix="resnet.",
-    trunk=(
-        ("embedder.embedder.convolution", "stem/conv", KERNEL),
-        ("embedder.embedder.normalization", "stem/norm", BATCH_NORM),
-        *((f"encoder.stages.{{i}}.layer.{j}.convolution", f"block_{{i}}/conv_{j}", KERNEL) for j in range(3)),
-        *((f"encoder.stages.{{i}}.layer.{j}.normalization", f"block_{{i}}/norm_{j}", BATCH_NORM) for j in range(3)),
-        ("encoder.stages.{i}.shortcut.convolution", "block_{i}/shortcut", KERNEL),
-        ("encoder.stages.{i}.shortcut.normalization", "block_{i}/shortcut_norm", BATCH_NORM),
-    ),
-    pooler=(),
-    heads={"classify": (("classifier.1", "head", DENSE),)},
-    classes={"classify": ("ResNetForImageClassification",)},
-    renamed={},
-    sizes={
-        "stem_width": "embedding_size",
-        "widths": "hidden_sizes",
-        "depths": "depths",
-        "kind": "layer_type",
-        "channels": "num_channels",
-    },
-    fixed={
-        "hidden_act": ("relu",),
-        "layer_type": ("basic", "bottleneck"),
-        "downsample_in_first_stage": (False,),
-        "downsample_in_bottleneck": (False,),
-    },
-    tied={},
-    other=r"classifier\..*",
-    buffers=r".*\.num_batches_tracked",
-    kind=resnet.Sizes,
-    blocks=by_stage,
-    row=lambda sizes: (32, 32, sizes.channels),
-)
-
-VIT = Architecture(
-    prefix="vit.",
-    trunk=(
-        ("embeddings", "embeddings", TOKENS),
-        ("embeddings.patch_embeddings.projection", "embeddings/patch", DENSE),
-        ("encoder.layer.{i}.layernorm_before", "block_{i}/attention_norm", NORM),
-        ("encoder.layer.{i}.attention.attention.query", "block_{i}/attention/query", DENSE),
-        ("encoder.layer.{i}.attention.attention.key", "block_{i}/attention/key", DENSE),
-        ("encoder.layer.{i}.attention.attention.value", "block_{i}/attention/value", DENSE),
-        ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
-        ("encoder.layer.{i}.layernorm_after", "block_{i}/mlp_norm", NORM),
-        ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
-        ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
-        ("layernorm", "final_norm", NORM),
-    ),
-    pooler=(),
-    heads={"classify": (("classifier", "head", DENSE),)},
-    classes={"classify": ("ViTForImageClassification",)},
-    renamed={},
-    sizes={
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "intermediate": "intermediate_size",
-        "patch": "patch_size",
-        "image": "image_size",
-        "channels": "num_channels",
-        "epsilon": "layer_norm_eps",
-    },
-    fixed={"hidden_act": ("gelu",), "qkv_bias": (True,)},
-    tied={},
-    other=r"(pooler|classifier|decoder)\..*",
-    buffers=r"embeddings\.mask_token",
-    kind=vit.Sizes,
-    row=lambda sizes: (sizes.image, sizes.image, sizes.channels),
-)
-
-TEXTS = {"bert": BERT, "gpt2": GPT2}
-ARCHITECTURES = TEXTS | {"resnet": RESNET, "vit": VIT}
-
-
-def names_of(lines: Lines, blocks: Sequence[str]) -> dict[str, tuple[str, bool]]:
-    """Return ``{their name: (our path, whether it is transposed)}`` of a table, for blocks of these names."""
-    found = {}
-    for theirs, ours, leaves in lines:
-        for i, name in enumerate(blocks if "{i}" in theirs else ("",)):
-            for their_leaf, (our_leaf, transposed) in leaves.items():
-                found[f"{theirs.format(i=name)}.{their_leaf}"] = (f"{ours.format(i=i)}/{our_leaf}", transposed)
-    return found
-
-
-def full_names(model: Transformer | Vision) -> dict[str, tuple[str, bool]]:
-    """Return what :func:`names_of` does for a whole network, with the trunk's prefix: the names in a class's files."""
-    table = ARCHITECTURES[model.architecture]
-    trunk = names_of((*table.trunk, *table.pooler), table.blocks(model.sizes))
-    return {table.prefix + name: entry for name, entry in trunk.items()} | names_of(table.heads[model.head_name], ())
-
-
-def inward(dimensions: int) -> tuple[int, ...]:
-    """Return PyTorch's axes in our order: of ``(out, in, height, width)``, those of ``(height, width, in, out)``."""
-    return (*range(2, dimensions), 1, 0)
-
-
-def outward(dimensions: int) -> tuple[int, ...]:
-    """Return the axes of ours in PyTorch's order, the inverse of :func:`inward`."""
-    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
-
+M = TypeVar("M", bound=Model)
 
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
 def folder_of(checkpoint: str) -> Path:
-    """Return the folder of a checkpoint; a name on the Hugging Face Hub is downloaded first, where it is not at hand.
+    """Return the folder of a checkpoint; one on the Hugging Face Hub is downloaded unless its cache has it.
 
     Raises:
-        UserError: there is no such folder, and the Hub does not give one.
+        UserError: there is no such folder, and the Hub does not provide it.
     """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
@@ -318,10 +71,10 @@ def _downloaded(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(WANTED)))
+        return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
-            f"model.checkpoint is '{name}': there is no such folder, and the Hugging Face Hub does not give it "
+            f"model.checkpoint is '{name}': there is no such folder, and the Hugging Face Hub does not provide it "
             f"({type(error).__name__}); allowed: a folder, or a name that the Hub or its local cache has"
         ) from error
 
@@ -330,70 +83,58 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold a checkpoint's tensors.
 
     Raises:
-        UserError: there are none, they are pickled, or the index names what is no file of the folder.
+        UserError: there are none, they are pickled, or the index names files outside the folder.
     """
-    if (folder / WHOLE).is_file():
-        return [folder / WHOLE]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     if (folder / INDEX).is_file():
-        return sharded(folder)
+        return shards(folder / INDEX)
     if (folder / PICKLE).is_file():
         raise UserError(
             f"'{folder}' has {PICKLE} only, a pickle, which can run code when it is read; "
             "allowed: model.safetensors (transformers' save_pretrained writes it)"
         )
-    raise UserError(f"'{folder}' holds no {WHOLE}; allowed: a folder that transformers' save_pretrained wrote")
+    raise UserError(f"'{folder}' holds no {WEIGHTS}; allowed: a folder that transformers' save_pretrained wrote")
 
 
-def sharded(folder: Path) -> list[Path]:
+def shards(index: Path) -> list[Path]:
     """Return the files that a checkpoint's index names."""
-    names = read_json(folder / INDEX).get("weight_map")
+    names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
-        raise UserError(f"'{folder / INDEX}' names no files; allowed: an index with a weight_map")
+        raise UserError(f"'{index}' names no files; allowed: an index with a weight_map")
     files = sorted({str(name) for name in names.values()})
     for name in files:
         if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-            raise UserError(f"'{folder / INDEX}' names the file '{name}'; allowed: safetensors files beside it")
-        if not (folder / name).is_file():
-            raise UserError(f"'{folder / INDEX}' names the file '{name}', which is not there")
-    return [folder / name for name in files]
+            raise UserError(f"'{index}' names the file '{name}'; allowed: safetensors files beside it")
+        if not index.with_name(name).is_file():
+            raise UserError(f"'{index}' names the file '{name}', which does not exist")
+    return [index.with_name(name) for name in files]
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' is no JSON") from error
-    if not isinstance(found, dict):
-        raise UserError(f"'{path}' holds no JSON object")
-    return found
-
-
-Stamp = tuple[tuple[str, int, int], ...]  # of files: name, size and time of the last change
+Stamp = tuple[tuple[str, int, int], ...]  # name, size and modification time of files
 
 
 def stamp_of(files: Iterable[Path]) -> Stamp:
-    """Return what changes when files do, so that what was read of them can be kept."""
+    """Return a cache key that changes when the files do."""
     return tuple((str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files)
 
 
-def fingerprint(checkpoint: str) -> str:
-    """Return the first 16 hexadecimal digits of a SHA-256 over a checkpoint's configuration and weights.
+def fingerprint(model: Model) -> str | None:
+    """Return 16 hexadecimal digits of a SHA-256 over a checkpoint's files and the code that reads them.
+
+    ``None`` for a model without a checkpoint.
 
     Raises:
-        UserError: there is no checkpoint.
+        UserError: the files cannot be read.
     """
-    folder = folder_of(checkpoint)
+    if not isinstance(model, Checkpointed) or model.checkpoint is None:
+        return None
+    folder = folder_of(model.checkpoint)
     files = weight_files(folder)
     read_json(folder / CONFIG)
-    pixels = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
-    return _digest(stamp_of([folder / CONFIG, *pixels, *files]))
+    preprocessor = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    code = [Path(__file__), Path(__file__).with_name("architectures.py")]
+    return _digest(stamp_of([folder / CONFIG, *preprocessor, *files, *code]))
 
 
 @functools.cache
@@ -405,70 +146,87 @@ def _digest(stamp: Stamp) -> str:
     return digest.hexdigest()[:16]
 
 
-# --- config.json -----------------------------------------------------------------------------------------------------
+# --- config.json and preprocessor_config.json ------------------------------------------------------------------------
 
 
-def read_sizes(architecture: str, checkpoint: str) -> Any:
-    """Return the sizes that a checkpoint's ``config.json`` names, of the architecture's kind.
+def build_model(node: DictConfig) -> Any:
+    """Return the model that a configuration describes, with its checkpoint's ``config.json`` read."""
+    return load_config(build("model", node))
+
+
+def load_config(model: M) -> M:
+    """Return the model with the sizes of its checkpoint, and how its pixels are scaled; the weights are not read.
+
+    A model without a checkpoint is returned as it is.
 
     Raises:
-        UserError: another architecture, a size that cannot be, or a variant that this network does not compute.
+        UserError: the files cannot be read, describe another architecture or a variant that the network does not
+            compute, or contradict the model's settings.
+    """
+    if not isinstance(model, Checkpointed) or model.checkpoint is None:
+        return model
+    network = read_config(model.architecture, model.checkpoint)
+    needed = isinstance(model, Vision) and None in (model.mean, model.std)
+    scaling = read_scaling(model.checkpoint) if needed else None
+    loaded: Any = replace(model, checkpoint_config=CheckpointConfig(network, scaling))
+    _ = loaded.sizes  # raises where the settings contradict the checkpoint
+    return loaded
+
+
+def read_config(architecture: str, checkpoint: str) -> Any:
+    """Return the sizes in a checkpoint's ``config.json``, as the architecture's ``config_class``.
+
+    Raises:
+        UserError: another architecture, an impossible size, or a variant that the network does not compute.
     """
     path = folder_of(checkpoint) / CONFIG
     if not path.is_file():
         raise UserError(f"'{path.parent}' has no {CONFIG}; allowed: a folder that transformers' save_pretrained wrote")
-    return _sizes(architecture, stamp_of([path]))
+    return _config(architecture, stamp_of([path]))
 
 
 @functools.cache
-def _sizes(architecture: str, stamp: Stamp) -> Any:
+def _config(architecture: str, stamp: Stamp) -> Any:
     path = Path(stamp[0][0])
     config, table = read_json(path), ARCHITECTURES[architecture]
     if (kind := config.get("model_type")) != architecture:
         other = f"; model={kind} reads it" if kind in ARCHITECTURES else ""
-        raise UserError(f"'{path}' describes a model of type '{kind}', and model={architecture} is asked for{other}")
-    for key, allowed in table.fixed.items():
+        raise UserError(f"'{path}' describes a model of type '{kind}', and the run has model={architecture}{other}")
+    for key, allowed in table.required.items():
         if key in config and config[key] not in allowed:
             raise UserError(f"'{path}': {key} is '{config[key]}'; allowed: {listed(map(str, allowed))}")
-    sizes = {ours: config.get(theirs) for ours, theirs in table.sizes.items()}
+    sizes = {ours: config.get(theirs) for ours, theirs in table.config_keys.items()}
     if sizes.get("intermediate", 0) is None and isinstance(sizes["width"], int):
         sizes["intermediate"] = 4 * sizes["width"]
     for ours, value in sizes.items():
-        if not _may_be(value, table.kind._field_defaults[ours], least=(least := 0 if ours == "types" else 1)):
-            words = _words(table, ours, least)
-            raise UserError(f"'{path}': {table.sizes[ours]} is {value!r}; allowed: {words}")
-    return table.kind(**{ours: tuple(value) if isinstance(value, list) else value for ours, value in sizes.items()})
+        theirs, default, least = table.config_keys[ours], table.config_class._field_defaults[ours], int(ours != "types")
+        accepted, words = _accepts(value, default, least)
+        if not accepted:
+            words = listed(table.required[theirs]) if isinstance(default, str) else words
+            raise UserError(f"'{path}': {theirs} is {value!r}; allowed: {words}")
+    return table.config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in sizes.items()})
 
 
-def _may_be(value: Any, default: Any, least: int) -> bool:
-    """Tell whether ``config.json`` may give a size this value, by the type of the size's default."""
+def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
+    """Return whether ``config.json`` may give a size this value, by the type of its default, and what it may give."""
+    whole = f"a whole number from {least} to {MAX_SIZE}"
     if isinstance(default, tuple):
-        return isinstance(value, list) and 0 < len(value) <= MOST and all(_may_be(one, None, least) for one in value)
+        good = isinstance(value, list) and 0 < len(value) <= MAX_SIZES
+        return good and all(
+            _accepts(item, None, least)[0] for item in value
+        ), f"a list of 1 to {MAX_SIZES}, each {whole}"
     if isinstance(default, float):
-        return isinstance(value, float) and 0 < value < 1
-    if isinstance(default, str):  # one of the words that the table allows, if it is there at all
-        return isinstance(value, str)
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LARGEST
+        return isinstance(value, float) and 0 < value < 1, "a number between 0 and 1"
+    if isinstance(default, str):  # if it is there at all, it is one of the values that the table requires
+        return isinstance(value, str), "text"
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIZE, whole
 
 
-def _words(table: Architecture, ours: str, least: int) -> str:
-    """Say what :func:`_may_be` accepts."""
-    default, whole = table.kind._field_defaults[ours], f"whole number from {least} to {LARGEST}"
-    if isinstance(default, tuple):
-        return f"a list of 1 to {MOST}, each a {whole}"
-    if isinstance(default, str):
-        return listed(table.fixed[table.sizes[ours]])
-    return "a number between 0 and 1" if isinstance(default, float) else f"a {whole}"
-
-
-# --- preprocessor_config.json ----------------------------------------------------------------------------------------
-
-
-def read_scaling(checkpoint: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and the standard deviation, channel by channel, that a checkpoint's pixels from 0 to 1 are given.
+def read_scaling(checkpoint: str) -> Scaling:
+    """Return the mean and standard deviation that a checkpoint's ``preprocessor_config.json`` gives pixels from 0 to 1.
 
     Raises:
-        UserError: there is no ``preprocessor_config.json``, its numbers cannot be, or it scales pixels in another way.
+        UserError: there is no such file, its numbers are impossible, or it does not divide pixels by 255.
     """
     path = folder_of(checkpoint) / PREPROCESSOR
     if not path.is_file():
@@ -478,7 +236,7 @@ def read_scaling(checkpoint: str) -> tuple[tuple[float, ...], tuple[float, ...]]
     if config.get("do_rescale", True) is not True or not is_number(factor) or not math.isclose(factor, 1 / 255):
         raise UserError(f"'{path}' does not divide pixels by 255; allowed: do_rescale with a rescale_factor of 1/255")
     if config.get("do_normalize", True) is False:
-        return (0.0,), (1.0,)
+        return Scaling((0.0,), (1.0,))
     found = []
     for key, check in (("image_mean", CENTRE), ("image_std", SPREAD)):
         value = config.get(key)
@@ -486,192 +244,153 @@ def read_scaling(checkpoint: str) -> tuple[tuple[float, ...], tuple[float, ...]]
         if not values or not all(map(check.accepts, values)):
             raise UserError(f"'{path}': {key} is {value!r}; allowed: {check.words}")
         found.append(tuple(map(float, values)))
-    return found[0], found[1]
+    return Scaling(*found)
 
 
-# --- tensors ---------------------------------------------------------------------------------------------------------
+# --- parameters ------------------------------------------------------------------------------------------------------
 
 
-class Tensor(NamedTuple):
-    """A tensor of a file that has not been read yet."""
-
-    file: Any  # an open safetensors file
-    name: str  # as the file has it
-    shape: tuple[int, ...]
-    dtype: str
-
-    def read(self) -> np.ndarray:
-        """Return the values as float32."""
-        return np.asarray(self.file.get_tensor(self.name)).astype(np.float32)
-
-
-def tensors(files: Sequence[Path], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of files by their names of today, without the trunk's prefix.
-
-    Raises:
-        UserError: a file is damaged or no safetensors file, or two tensors have one name.
-    """
-    found: dict[str, Tensor] = {}
-    for path, file in opened(files):
-        for name in file.keys():  # noqa: SIM118  (an open file, no dict)
-            today = name.removeprefix(prefix)
-            today = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", today))
-            if today in found:
-                raise UserError(f"'{path.parent}' has '{today}' twice, as '{found[today].name}' and '{name}'")
-            part = file.get_slice(name)
-            found[today] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
-    return found
-
-
-def opened(files: Sequence[Path]) -> Iterator[tuple[Path, Any]]:
-    """Yield safetensors files, open; their headers have been checked against their lengths."""
-    for path in files:
-        try:
-            yield path, safe_open(path, framework="numpy")
-        except OSError as error:
-            raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
-        except SafetensorError as error:
-            raise UserError(f"'{path}' is damaged or no safetensors file: {error}") from error
-
-
-class Request(NamedTuple):
-    """What is to be read for a network."""
-
-    architecture: str
-    head: str
-    blocks: tuple[str, ...]  # as the checkpoint calls them
-    with_head: bool
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]  # of the network's parameters, by path
-
-
-def read_checkpoint(model: Transformer | Vision, outputs: int | None = None) -> dict[str, np.ndarray]:
-    """Return a checkpoint's parameters by path, as float32. They are kept and shared, so none can be written to.
-
-    What is not taken is said once: a head that the checkpoint lacks or has of another kind or size (``outputs``), or
-    one that is not asked for.
+def read_initial(model: Model, outputs: int) -> Params:
+    """Return the parameters, by path, that replace initial ones: a checkpoint's; ``{}`` where the model has none.
 
     Args:
-        model: with a ``checkpoint``.
+        model: of a pre-training stage. A wrapped network's checkpoint is read without its head.
+        outputs: of the stage's head.
+    """
+    network = model.model if isinstance(model, Wrapped) else model
+    if not model.has_checkpoint or not isinstance(network, NetworkModel):
+        return {}
+    return read_checkpoint(network, None if isinstance(model, Wrapped) else outputs)  # type: ignore[return-value]
+
+
+def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str, np.ndarray]:
+    """Return a checkpoint's parameters by path, as float32. The arrays are cached and shared, so they are read-only.
+
+    The head is left out where the checkpoint has none, or one of another kind or size. A warning, given once, names
+    what is not read and what keeps its initial values.
+
+    Args:
+        model: with a ``checkpoint``, as :func:`load_config` returns it.
         outputs: of the head; ``None``: it is left out, unless its size is the vocabulary's.
 
     Raises:
-        UserError: the files cannot be read, or their tensors are not those of this network: all of them are named.
+        UserError: the files cannot be read, or their tensors do not fit this network: all of them are named.
     """
     if model.checkpoint is None:
         raise UserError("model.checkpoint is null; allowed here: a folder or a name on the Hugging Face Hub")
-    sizes, head = model.sizes, model.head_name  # sizes are checked before anything large is touched
     folder = folder_of(model.checkpoint)
-    files = [folder / CONFIG, *weight_files(folder)]
-    fixed = sizes.vocab_size if head in TIED else 2
-    shapes = parameter_shapes(model, outputs or fixed)
-    with_head = outputs is not None or head in TIED
-    blocks = tuple(ARCHITECTURES[model.architecture].blocks(sizes))
-    request = Request(model.architecture, head, blocks, with_head, tuple(shapes.items()))
-    return dict(_read(request, stamp_of(files)))
-
-
-def parameter_shapes(model: Transformer | Vision, outputs: int, sizes: Any = None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by path; ``sizes``: those that its own leave to the data."""
-    row = ARCHITECTURES[model.architecture].row(sizes or model.sizes)
-    found = jax.eval_shape(lambda key: model.init(key, row, outputs), jax.random.PRNGKey(0))
-    return {path: leaf.shape for path, leaf in found.items()}
+    return dict(_read(static_part(model), outputs, stamp_of([folder / CONFIG, *weight_files(folder)])))
 
 
 @functools.lru_cache(maxsize=2)
-def _read(request: Request, stamp: Stamp) -> dict[str, np.ndarray]:
+def _read(model: NetworkModel, outputs: int | None, stamp: Stamp) -> dict[str, np.ndarray]:
     config, *files = (Path(name) for name, _, _ in stamp)
-    table = ARCHITECTURES[request.architecture]
-    found = in_the_table(table, request.head, tensors(files, table.prefix), config)
-    taken, faults = matched(request, found, config)
-    if request.head in TIED:
+    table = ARCHITECTURES[model.architecture]
+    classes = read_json(config).get("architectures") or []
+    found = without_aliases(table, model.head_name, list_tensors(files, table.prefix), classes)
+    names, faults, notes = match_tensors(model, outputs, found, classes)
+    if model.head_name in TIED:
         faults += untied(table, found)
     if faults:
-        raise UserError(f"'{config.parent}' does not fit this network: {listed(faults, SHOWN)}")
-    return {path: _parameter(found[name], transposed) for name, (path, transposed) in taken.items()}
+        raise UserError(f"'{config.parent}' does not fit this network: {listed(faults, MAX_LISTED)}")
+    if notes:
+        warn_once(f"checkpoint '{config.parent}': {'; '.join(notes)}")
+    return {path: _parameter(found[name], transposed) for name, (path, transposed) in names.items()}
 
 
 def _parameter(tensor: Tensor, transposed: bool) -> np.ndarray:
     values = tensor.read()
-    values = np.ascontiguousarray(values.transpose(inward(values.ndim))) if transposed else values
+    values = np.ascontiguousarray(values.transpose(to_our_axes(values.ndim))) if transposed else values
     values.flags.writeable = False
     return values
 
 
-def matched(
-    request: Request, found: Mapping[str, Tensor], config: Path
-) -> tuple[dict[str, tuple[str, bool]], list[str]]:
-    """Return which tensors are taken, by their names, and everything that does not fit; say what is left or starts new.
+def list_tensors(files: Sequence[Path], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of files by their present names, without the trunk's prefix; gamma and beta are old names.
+
+    Raises:
+        UserError: a file is damaged or not safetensors, or two tensors have one name.
+    """
+    found: dict[str, Tensor] = {}
+    for path, file in open_files(files):
+        for name in file.keys():  # noqa: SIM118  (an open file, no dict)
+            key = name.removeprefix(prefix)
+            key = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+            if key in found:
+                raise UserError(f"'{path.parent}' has '{key}' twice, as '{found[key].name}' and '{name}'")
+            part = file.get_slice(name)
+            found[key] = Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
+    return found
+
+
+def without_aliases(
+    table: Architecture, head: str, found: Mapping[str, Tensor], classes: Sequence[str]
+) -> dict[str, Tensor]:
+    """Return the tensors by the table's names, where a class with this head calls some modules otherwise."""
+    given = set(classes) & set(table.classes[head])
+    names = {theirs: ours for cls in given for theirs, ours in table.aliases.get(cls, {}).items()}
+    parts = {name: name.rpartition(".") for name in found}
+    return {names.get(parts[name][0], parts[name][0]) + "".join(parts[name][1:]): found[name] for name in found}
+
+
+def match_tensors(
+    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: Sequence[str]
+) -> tuple[TensorNames, list[str], list[str]]:
+    """Return which tensors are read, a sentence for everything that does not fit, and notes on what is left out.
 
     Args:
-        request: what is to be read.
+        model: the network.
+        outputs: of its head; ``None``: as in :func:`read_checkpoint`.
         found: the checkpoint's tensors.
-        config: its ``config.json``, which names the class that the weights are of.
+        classes: the Hugging Face classes that it was saved from.
     """
-    table, shapes = ARCHITECTURES[request.architecture], dict(request.shapes)
-    taken = {name: entry for name, entry in names_of(table.trunk, request.blocks).items() if entry[0] in shapes}
-    faults, remarks = [], []
-    for part, lines in (("pooler", table.pooler), ("head", table.heads[request.head] if request.with_head else ())):
-        names = {name: entry for name, entry in names_of(lines, ()).items() if entry[0] in shapes}
-        reason = "the file has none"
-        if part == "head" and (others := other_classes(table, request.head, config)):
+    table, head = ARCHITECTURES[model.architecture], model.head_name
+    shapes = param_shapes(model, outputs or fixed_outputs(model) or 2)
+    with_head = outputs is not None or head in TIED
+
+    def ours(modules: Any, blocks: Sequence[str] = ()) -> TensorNames:
+        return {name: entry for name, entry in tensor_names(modules, blocks).items() if entry[0] in shapes}
+
+    names, notes = ours(table.trunk, table.block_names(model.sizes)), []
+    for part, modules in (("pooler", table.pooler), ("head", table.heads[head] if with_head else ())):
+        own, reason = ours(modules), ""
+        if part == "head" and (others := other_classes(table, head, classes)):
             reason = f"the file's is that of {listed(others)}"
-        elif found.keys() & names.keys():
-            reason = ""
-            if part == "head" and (wrong := misshapen(names, found, shapes)):
-                reason = f"the file's has another size: {listed(wrong)}"
-        if names and not reason:
-            taken |= names
-        elif names:
-            remarks.append(f"the {part} starts new, {reason}")
-    faults += [f"{name} is missing" for name in taken if name not in found]
-    faults += misshapen(taken, found, shapes)
-    rest = [name for name in found if name not in taken and name not in table.tied]
-    rest = [name for name in rest if not re.fullmatch(table.buffers, name)]
-    faults += [f"{found[name].name} is unexpected" for name in rest if not re.fullmatch(table.other, name)]
-    if left := sorted({name.split(".")[0] for name in rest if re.fullmatch(table.other, name)}):
-        remarks.append(f"not taken: {listed(left)}")
-    if remarks and not faults:
-        warn_once(f"checkpoint '{config.parent}': {'; '.join(remarks)}")
-    return taken, faults
+        elif not found.keys() & own.keys():
+            reason = "the file has none"
+        elif part == "head" and (wrong := misfits(own, found, shapes)):
+            reason = f"the file's has another size: {listed(wrong)}"
+        if not reason:
+            names |= own
+        elif own:
+            notes.append(f"the {part} keeps its initial values, {reason}")
+    faults = [f"{name} is missing" for name in names if name not in found] + misfits(names, found, shapes)
+    rest = [n for n in found if n not in names and n not in table.tied and not re.fullmatch(table.buffers, n)]
+    faults += [f"{found[name].name} is unexpected" for name in rest if not re.fullmatch(table.ignored, name)]
+    if ignored := sorted({name.split(".")[0] for name in rest if re.fullmatch(table.ignored, name)}):
+        notes.append(f"not read: {listed(ignored)}")
+    return names, faults, notes
 
 
-def in_the_table(table: Architecture, head: str, found: Mapping[str, Tensor], config: Path) -> dict[str, Tensor]:
-    """Return tensors by the table's names, where a class with this head calls some modules otherwise."""
-    given = set(read_json(config).get("architectures") or []) & set(table.classes[head])
-    names = {theirs: ours for cls in given for theirs, ours in table.renamed.get(cls, {}).items()}
-
-    renamed = {}
-    for name, tensor in found.items():
-        module, dot, leaf = name.rpartition(".")
-        renamed[names.get(module, module) + dot + leaf] = tensor
-    return renamed
+def other_classes(table: Architecture, head: str, classes: Sequence[str]) -> list[str]:
+    """Return the known classes that a checkpoint was saved from, if none of them has this head."""
+    known = {name for own in table.classes.values() for name in own}
+    return [] if set(classes) & set(table.classes[head]) else [name for name in classes if name in known]
 
 
-def other_classes(table: Architecture, head: str, config: Path) -> list[str]:
-    """Return the classes that a checkpoint was saved from, if none of them has this head; of some, nothing is known."""
-    given = read_json(config).get("architectures") or []
-    known = {name for classes in table.classes.values() for name in classes}
-    return [name for name in given if name in known] if not set(given) & set(table.classes[head]) else []
-
-
-def misshapen(
-    names: Mapping[str, tuple[str, bool]], found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]
-) -> list[str]:
-    """Return what is wrong with the tensors of these names: their shapes, or that they hold no real numbers."""
+def misfits(names: TensorNames, found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return a sentence for each of these tensors that has another shape or type than its parameter."""
     wrong = []
     for name, (path, transposed) in names.items():
         if name in found:
             shape = shapes[path]
-            shape = tuple(shape[axis] for axis in outward(len(shape))) if transposed else shape
-            if found[name].shape != shape:
-                wrong.append(f"{found[name].name} is {found[name].shape} instead of {shape}")
-            elif found[name].dtype not in NUMBERS:
-                wrong.append(f"{found[name].name} holds {found[name].dtype} instead of {listed(NUMBERS)}")
-    return wrong
+            shape = tuple(shape[axis] for axis in to_torch_axes(len(shape))) if transposed else shape
+            wrong.append(misfit(found[name], shape))
+    return [words for words in wrong if words]
 
 
 def untied(table: Architecture, found: Mapping[str, Tensor]) -> list[str]:
-    """Return the tensors that should be copies of others and are not: the network has one for both."""
+    """Return a sentence for each tensor that should be a copy of another and differs: the network has one for both."""
     return [
         f"{found[copy].name} differs from {found[original].name}, to which the head is tied"
         for copy, original in table.tied.items()

@@ -1,152 +1,145 @@
-"""LoRA and DoRA in PEFT's file format: ``adapter_config.json`` and ``adapter_model.safetensors``, read and written.
+"""LoRA and DoRA in PEFT's format: ``adapter_config.json`` and ``adapter_model.safetensors``, read and written.
 
-PEFT stores ``lora_A (r, in)`` and ``lora_B (out, r)`` by the names that Hugging Face's class has for the module, DoRA's
-magnitudes beside them, and some modules in full (``modules_to_save``: the head). The names are those of
-``src/checkpoints/huggingface.py``. A folder is data from outside: nothing in it can run, and none of its paths is followed.
+PEFT stores ``lora_A (r, in)`` and ``lora_B (out, r)`` under the name that Hugging Face's class has for the module,
+DoRA's magnitudes beside them, and some modules in full (``modules_to_save``: the head). A folder is data from outside:
+nothing in it can run, and none of its paths is followed.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-from safetensors.numpy import save
 
 from ..errors import UserError, listed
-from ..files import atomic_write
 from ..models.base import head_paths
 from ..models.lowrank import scale
 from ..models.transformer import TIED, Transformer
 from ..types import Params
-from .adapters import LEAVES, A, Adapter, B, check_base, check_modules, fingerprint, taken_apart
-from .huggingface import (
-    ARCHITECTURES,
-    LARGEST,
-    NUMBERS,
-    SHOWN,
+from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract_trained, fingerprint
+from .architectures import ARCHITECTURES, TensorNames, fixed_outputs, model_tensor_names, param_shapes
+from .huggingface import MAX_SIZE, list_tensors, misfits, read_checkpoint
+from .huggingface_export import check_exportable
+from .tensor_files import (
+    FLOAT_DTYPES,
+    MAX_LISTED,
     Tensor,
-    full_names,
-    misshapen,
-    parameter_shapes,
-    read_checkpoint,
+    check_new_folder,
+    misfit,
     read_json,
-    tensors,
+    write_json,
+    write_tensors,
 )
-from .huggingface_export import check_class, check_empty
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-ROOT = "base_model.model."
+PREFIX = "base_model.model."
 MAGNITUDE = "dora_magnitude"
-ENDS = {".lora_A.weight": A, ".lora_B.weight": B, ".lora_magnitude_vector": MAGNITUDE}  # theirs -> ours
-TASKS = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS", "causal": "CAUSAL_LM", "masked": None}
-TASKS |= {"pretraining": None}
+SUFFIXES = {".lora_A.weight": A, ".lora_B.weight": B, ".lora_magnitude_vector": MAGNITUDE}  # PEFT's name -> ours
+TASK_TYPES = {"classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "spans": "QUESTION_ANS", "causal": "CAUSAL_LM"}
 
-# Of adapter_config.json: what is used here, and what says nothing about the outputs. Any other key must be off.
+# Keys of adapter_config.json that are used here, and keys that do not affect the outputs. All others must be off.
 USED = {"peft_type", "task_type", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules"}
 USED |= {"use_rslora", "use_dora", "bias", "init_lora_weights"}
-SILENT = {"auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "lora_dropout"}
-SILENT |= {"fan_in_fan_out", "modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"}
-SILENT |= {"megatron_core", "qalora_group_size", "runtime_config", "eva_config"}
-# Others (pissa, olora, corda, loftq ...) change the base's own kernels, so on the base as it was they mean nothing.
-INITIAL = (True, False, "gaussian", "eva", "orthogonal")
+NO_EFFECT = {"auto_mapping", "base_model_name_or_path", "revision", "peft_version", "inference_mode", "lora_dropout"}
+NO_EFFECT |= {"fan_in_fan_out", "modules_to_save", "exclude_modules", "layers_to_transform", "layers_pattern"}
+NO_EFFECT |= {"megatron_core", "qalora_group_size", "runtime_config", "eva_config"}
+# The others (pissa, olora, corda, loftq ...) change the base's kernels, so the adapter is not one of the plain base.
+INIT_LORA_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
 
 T = TypeVar("T")
 
 
-class Tuning(NamedTuple):
+class PeftAdapter(NamedTuple):
     """What fine-tuning under LoRA or DoRA learned."""
 
-    lora: Adapter
-    magnitudes: Mapping[str, np.ndarray] = {}  # of DoRA: (out,) by module; empty: a sum of low-rank changes only
+    lora: LoraAdapter
+    magnitudes: Mapping[str, np.ndarray] = {}  # of DoRA: (out,) by module; empty: LoRA
 
     @property
-    def adapter(self) -> Adapter:
-        """The adapter that this is.
+    def adapter(self) -> LoraAdapter:
+        """The LoRA adapter.
 
         Raises:
-            UserError: DoRA, which is more than one.
+            UserError: DoRA, which also scales the kernels.
         """
         if self.magnitudes:
             raise UserError(
-                "this is a DoRA adapter, which scales what it adds to, so it is no sum of low-rank changes; "
+                "this is a DoRA adapter, which scales the kernels, so it is not a sum of low-rank changes; "
                 "allowed: LoRA, or merging it into its base"
             )
         return self.lora
 
     def params(self) -> dict[str, np.ndarray]:
-        """Return the leaves by path as a job has them, with the head; the scales are not in them."""
-        beside = {f"{module}/{MAGNITUDE}": leaf for module, leaf in self.magnitudes.items()}
-        return {**self.lora.leaves, **beside, **self.lora.head}
+        """Return the parameters by path as a job has them, with the head; the scales are not included."""
+        magnitudes = {f"{module}/{MAGNITUDE}": leaf for module, leaf in self.magnitudes.items()}
+        return {**self.lora.params, **magnitudes, **self.lora.head}
 
 
-def split(
+def extract_peft(
     params: Mapping[str, Any], model: Transformer, alpha: float, rank_stabilised: bool = False
-) -> tuple[Tuning, Params]:
-    """Take what fine-tuning left apart: what it learned, and the base with the trained head.
+) -> tuple[PeftAdapter, Params]:
+    """Return what fine-tuning under LoRA or DoRA learned, and the base with the trained head.
 
     Raises:
-        UserError: there is no LoRA in it, half of one, or other leaves beside it.
+        UserError: there are no factors, one of a pair is missing, or other parameters lie beside them.
     """
-    beside = {path.rpartition("/")[0]: leaf for path, leaf in params.items() if path.endswith(f"/{MAGNITUDE}")}
-    pairs, base = taken_apart({path: leaf for path, leaf in params.items() if not path.endswith(f"/{MAGNITUDE}")})
-    if not pairs:
-        raise UserError("these parameters hold no adapter: no leaf is called lora_a or lora_b")
-    if beside and beside.keys() != pairs.keys():
-        raise UserError(f"the adapter is not whole: {MAGNITUDE} is not beside every lora_a")
-    ranks = {module: a.shape[-1] for module, (a, _) in pairs.items()}
-    scales = {module: scale(alpha, rank, rank_stabilised) for module, rank in ranks.items()}
-    own = tuple(sorted(head_paths(model, base)))
-    meta = {"alpha": alpha, "rank": max(ranks.values()), "rank_stabilised": rank_stabilised}
-    head = {path: np.asarray(base[path]) for path in own}
-    magnitudes = {module: np.asarray(leaf) for module, leaf in beside.items()}
-    return Tuning(Adapter(pairs, scales, head, fingerprint(base, own), own, meta), magnitudes), base
+    end = f"/{MAGNITUDE}"
+    magnitudes = {path.removesuffix(end): np.asarray(leaf) for path, leaf in params.items() if path.endswith(end)}
+    rest = {path: leaf for path, leaf in params.items() if not path.endswith(end)}
+    lora = extract_trained(rest, head_paths(model, rest), alpha, rank_stabilised)
+    if magnitudes and magnitudes.keys() != lora.factors.keys():
+        raise UserError(f"the adapter is incomplete: {MAGNITUDE} is not beside every lora_a")
+    return PeftAdapter(lora, magnitudes), {path: leaf for path, leaf in rest.items() if path not in lora.params}  # type: ignore[return-value]
 
 
-def merged(tuning: Tuning, base: Mapping[str, Any]) -> Params:
+def merge_peft(adapter: PeftAdapter, base: Mapping[str, Any]) -> Params:
     """Return the base with the change in its kernels: ``W + s A B``, of DoRA ``m (W + s A B) / ||W + s A B||``.
 
-    Computed in float64 and rounded once. The head is the tuning's.
+    Computed in float64 and rounded once. The head is the adapter's.
 
     Raises:
         UserError: another base, or modules that do not fit.
     """
-    check_base(tuning.lora, base)
-    params = {**base, **tuning.lora.head}
-    return params | {f"{m}/kernel": _turned(tuning, m, params[f"{m}/kernel"]) for m in tuning.lora.deltas}
+    check_base(adapter.lora, base)
+    params = {**base, **adapter.lora.head}
+    return params | {f"{m}/kernel": _merged(adapter, m, params[f"{m}/kernel"]) for m in adapter.lora.factors}
 
 
-def _turned(tuning: Tuning, module: str, kernel: Any) -> Any:
-    whole = np.asarray(kernel, np.float64) + tuning.lora.delta(module)
-    if module in tuning.magnitudes:  # Liu et al., arXiv 2402.09353, equation 5; a column of zeros stays one
-        lengths = np.linalg.norm(whole, axis=0)
-        whole = whole * (tuning.magnitudes[module] / np.where(lengths > 0, lengths, 1.0))
+def _merged(adapter: PeftAdapter, module: str, kernel: Any) -> Any:
+    whole = np.asarray(kernel, np.float64) + adapter.lora.delta_weight(module)
+    if module in adapter.magnitudes:  # Liu et al., arXiv 2402.09353, equation 5; a column of zeros stays zero
+        norms = np.linalg.norm(whole, axis=0)
+        whole = whole * (adapter.magnitudes[module] / np.where(norms > 0, norms, 1.0))
     return whole.astype(kernel.dtype)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
+# --- adapter_config.json ---------------------------------------------------------------------------------------------
 
 
-class Settings(NamedTuple):
-    """What ``adapter_config.json`` says about the outputs."""
+class LoraConfig(NamedTuple):
+    """The keys of ``adapter_config.json`` that affect the outputs, under PEFT's names."""
 
-    rank: int
-    alpha: float
-    ranks: Mapping[str, int]  # by regular expression on the end of a module's name
-    alphas: Mapping[str, float]
-    rank_stabilised: bool
-    dora: bool
-    targets: tuple[str, ...]  # ends of names; empty: said otherwise
+    r: int
+    lora_alpha: float
+    rank_pattern: Mapping[str, int]  # by regular expression on the end of a module's name
+    alpha_pattern: Mapping[str, float]
+    use_rslora: bool
+    use_dora: bool
+    target_modules: tuple[str, ...]  # ends of names; empty: chosen by other keys
 
-    def scale(self, module: str) -> float:
-        """Return s of a module by its name: of the first pattern that matches, else the common one."""
-        rank, alpha = of_pattern(self.ranks, module, self.rank), of_pattern(self.alphas, module, self.alpha)
-        return float(scale(alpha, rank, self.rank_stabilised))
+    def rank(self, module: str) -> int:
+        """Return r of a module: of the first pattern that matches its name, else the common one."""
+        return of_pattern(self.rank_pattern, module, self.r)
+
+    def scaling(self, module: str) -> float:
+        """Return s of a module."""
+        alpha = of_pattern(self.alpha_pattern, module, self.lora_alpha)
+        return float(scale(alpha, self.rank(module), self.use_rslora))
 
 
 def of_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
@@ -158,65 +151,60 @@ def _end(pattern: str) -> str:
     return rf"(?:.*\.)?(?:{pattern})"
 
 
-def read_settings(path: Path, model: Transformer) -> Settings:
+def read_lora_config(path: Path, model: Transformer) -> LoraConfig:
     """Return what ``adapter_config.json`` says.
 
     Raises:
-        UserError: another kind of adapter or task, values that cannot be, or a setting that changes the outputs in a
-            way that is not computed here.
+        UserError: another kind of adapter or task, an impossible value, or a key that affects the outputs in a way that
+            is not computed here.
     """
     config = read_json(path)
-    wanted = {None, "FEATURE_EXTRACTION", TASKS[model.head_name]}
+    tasks = {"FEATURE_EXTRACTION", TASK_TYPES.get(model.head_name)} - {None}
     allowed: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "peft_type": (None, ("LORA",)),
-        "task_type": (None, tuple(task for task in wanted if task) if config.get("task_type") else (None,)),
+        "task_type": (None, tuple(tasks) if config.get("task_type") else (None,)),
         "bias": ("none", ("none",)),
-        "init_lora_weights": (True, INITIAL),
+        "init_lora_weights": (True, INIT_LORA_WEIGHTS),
         "use_rslora": (False, (False, True)),
         "use_dora": (False, (False, True)),
     }
     for key, (default, values) in allowed.items():
         if (value := config.get(key, default)) not in values:
             raise UserError(f"'{path}': {key} is {value!r}; allowed: {listed(sorted(map(str, values)))}")
-    if on := [key for key in config.keys() - USED - SILENT if config[key] and not _idle(key, config)]:
+    unused = ("loftq_config", "corda_config", "lora_ga_config")  # of initialisations that INIT_LORA_WEIGHTS excludes
+    if on := [key for key in config.keys() - USED - NO_EFFECT if config[key] and key not in unused]:
         raise UserError(f"'{path}' asks for {listed(sorted(on))}, which is not computed here; allowed: null or false")
     alpha, targets = config.get("lora_alpha", 8), config.get("target_modules")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
-    _check_numbers(path, {"r": config.get("r", 8)}, ranks, {"lora_alpha": alpha}, alphas)
+    for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
+        _check_patterns(path, key, patterns)
+    for key, value in (("r", config.get("r", 8)), *ranks.items()):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise UserError(f"'{path}': the rank of '{key}' is {value!r}; allowed: a whole number >= 1")
+    for key, value in (("lora_alpha", alpha), *alphas.items()):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= MAX_SIZE:
+            raise UserError(f"'{path}': the alpha of '{key}' is {value!r}; allowed: a number of at most {MAX_SIZE}")
     chosen = any(config.get(key) is not None for key in ("exclude_modules", "layers_to_transform"))
     ends = tuple(map(str, targets)) if isinstance(targets, list) and not chosen else ()
     flags = bool(config.get("use_rslora")), bool(config.get("use_dora"))
-    return Settings(config.get("r", 8), float(alpha), ranks, alphas, *flags, ends)
+    return LoraConfig(config.get("r", 8), float(alpha), ranks, alphas, *flags, ends)
 
 
-def _idle(key: str, config: Mapping[str, Any]) -> bool:
-    """Tell whether a key belongs to a way of initialising that was not taken."""
-    return key in ("loftq_config", "corda_config", "lora_ga_config") and config.get("init_lora_weights") in INITIAL
+def _check_patterns(path: Path, key: str, patterns: Any) -> None:
+    if not isinstance(patterns, dict):
+        raise UserError(f"'{path}': {key} is {patterns!r}; allowed: numbers by regular expression")
+    for pattern in patterns:
+        try:
+            re.compile(_end(pattern))
+        except (re.error, RecursionError) as error:
+            raise UserError(f"'{path}': {key} has '{pattern}', which is no regular expression ({error})") from error
 
 
-def _check_numbers(path: Path, rank: Mapping[str, Any], ranks: Any, alpha: Mapping[str, Any], alphas: Any) -> None:
-    for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        if not isinstance(patterns, dict):
-            raise UserError(f"'{path}': {key} is {patterns!r}; allowed: numbers by regular expression")
-        for pattern in patterns:
-            try:
-                re.compile(_end(pattern))
-            except (re.error, RecursionError) as error:
-                raise UserError(f"'{path}': {key} has '{pattern}', which is no regular expression ({error})") from error
-    for key, value in (*rank.items(), *ranks.items()):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise UserError(f"'{path}': the rank of '{key}' is {value!r}; allowed: a whole number >= 1")
-    for key, value in (*alpha.items(), *alphas.items()):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
-            raise UserError(f"'{path}': the alpha of '{key}' is {value!r}; allowed: a number of at most {LARGEST}")
+# --- adapter_model.safetensors ---------------------------------------------------------------------------------------
 
 
-def weights_of(folder: Path) -> Path:
-    """Return the file with an adapter's tensors.
-
-    Raises:
-        UserError: there is none, or only a pickle.
-    """
+def check_files(folder: Path) -> None:
+    """Refuse a folder without PEFT's two files, and one whose tensors are pickled."""
     for name in (CONFIG, WEIGHTS):
         if (folder / name).is_file():
             continue
@@ -226,10 +214,9 @@ def weights_of(folder: Path) -> Path:
                 "(PEFT's save_pretrained writes it)"
             )
         raise UserError(f"'{folder}' holds no {name}; allowed: a folder that PEFT's save_pretrained wrote")
-    return folder / WEIGHTS
 
 
-def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None = None) -> Tuning:
+def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None = None) -> PeftAdapter:
     """Read an adapter that PEFT, or :func:`write_peft`, wrote.
 
     Args:
@@ -238,131 +225,125 @@ def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None =
         base: the parameters that it changes; ``None``: those of ``model.checkpoint``.
 
     Raises:
-        UserError: the files cannot be read, ask for what is not computed here, or do not fit: all of it is named.
+        UserError: the files cannot be read, ask for what is not computed here, or do not fit: all faults are named.
     """
-    file = weights_of(folder)
-    settings = read_settings(folder / CONFIG, model)
-    found = _without_prefix(tensors([file], ROOT), ARCHITECTURES[model.architecture].prefix)
+    check_files(folder)
+    config = read_lora_config(folder / CONFIG, model)
     base = read_checkpoint(model) if base is None else base
-    content = _sorted(found, model, settings, base)
-    if content.faults:
-        raise UserError(f"'{folder}' does not fit this network: {listed(content.faults, SHOWN)}")
-    read = {path: tensor.read() for path, tensor in content.tensors.items()}
-    if bad := [content.tensors[path].name for path, values in read.items() if not np.isfinite(values).all()]:
-        raise UserError(f"'{folder}' holds numbers that are not finite in {listed(bad, SHOWN)}; allowed: finite ones")
-    read = {path: np.ascontiguousarray(v.T) if path in content.transposed else v for path, v in read.items()}
-    deltas = {module: (read[f"{module}/{A}"], read[f"{module}/{B}"]) for module in content.modules}
-    magnitudes = {m: read[f"{m}/{MAGNITUDE}"] for m in content.modules if settings.dora}
-    head = {path: values for path, values in read.items() if path.rpartition("/")[2] not in (*LEAVES, MAGNITUDE)}
-    paths = tuple(sorted({*head, *head_paths(model, base)}))
-    ranks = [a.shape[-1] for a, _ in deltas.values()]
-    meta = {"alpha": settings.alpha, "rank": max(ranks), "rank_stabilised": settings.rank_stabilised}
-    scales = {ours: settings.scale(theirs) for ours, theirs in content.modules.items()}
-    return Tuning(Adapter(deltas, scales, head, fingerprint(base, paths), paths, meta), magnitudes)
-
-
-def _without_prefix(found: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    short: dict[str, Tensor] = {}
-    for name, tensor in found.items():
-        if (other := short.setdefault(name.removeprefix(prefix), tensor)) is not tensor:
+    found: dict[str, Tensor] = {}
+    for name, tensor in list_tensors([folder / WEIGHTS], PREFIX).items():
+        short = name.removeprefix(ARCHITECTURES[model.architecture].prefix)
+        if (other := found.setdefault(short, tensor)) is not tensor:
             raise UserError(f"the adapter has one tensor twice, as '{other.name}' and '{tensor.name}'")
-    return short
+    matched = match_tensors(found, model, config, base)
+    if matched.faults:
+        raise UserError(f"'{folder}' does not fit this network: {listed(matched.faults, MAX_LISTED)}")
+    params = {path: tensor.read() for path, tensor in matched.tensors.items()}
+    if bad := [matched.tensors[path].name for path, values in params.items() if not np.isfinite(values).all()]:
+        raise UserError(
+            f"'{folder}' has numbers that are not finite in {listed(bad, MAX_LISTED)}; allowed: finite ones"
+        )
+    params = {path: np.ascontiguousarray(v.T) if path in matched.transposed else v for path, v in params.items()}
+    factors = {module: (params[f"{module}/{A}"], params[f"{module}/{B}"]) for module in matched.modules}
+    magnitudes = {m: params[f"{m}/{MAGNITUDE}"] for m in matched.modules if config.use_dora}
+    head = {path: values for path, values in params.items() if path.rpartition("/")[2] not in SUFFIXES.values()}
+    paths = tuple(sorted({*head, *head_paths(model, base)}))
+    rank = max(a.shape[-1] for a, _ in factors.values())
+    meta = {"alpha": config.lora_alpha, "rank": rank, "rank_stabilised": config.use_rslora}
+    scaling = {ours: config.scaling(theirs) for ours, theirs in matched.modules.items()}
+    return PeftAdapter(LoraAdapter(factors, scaling, head, fingerprint(base, paths), paths, meta), magnitudes)
 
 
-class Content(NamedTuple):
-    """Which tensor is which of our leaves."""
+class MatchedTensors(NamedTuple):
+    """Which tensor of a folder is which parameter."""
 
     tensors: dict[str, Tensor]  # by our path
-    transposed: set[str]  # paths
-    modules: dict[str, str]  # with a low-rank change: our module -> its name in the file
-    faults: list[str]
+    transposed: set[str]  # our paths
+    modules: dict[str, str]  # adapted ones: our name -> PEFT's
+    faults: list[str]  # a sentence for everything that does not fit
 
 
-def _sorted(found: Mapping[str, Tensor], model: Transformer, settings: Settings, base: Mapping[str, Any]) -> Content:
-    """Sort a folder's tensors into factors and modules that are saved in full, and name everything that is wrong."""
+def match_tensors(
+    found: Mapping[str, Tensor], model: Transformer, config: LoraConfig, base: Mapping[str, Any]
+) -> MatchedTensors:
+    """Sort a folder's tensors into factors, magnitudes and modules saved in full, and name everything that is wrong."""
     table = ARCHITECTURES[model.architecture]
-    names = {name.removeprefix(table.prefix): entry for name, entry in full_names(model).items()}
-    shapes = parameter_shapes(model, _outputs(found, model, names))
+    names = {name.removeprefix(table.prefix): entry for name, entry in model_tensor_names(model).items()}
+    shapes = param_shapes(model, _outputs(found, model, names))
     names = {name: entry for name, entry in names.items() if entry[0] in shapes}
-    content = Content({}, set(), {}, [])
+    matched = MatchedTensors({}, set(), {}, [])
     for name, tensor in found.items():
-        end = next((end for end in ENDS if name.endswith(end)), None)
-        path, transposed = names.get(name if end is None else name.removesuffix(end) + ".weight", ("", False))
-        if path and end is None:
-            content.tensors[path] = tensor
-            content.transposed.update({path} if transposed else ())
-        elif path.endswith("/kernel") and end is not None and (settings.dora or ENDS[end] in LEAVES):
-            module = path.removesuffix("/kernel")
-            content.tensors[f"{module}/{ENDS[end]}"] = tensor
-            content.transposed.update({f"{module}/{ENDS[end]}"} if ENDS[end] in LEAVES else ())
-            content.modules[module] = tensor.name.removeprefix(ROOT).removesuffix(end)
+        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
+        path, transposed = names.get(name if suffix is None else f"{name.removesuffix(suffix)}.weight", ("", False))
+        module, _, leaf = path.rpartition("/")
+        if path and suffix is None:
+            matched.tensors[path] = tensor
+            matched.transposed.update({path} if transposed else ())
+        elif leaf == "kernel" and suffix is not None and (config.use_dora or SUFFIXES[suffix] in LORA_PARAMS):
+            factor = f"{module}/{SUFFIXES[suffix]}"
+            matched.tensors[factor] = tensor
+            matched.transposed.update({factor} if SUFFIXES[suffix] in LORA_PARAMS else ())
+            matched.modules[module] = tensor.name.removeprefix(PREFIX).removesuffix(suffix)
         elif (original := table.tied.get(name)) not in names:
-            content.faults.append(f"{tensor.name} is unexpected")
-        elif not _same(tensor, found.get(original), base.get(names[original][0])):  # type: ignore[arg-type]
-            content.faults.append(f"{tensor.name} differs from {original}, to which the head is tied")
-    content.faults.extend(_misfits(content, settings, shapes))
-    content.faults.extend(
+            matched.faults.append(f"{tensor.name} is unexpected")
+        elif not _equal(tensor, found.get(original), base.get(names[original][0])):  # type: ignore[arg-type]
+            matched.faults.append(f"{tensor.name} differs from {original}, to which the head is tied")
+    matched.faults.extend(_factor_faults(matched, config, shapes))
+    matched.faults.extend(
         f"{original} is saved in full, and its copy {copy} is not"
         for copy, original in table.tied.items()
         if model.head_name in TIED and original in found and copy not in found
     )
-    content.faults.extend(misshapen({n: e for n, e in names.items() if n in found}, found, shapes))
-    content.faults.extend(f"{name} is missing" for name in _missing(content, settings, names, base, table.prefix))
-    return content
+    matched.faults.extend(misfits(names, found, shapes))
+    matched.faults.extend(f"{name} is missing" for name in _missing(matched, config, names, base, table.prefix))
+    return matched
 
 
-def _outputs(found: Mapping[str, Tensor], model: Transformer, names: Mapping[str, tuple[str, bool]]) -> int:
-    """Return the number of outputs that the folder's head has; of a head that is missing, 1."""
-    if model.head_name in TIED or model.head_name == "spans":
-        return model.sizes.vocab_size if model.head_name in TIED else 2
+def _outputs(found: Mapping[str, Tensor], model: Transformer, names: TensorNames) -> int:
+    """Return the number of outputs of the folder's head; 1 if it has none."""
+    if fixed := fixed_outputs(model):
+        return fixed
     theirs = next(name for name, (path, _) in names.items() if path == "classifier/kernel")
     shape = found[theirs].shape if theirs in found else ()
     return shape[0] if len(shape) == 2 and shape[0] > 0 else 1
 
 
-def _same(copy: Tensor, original: Tensor | None, of_base: Any) -> bool:
-    """Tell whether a tensor is what the network takes from another place: of the folder, or else of the base."""
+def _equal(copy: Tensor, original: Tensor | None, of_base: Any) -> bool:
+    """Tell whether a tied tensor equals its original, in the folder or else in the base."""
     other = of_base if original is None else original.read()
-    return other is not None and copy.dtype in NUMBERS and np.array_equal(copy.read(), np.asarray(other))
+    return other is not None and copy.dtype in FLOAT_DTYPES and np.array_equal(copy.read(), np.asarray(other))
 
 
-def _misfits(content: Content, settings: Settings, shapes: Mapping[str, tuple[int, ...]]) -> Iterable[str]:
-    """Yield what is wrong with the shapes of factors and magnitudes, and what lacks its other half."""
-    if not content.modules:
+def _factor_faults(matched: MatchedTensors, config: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """Yield a sentence for each factor or magnitude that is missing or has another shape or type."""
+    if not matched.modules:
         yield "it has no lora_A and lora_B"
-    for module, name in content.modules.items():
+    for module, name in matched.modules.items():
         inputs, outputs = shapes[f"{module}/kernel"]
-        rank = of_pattern(settings.ranks, name, settings.rank)
-        wanted: dict[str, tuple[int, ...]] = {A: (rank, inputs), B: (outputs, rank)}
-        wanted |= {MAGNITUDE: (outputs,)} if settings.dora else {}
-        for end, leaf in ENDS.items():
-            tensor = content.tensors.get(f"{module}/{leaf}")
-            if leaf in wanted and tensor is None:
-                yield f"{name}{end} is missing"
-            elif tensor is not None and tensor.shape != wanted[leaf]:
-                yield f"{name}{end} is {tensor.shape} instead of {wanted[leaf]}"
-            elif tensor is not None and tensor.dtype not in NUMBERS:
-                yield f"{name}{end} holds {tensor.dtype} instead of {listed(NUMBERS)}"
+        rank = config.rank(name)
+        expected: dict[str, tuple[int, ...]] = {A: (rank, inputs), B: (outputs, rank)}
+        expected |= {MAGNITUDE: (outputs,)} if config.use_dora else {}
+        for suffix, ours in SUFFIXES.items():
+            if ours not in expected:
+                continue
+            tensor = matched.tensors.get(f"{module}/{ours}")
+            fault = f"{name}{suffix} is missing" if tensor is None else misfit(tensor, expected[ours])
+            if fault:
+                yield fault
 
 
 def _missing(
-    content: Content,
-    settings: Settings,
-    names: Mapping[str, tuple[str, bool]],
-    base: Mapping[str, Any],
-    prefix: str,
-) -> list[str]:
-    """Return the names of what is nowhere: leaves of neither folder nor base, of half a module, of a target."""
-    halves = {path.rpartition("/")[0] for path in content.tensors if path.rpartition("/")[2] not in ENDS.values()}
-    missing = []
+    matched: MatchedTensors, config: LoraConfig, names: TensorNames, base: Mapping[str, Any], prefix: str
+) -> Iterator[str]:
+    """Yield the names of parameters that neither folder nor base has, and of factors that a target module lacks."""
+    saved = {path.rpartition("/")[0] for path in matched.tensors if path.rpartition("/")[2] not in SUFFIXES.values()}
     for name, (path, _) in names.items():
         module, _, leaf = path.rpartition("/")
-        if path not in content.tensors and (path not in base or module in halves):
-            missing.append(name)
-        ends = [f".{prefix}{name}".endswith(f".{end}.weight") for end in settings.targets]
-        if leaf == "kernel" and any(ends) and module not in content.modules and module not in halves:
-            missing.append(f"{name.removesuffix('.weight')}.lora_A.weight")
-    return missing
+        if path not in matched.tensors and (path not in base or module in saved):
+            yield name
+        targeted = any(f".{prefix}{name}".endswith(f".{end}.weight") for end in config.target_modules)
+        if leaf == "kernel" and targeted and module not in matched.modules and module not in saved:
+            yield f"{name.removesuffix('.weight')}.lora_A.weight"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -370,132 +351,128 @@ def _missing(
 
 def write_peft(
     folder: Path,
-    tuning: Tuning | Adapter,
+    adapter: PeftAdapter | LoraAdapter,
     model: Transformer,
     base: Mapping[str, Any],
-    name: str,
+    base_name: str,
+    *,
     dropout: float = 0.0,
 ) -> None:
-    """Write an adapter as PEFT's ``save_pretrained`` would. The head is saved in full, with any change beside it.
+    """Write an adapter as PEFT's ``save_pretrained`` would. The head is saved in full, any change of it merged.
 
     Args:
         folder: a new or an empty one.
-        tuning: what was learned.
+        adapter: what was learned.
         model: the network that it is for.
         base: the parameters that it changes.
-        name: of the checkpoint that holds them, which PEFT loads: a folder, or a name on the Hugging Face Hub.
-        dropout: of the correction's input, for those who go on training.
+        base_name: the checkpoint that holds them, which PEFT loads: a folder, or a name on the Hugging Face Hub.
+        dropout: of the adapter's input, for further training.
 
     Raises:
-        UserError: the network is none of Hugging Face's, the adapter does not fit it, or the folder holds something.
+        UserError: the network is not one of Hugging Face's, the adapter does not fit it, or the folder is not empty.
     """
-    tuning = tuning if isinstance(tuning, Tuning) else Tuning(tuning)
-    check_class(model)
-    check_empty(folder)
-    _check_fit(tuning, model, base)
-    tuning = with_whole_head(tuning)
-    factors, whole = to_tensors(tuning, model, base)
+    adapter = adapter if isinstance(adapter, PeftAdapter) else PeftAdapter(adapter)
+    check_exportable(model)
+    check_new_folder(folder)
+    _check_fit(adapter, model, base)
+    adapter = merge_into_head(adapter)
+    factors, saved = to_tensors(adapter, model, base)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / WEIGHTS) as file:
-        # order="C", because safetensors writes a transposed array's memory as it lies: another array.
-        leaves = {ROOT + key: np.asarray(leaf, order="C") for key, leaf in {**factors, **whole}.items()}
-        file.write(save(leaves, {"format": "pt"}))
-    config = to_config(tuning, model, whole) | {"base_model_name_or_path": name, "lora_dropout": dropout}
-    with atomic_write(folder / CONFIG) as file:
-        file.write((json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    write_tensors(folder / WEIGHTS, {PREFIX + name: leaf for name, leaf in (factors | saved).items()}, {"format": "pt"})
+    names = {"base_model_name_or_path": base_name, "lora_dropout": dropout}
+    write_json(folder / CONFIG, to_config(adapter, model, saved) | names)
 
 
 def to_tensors(
-    tuning: Tuning, model: Transformer, base: Mapping[str, Any]
+    adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return factors and magnitudes, and what is saved in full, under PEFT's names below :data:`ROOT`."""
-    theirs = {path: (name, transposed) for name, (path, transposed) in full_names(model).items()}
-    factors, whole = {}, {}
-    for path, leaf in tuning.params().items():
-        module, _, own = path.rpartition("/")
-        end = next((end for end, ours in ENDS.items() if ours == own), None)
-        name, transposed = theirs[path if end is None else f"{module}/kernel"]
-        if end is None:
-            whole[name] = leaf.T if transposed else leaf
+    """Return factors with magnitudes, and what is saved in full, under PEFT's names without :data:`PREFIX`."""
+    names = model_tensor_names(model)
+    theirs = {path: (name, transposed) for name, (path, transposed) in names.items()}
+    factors, saved = {}, {}
+    for path, leaf in adapter.params().items():
+        module, _, last = path.rpartition("/")
+        suffix = next((suffix for suffix, ours in SUFFIXES.items() if ours == last), None)
+        name, transposed = theirs[path if suffix is None else f"{module}/kernel"]
+        if suffix is None:
+            saved[name] = leaf.T if transposed else leaf
         else:
-            factors[name.removesuffix(".weight") + end] = leaf.T if own in LEAVES else leaf
-    # A module that is saved in full is saved with its copies of what lies elsewhere, or PEFT does not load it.
-    names, modules = full_names(model), _modules(whole)
-    table = ARCHITECTURES[model.architecture]
+            factors[name.removesuffix(".weight") + suffix] = leaf.T if last in LORA_PARAMS else leaf
+    # PEFT loads a module that is saved in full only with its copies of tied tensors.
+    modules, table = _modules(saved), ARCHITECTURES[model.architecture]
     for copy, original in table.tied.items() if model.head_name in TIED else ():
         path = names[original if original in names else table.prefix + original][0]
-        if path in tuning.lora.head or any(copy.startswith(f"{module}.") for module in modules):
-            whole[copy] = np.array(tuning.lora.head.get(path, base[path]))
-    return factors, whole
+        if path in adapter.lora.head or any(copy.startswith(f"{module}.") for module in modules):
+            saved[copy] = np.array(adapter.lora.head.get(path, base[path]))
+    return factors, saved
 
 
-def _modules(whole: Iterable[str]) -> list[str]:
-    """Return the modules of tensors that are saved in full; one within another is saved with it."""
-    modules = sorted({name.rpartition(".")[0] for name in whole})
+def _modules(saved: Iterable[str]) -> list[str]:
+    """Return the outermost modules of tensors that are saved in full."""
+    modules = sorted({name.rpartition(".")[0] for name in saved})
     return [module for module in modules if not any(module.startswith(f"{other}.") for other in modules)]
 
 
-def with_whole_head(tuning: Tuning) -> Tuning:
-    """Return the tuning with changes beside kernels that are saved in full added to these."""
-    lora = tuning.lora
-    inside = [module for module in lora.deltas if f"{module}/kernel" in lora.head]
-    head = {**lora.head, **{f"{m}/kernel": _turned(tuning, m, lora.head[f"{m}/kernel"]) for m in inside}}
-    deltas = {module: pair for module, pair in lora.deltas.items() if module not in inside}
-    magnitudes = {module: leaf for module, leaf in tuning.magnitudes.items() if module not in inside}
-    return Tuning(Adapter(deltas, lora.scales, head, lora.base, lora.head_paths, lora.meta), magnitudes)
+def merge_into_head(adapter: PeftAdapter) -> PeftAdapter:
+    """Return the adapter with its changes of kernels that are saved in full merged into these."""
+    lora = adapter.lora
+    inside = [module for module in lora.factors if f"{module}/kernel" in lora.head]
+    head = {**lora.head, **{f"{m}/kernel": _merged(adapter, m, lora.head[f"{m}/kernel"]) for m in inside}}
+    factors = {module: pair for module, pair in lora.factors.items() if module not in inside}
+    magnitudes = {module: leaf for module, leaf in adapter.magnitudes.items() if module not in inside}
+    return PeftAdapter(LoraAdapter(factors, lora.scaling, head, lora.base, lora.head_paths, lora.meta), magnitudes)
 
 
-def _check_fit(tuning: Tuning, model: Transformer, base: Mapping[str, Any]) -> None:
+def _check_fit(adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]) -> None:
     """Refuse an adapter of another network or base, one without its head, and one that changes only that."""
-    lora = tuning.lora
+    lora = adapter.lora
     kernel = lora.head.get("classifier/kernel")
-    shapes = parameter_shapes(model, _fixed(model) or (1 if kernel is None else kernel.shape[-1]))
+    shapes = param_shapes(model, fixed_outputs(model) or (1 if kernel is None else kernel.shape[-1]))
     lacking = [p for p in head_paths(model, shapes) if p not in lora.head and model.head_name not in TIED]
     if lacking:
-        raise UserError(f"the adapter brings no head: {listed(sorted(lacking))} missing; allowed: one with its head")
-    if all(f"{module}/kernel" in lora.head for module in lora.deltas):
+        raise UserError(f"the adapter has no head: {listed(sorted(lacking))} missing; allowed: one with its head")
+    if all(f"{module}/kernel" in lora.head for module in lora.factors):
         raise UserError("the adapter changes no kernel below the head; allowed: one with low-rank changes there")
     wrong = [path for path, leaf in lora.head.items() if shapes.get(path) != leaf.shape]
-    wrong += [f"{m}/{MAGNITUDE}" for m, leaf in tuning.magnitudes.items() if leaf.shape != lora.deltas[m][1].shape[-1:]]
+    outputs = {module: b.shape[-1:] for module, (_, b) in lora.factors.items()}
+    wrong += [f"{module}/{MAGNITUDE}" for module, leaf in adapter.magnitudes.items() if leaf.shape != outputs[module]]
     if wrong:
-        raise UserError(f"the adapter does not fit this network: {listed(wrong, SHOWN)} of another shape or not in it")
+        raise UserError(
+            f"the adapter does not fit this network: {listed(wrong, MAX_LISTED)} of another shape, or absent"
+        )
     check_modules(lora, {path: np.broadcast_to(0.0, shape) for path, shape in shapes.items()})
     check_base(lora, {**base, **lora.head})
 
 
-def _fixed(model: Transformer) -> int | None:
-    """Return the outputs that a head always has."""
-    return model.sizes.vocab_size if model.head_name in TIED else 2 if model.head_name == "spans" else None
-
-
-def to_config(tuning: Tuning, model: Transformer, whole: Iterable[str]) -> dict[str, Any]:
-    """Return what ``adapter_config.json`` says: the commonest rank and alpha, and by full names where they differ."""
-    lora = tuning.lora
-    stabilised = bool(lora.meta.get("rank_stabilised", False))
+def to_config(adapter: PeftAdapter, model: Transformer, saved: Iterable[str]) -> dict[str, Any]:
+    """Return the content of ``adapter_config.json``: the commonest rank and alpha, and patterns of full names."""
+    lora = adapter.lora
+    use_rslora = bool(lora.meta.get("rank_stabilised", False))
     theirs = {
-        path: (name.removesuffix(".weight"), transposed) for name, (path, transposed) in full_names(model).items()
+        path: (name.removesuffix(".weight"), transposed)
+        for name, (path, transposed) in model_tensor_names(model).items()
     }
-    names = {module: theirs[f"{module}/kernel"][0] for module in lora.deltas}
+    names = {module: theirs[f"{module}/kernel"][0] for module in lora.factors}
     ranks = {names[module]: rank for module, rank in lora.ranks.items()}
     alphas = {
-        names[module]: _number(lora.scales[module] * (math.sqrt(rank) if stabilised else rank))
+        names[module]: _number(lora.scaling[module] * (math.sqrt(rank) if use_rslora else rank))
         for module, rank in lora.ranks.items()
     }
-    (rank, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
+    (r, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA",
-        "task_type": TASKS[model.head_name],
+        "task_type": TASK_TYPES.get(model.head_name),
         "inference_mode": True,
-        "r": rank,
+        "r": r,
         "lora_alpha": alpha,
-        "rank_pattern": {name: r for name, r in ranks.items() if r != rank},
-        "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+        "rank_pattern": {name: rank for name, rank in ranks.items() if rank != r},
+        "alpha_pattern": {name: own for name, own in alphas.items() if own != alpha},
         "target_modules": sorted(ranks),
-        "modules_to_save": _modules(whole) or None,
-        "fan_in_fan_out": not any(theirs[f"{module}/kernel"][1] for module in lora.deltas),
+        "modules_to_save": _modules(saved) or None,
+        "fan_in_fan_out": not any(theirs[f"{module}/kernel"][1] for module in lora.factors),
         "bias": "none",
-        "use_rslora": stabilised,
-        "use_dora": bool(tuning.magnitudes),
+        "use_rslora": use_rslora,
+        "use_dora": bool(adapter.magnitudes),
         "init_lora_weights": True,
     }
 

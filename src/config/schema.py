@@ -163,7 +163,7 @@ def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     """
     prefix = f"{key}." if key else ""
     hints = typing.get_type_hints(cls)
-    plain_fields = [f for f in dataclasses.fields(cls) if f.name not in ready]
+    plain_fields = [f for f in dataclasses.fields(cls) if f.name not in ready and is_setting(f)]
     names = [f.name for f in plain_fields]
     schema = dataclasses.make_dataclass(
         cls.__name__,
@@ -186,6 +186,11 @@ def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     made = cls(**{str(k): _frozen(v) for k, v in dict(converted).items()}, **ready)  # type: ignore[call-overload]
     check_values(made, key)
     return made
+
+
+def is_setting(f: dataclasses.Field[Any]) -> bool:
+    """Tell whether a dataclass field can be configured; others have ``metadata={"setting": False}``."""
+    return f.metadata.get("setting", True)
 
 
 def type_message(error: Exception, key: str = "") -> str:

@@ -17,7 +17,7 @@ from ..types import Params
 from .base import PLAIN, ApplyOptions
 from .layers import take_rows
 from .transformer import dense, initial_kernel
-from .vit import Sizes, Vit, through_blocks
+from .vit import Vit, ViTConfig, through_blocks
 from .wrapped import Wrapped
 
 HIDDEN = -1.0  # every pixel of a hidden patch: they are from 0 to 1
@@ -66,7 +66,7 @@ def wave_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "L 
 class Decoder(nn.Module):
     """Blocks over all patches of an image, those that were hidden as one learned token, and a dense layer to pixels."""
 
-    sizes: Sizes
+    sizes: ViTConfig
     grid: tuple[int, int]  # patches down and across
     outputs: int
 
@@ -99,7 +99,7 @@ class Autoencoder(Wrapped):
     """
 
     model: Vit = hparam()
-    decoder: Sizes = hparam()  # its width, layers, heads and the units between two layers
+    decoder: ViTConfig = hparam()  # its width, layers, heads and the units between two layers
     grid: tuple[int, int] = hparam()  # patches down and across
     seen: int = hparam()  # patches of an image that are not hidden
 

@@ -92,23 +92,10 @@ class Model:
         """
         return "(?!)"
 
-    def pretrained(self, outputs: int | None = None) -> Params:
-        """Return parameters, by path, that take the place of the initial ones: a checkpoint's. None by default.
-
-        Args:
-            outputs: of the head that is wanted, which is among them if the checkpoint has the same; ``None``: only a
-                head whose size does not depend on it.
-        """
-        return {}
-
     @property
     def has_checkpoint(self) -> bool:
-        """Whether :meth:`pretrained` has any."""
+        """Whether a checkpoint's parameters replace the initial ones (see ``src/checkpoints/huggingface.py``)."""
         return False
-
-    def checkpoint_fingerprint(self) -> str | None:
-        """Return a digest of the checkpoint's files; ``None``: there is no checkpoint."""
-        return None
 
     def rows_at_once(self, features: tuple[int, ...]) -> int | None:
         """Return how many rows of these features are evaluated side by side; ``None``: all there are."""

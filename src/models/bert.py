@@ -14,7 +14,7 @@ from ..config.hparams import NATURAL, hparam
 from ..errors import UserError
 from .cpu_kernels import add_bias, gelu
 from .layers import Dropout
-from .transformer import HEAD, MASK_VALUE, Attention, Embeddings, Network, Sizes, Transformer, dense, pooled
+from .transformer import HEAD, MASK_VALUE, Attention, Embeddings, Network, Transformer, TransformerConfig, dense, pooled
 
 Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
 Pooling = Enum("Pooling", ["pooler", "first", "mean"])
@@ -24,7 +24,7 @@ POOLER = "pooler/.*"
 class Block(nn.Module):
     """Attention and two dense layers, each added to its input and then normalised."""
 
-    sizes: Sizes
+    sizes: TransformerConfig
     dropout: Any
 
     @nn.compact
@@ -109,7 +109,7 @@ class Bert(Transformer):
     """
 
     architecture: ClassVar[str] = "bert"
-    smallest: ClassVar[Sizes] = Sizes(types=2, epsilon=1e-12)
+    default_sizes: ClassVar[TransformerConfig] = TransformerConfig(types=2, epsilon=1e-12)
 
     types: int | None = hparam(None, NATURAL)
     head: Head = hparam(Head.classify)

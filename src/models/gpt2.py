@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import hparam
 from .layers import Dropout
-from .transformer import Attention, Embeddings, Network, Sizes, Transformer, dense, residual_deviation
+from .transformer import Attention, Embeddings, Network, Transformer, TransformerConfig, dense, residual_deviation
 
 Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
 Pooling = Enum("Pooling", ["last", "mean"])
@@ -20,7 +20,7 @@ Pooling = Enum("Pooling", ["last", "mean"])
 class Block(nn.Module):
     """Attention and two dense layers, each on normalised hidden states and added to what they were."""
 
-    sizes: Sizes
+    sizes: TransformerConfig
     dropout: Any
 
     @nn.compact

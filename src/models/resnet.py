@@ -24,7 +24,7 @@ MOST_BLOCKS = 1000
 VALUES_AT_ONCE = 2**24  # of the largest maps, when nothing is learned
 
 
-class Sizes(NamedTuple):
+class ResNetConfig(NamedTuple):
     """The sizes of a network. ``kind``: of its blocks, ``basic`` or ``bottleneck``."""
 
     stem_width: int = 64
@@ -35,7 +35,7 @@ class Sizes(NamedTuple):
     stem: str = "imagenet"
 
     @classmethod
-    def named(cls, depth: int, width: int, stem: str) -> Sizes:
+    def named(cls, depth: int, width: int, stem: str) -> ResNetConfig:
         """Return the sizes of a published depth, with so many features in the first stage (64 there)."""
         kind, depths = DEPTHS[depth]
         most = width * (BOTTLENECK if kind == "bottleneck" else 1)
@@ -131,7 +131,7 @@ class Residual(nn.Module):
     That mean is the last block's group's: what is kept of a frozen network is then a vector an image, no maps.
     """
 
-    sizes: Sizes
+    sizes: ResNetConfig
     scaling: Scaling
     last_scale: float
     dropout: Any
@@ -176,19 +176,18 @@ class Resnet(Vision):
     zero_init_residual: bool = hparam(False)
 
     @property
-    def sizes(self) -> Sizes:
-        """The network's sizes: the checkpoint's, or as set; ResNet-18 with the small stem if nothing is.
+    def sizes(self) -> ResNetConfig:
+        """The network's sizes: the checkpoint's, else as set; the default is ResNet-18 with the small stem.
 
         Raises:
-            UserError: a size that is not the checkpoint's, or a checkpoint's that cannot be.
+            UserError: a size differs from the checkpoint's, or the checkpoint's sizes contradict one another.
         """
-        if self.checkpoint is None:
-            return Sizes.named(self.depth or 18, self.width or 64, (self.stem or Stem.cifar).name)
-        from ..checkpoints.huggingface import read_sizes
-
-        known: Sizes = read_sizes(self.architecture, self.checkpoint)
-        self.agreed({"depth": known.depth or f"{known.kind} stages of {known.depths}", "width": known.stem_width})
-        self.agreed({"stem": known.stem})
+        loaded = self.loaded_config()
+        if loaded is None:
+            return ResNetConfig.named(self.depth or 18, self.width or 64, (self.stem or Stem.cifar).name)
+        known: ResNetConfig = loaded.network
+        depth = known.depth or f"{known.kind} stages of {known.depths}"
+        self.check_matches({"depth": depth, "width": known.stem_width, "stem": known.stem})
         least = BOTTLENECK if known.kind == "bottleneck" else 1
         if len(known.widths) != len(known.depths) or sum(known.depths) > MOST_BLOCKS or min(known.widths) < least:
             raise UserError(

@@ -29,8 +29,8 @@ TIED = ("masked", "pretraining", "causal")  # heads whose outputs are words: the
 HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
 
 
-class Sizes(NamedTuple):
-    """The sizes of a network, and the epsilon of its normalisations."""
+class TransformerConfig(NamedTuple):
+    """The sizes of a network, and the epsilon of its layer normalisations."""
 
     vocab_size: int = 8192
     width: int = 128
@@ -131,7 +131,7 @@ def pooled(
 class Embeddings(nn.Module):
     """The sum of a token's word, its position and, where the network has types, its type; and a word's likelihood."""
 
-    sizes: Sizes
+    sizes: TransformerConfig
     dropout: Any
     packed: bool
     normalised: bool  # whether the sum is normalised, as in BERT
@@ -191,7 +191,7 @@ class Network(nn.Module):
     on, under a head for whole examples, their pooled inputs ``(N, examples, E)``.
     """
 
-    sizes: Sizes
+    sizes: TransformerConfig
     outputs: int
     head: str
     pooling: str
@@ -295,16 +295,17 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Transformer(Checkpointed):
-    """The settings of both. ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: from the seed.
+    """The settings that BERT and GPT-2 share.
 
-    Sizes that are ``None`` are those of the checkpoint's ``config.json``; without a checkpoint, of a small network
-    (:class:`Sizes`). ``intermediate``: units between the two layers of a block. ``dropout``: of the trunk (embeddings,
-    attention's shares, both outputs of a block); ``head_dropout``: of the head's input. ``examples``: most in a row.
+    ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: random initial parameters. Sizes that are
+    ``None`` are those of the checkpoint's ``config.json``; without a checkpoint, those of a small network
+    (:class:`TransformerConfig`). ``intermediate``: units between the two layers of a block. ``dropout``: of the trunk
+    (embeddings, attention's shares, both outputs of a block); ``head_dropout``: of the head's input. ``examples``: most
+    in a row.
     """
 
     input_dtype: ClassVar[Any] = jnp.int32
-    architecture: ClassVar[str]  # as `model_type` in config.json has it
-    smallest: ClassVar[Sizes] = Sizes()
+    default_sizes: ClassVar[TransformerConfig] = TransformerConfig()
 
     vocab_size: int | None = hparam(None, COUNT)
     width: int | None = hparam(None, COUNT)
@@ -317,22 +318,19 @@ class Transformer(Checkpointed):
     examples: int = hparam(1, COUNT)
 
     @property
-    def sizes(self) -> Sizes:
-        """The network's sizes: as set, or the checkpoint's, or small ones.
+    def sizes(self) -> TransformerConfig:
+        """The network's sizes: as set, else the checkpoint's, else the defaults.
 
         Raises:
-            UserError: a size that is not the checkpoint's, or heads that do not divide the width.
+            UserError: a size differs from the checkpoint's, or the heads do not divide the width.
         """
-        known = self.smallest
-        if self.checkpoint is not None:
-            from ..checkpoints.huggingface import read_sizes
-
-            known = read_sizes(self.architecture, self.checkpoint)
-        given = {name: value for name in Sizes._fields if (value := getattr(self, name, None)) is not None}
-        if self.checkpoint is not None:
-            self.agreed({name: getattr(known, name) for name in given})
-        if self.checkpoint is None and "intermediate" not in given and self.width is not None:
-            given["intermediate"] = 4 * self.width
+        loaded = self.loaded_config()
+        known = loaded.network if loaded else self.default_sizes
+        given = {name: value for name in known._fields if (value := getattr(self, name, None)) is not None}
+        if loaded:
+            self.check_matches({name: getattr(known, name) for name in given})
+        elif self.width is not None:
+            given.setdefault("intermediate", 4 * self.width)
         sizes = known._replace(**given)
         if sizes.width % sizes.heads:
             raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")

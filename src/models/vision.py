@@ -1,4 +1,4 @@
-"""What ResNet and ViT share: images in, how their pixels are standardised, and the settings of a checkpoint.
+"""What ResNet and ViT share: checks of the images, standardisation of their pixels, and settings.
 
 Inputs are uint8 ``(N, H, W, C)``, or floats of that shape from 0 to 1, as augmentation returns them.
 """
@@ -29,34 +29,34 @@ SPREAD = Check("a finite number > 0, or a list with one for each channel", lambd
 
 
 class Scaling(NamedTuple):
-    """What pixels from 0 to 1 are standardised with: one number for all channels, or one for each."""
+    """The mean and standard deviation of pixels from 0 to 1: one number for all channels, or one for each."""
 
     mean: tuple[float, ...] = (0.5,)
     std: tuple[float, ...] = (0.25,)
 
 
 def standardised(module: nn.Module, x: Array, scaling: Scaling) -> Float[Array, "N H W C"]:
-    """Return ``(x - mean) / std`` in the precision of a network's parameters; bytes are divided by 255 first.
+    """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first.
 
     Args:
         module: the network.
-        x: images, as :func:`check_images` lets them pass.
-        scaling: what they are standardised with.
+        x: images that :func:`check_images` accepts.
+        scaling: mean and standard deviation.
 
     Raises:
-        UserError: more numbers than one, and not as many as there are channels.
+        UserError: the mean or the deviation has neither one number nor one a channel.
     """
     pixels = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
     for name, values in scaling._asdict().items():
         if len(values) not in (1, x.shape[-1]):
             raise UserError(f"model.{name} has {len(values)} numbers; allowed: one, or {x.shape[-1]}, one a channel")
     mean, std = (jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1) for values in scaling)
-    own = jax.tree.leaves(module.variables.get("params", {}))  # none while they are made
+    own = jax.tree.leaves(module.variables.get("params", {}))  # none during init
     return ((pixels - mean) / std).astype(own[0].dtype if own else jnp.float32)
 
 
 def check_images(model: str, x: Array, channels: int | None) -> None:
-    """Refuse inputs that are no images, or have other channels than a checkpoint (``None``: there is none)."""
+    """Refuse inputs that are not images, or whose channels are not the checkpoint's (``None``: no checkpoint)."""
     right = x.dtype == jnp.uint8 or jnp.issubdtype(x.dtype, jnp.floating)
     if x.ndim != 4 or not right:
         raise UserError(
@@ -71,14 +71,14 @@ def check_images(model: str, x: Array, channels: int | None) -> None:
 
 @dataclass(frozen=True)
 class Vision(Checkpointed):
-    """The settings of both. ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: from the seed.
+    """The settings that ResNet and ViT share.
 
-    ``mean`` and ``std``: what pixels from 0 to 1 are standardised with, one number or one a channel; ``None`` takes
-    what the checkpoint's ``preprocessor_config.json`` says, and 0.5 and 0.25 without a checkpoint.
+    ``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: random initial parameters. ``mean`` and
+    ``std``: of pixels from 0 to 1, one number or one a channel; ``None`` takes the values in the checkpoint's
+    ``preprocessor_config.json``, and 0.5 and 0.25 without a checkpoint.
     """
 
     input_dtype: ClassVar[Any] = jnp.uint8
-    architecture: ClassVar[str]  # as `model_type` in config.json has it
     head_name: ClassVar[str] = "classify"
 
     mean: Any = hparam(None, CENTRE)
@@ -87,17 +87,10 @@ class Vision(Checkpointed):
 
     @property
     def scaling(self) -> Scaling:
-        """What pixels are standardised with.
-
-        Raises:
-            UserError: the checkpoint does not say, or scales in another way.
-        """
+        """The mean and standard deviation of pixels: as set, else the checkpoint's, else the defaults."""
         given = {name: value for name in Scaling._fields if (value := getattr(self, name)) is not None}
-        known = Scaling()
-        if self.checkpoint is not None and len(given) < len(Scaling._fields):
-            from ..checkpoints.huggingface import read_scaling
-
-            known = Scaling(*read_scaling(self.checkpoint))
+        loaded = self.loaded_config()
+        known = loaded.scaling if loaded and loaded.scaling else Scaling()
         return known._replace(**{k: v if isinstance(v, tuple) else (v,) for k, v in given.items()})
 
     @property

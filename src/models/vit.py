@@ -24,8 +24,8 @@ WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width and h
 TOKENS_AT_ONCE = 8192  # when nothing is learned
 
 
-class Sizes(NamedTuple):
-    """The sizes of a network, and the epsilon of its normalisations."""
+class ViTConfig(NamedTuple):
+    """The sizes of a network, and the epsilon of its layer normalisations."""
 
     width: int = 192
     layers: int = 12
@@ -37,7 +37,7 @@ class Sizes(NamedTuple):
     epsilon: float = 1e-12
 
     @classmethod
-    def named(cls, size: str) -> Sizes:
+    def named(cls, size: str) -> ViTConfig:
         """Return the sizes that go by a name."""
         width, heads = WIDTHS[size]
         return cls(width, heads=heads, intermediate=4 * width)
@@ -46,7 +46,7 @@ class Sizes(NamedTuple):
     def size(self) -> str | None:
         """The name of these sizes, if they have one; patches do not matter."""
         own = (self.width, self.layers, self.heads, self.intermediate)
-        return next((name for name in WIDTHS if Sizes.named(name)[:4] == own), None)
+        return next((name for name in WIDTHS if ViTConfig.named(name)[:4] == own), None)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return how many patches an image has, down and across.
@@ -91,7 +91,7 @@ class PatchEmbeddings(nn.Module):
 class Block(nn.Module):
     """Attention and two dense layers, each on normalised hidden states and added to what they were."""
 
-    sizes: Sizes
+    sizes: ViTConfig
     dropout: Any
 
     @nn.compact
@@ -105,7 +105,7 @@ class Block(nn.Module):
         return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
 
 
-def through_blocks(h: Float[Array, "N L E"], sizes: Sizes, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
+def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
     """Return what some of the blocks of the module that calls make of hidden states; every token sees every other."""
     shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
     # One long row of tokens: gradients of kernels are then plain products.
@@ -121,7 +121,7 @@ class VisionTransformer(nn.Module):
     Between groups lie hidden states ``(N, L, E)``; above the last block, whose group pools, one vector an image.
     """
 
-    sizes: Sizes
+    sizes: ViTConfig
     scaling: Scaling
     pooling: str
     dropout: Any
@@ -193,23 +193,22 @@ class Vit(Vision):
     dropout: float | None = hparam(None, UNIT, traced=True)
 
     @property
-    def sizes(self) -> Sizes:
-        """The network's sizes: the checkpoint's, or as set.
+    def sizes(self) -> ViTConfig:
+        """The network's sizes: the checkpoint's, else as set.
 
         Raises:
-            UserError: a size that is not the checkpoint's, or heads that do not divide the width.
+            UserError: a size differs from the checkpoint's, or the heads do not divide the width.
         """
         names = ("width", "layers", "heads", "intermediate", "patch", "image")
-        if self.checkpoint is not None:
-            from ..checkpoints.huggingface import read_sizes
-
-            sizes: Sizes = read_sizes(self.architecture, self.checkpoint)
-            self.agreed({"size": sizes.size or "sizes of its own"} | {name: getattr(sizes, name) for name in names})
+        if loaded := self.loaded_config():
+            sizes: ViTConfig = loaded.network
+            known = {name: getattr(sizes, name) for name in names}
+            self.check_matches({"size": sizes.size or "sizes of its own", **known})
         else:
             given = {name: value for name in names if (value := getattr(self, name)) is not None}
             if self.width is not None:
                 given.setdefault("intermediate", 4 * self.width)
-            sizes = Sizes.named((self.size or Size.tiny).name)._replace(**given)
+            sizes = ViTConfig.named((self.size or Size.tiny).name)._replace(**given)
         if sizes.width % sizes.heads:
             raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
         return sizes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.hparams import hparam
-from ..types import Params
 from .base import Model
 
 
@@ -24,15 +23,7 @@ class Wrapped(Model):
         """As the network."""
         return self.model.rows_at_once(features)
 
-    def pretrained(self, outputs: int | None = None) -> Params:
-        """Return the network's checkpoint, whose head is for something else."""
-        return self.model.pretrained(None)
-
     @property
     def has_checkpoint(self) -> bool:
         """As the network."""
         return self.model.has_checkpoint
-
-    def checkpoint_fingerprint(self) -> str | None:
-        """As the network."""
-        return self.model.checkpoint_fingerprint()

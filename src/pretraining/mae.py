@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..models.autoencoder import HIDDEN, Autoencoder, from_patches, in_patches
 from ..models.base import Model
 from ..models.layers import take_rows
-from ..models.vit import Sizes, Vit
+from ..models.vit import Vit, ViTConfig
 from ..objectives.base import Network, Objective, StepAux, StepContext
 from .augmentation import Augmentation, to_float
 from .base import PretrainTask
@@ -113,7 +113,7 @@ class Mae(FromImages):
         height, width, channels = data.features
         grid, patch = model.sizes.grid(height, width), model.sizes.patch
         seen = self.seen(grid[0] * grid[1])
-        decoder = Sizes(self.decoder_width, self.decoder_layers, self.decoder_heads, 4 * self.decoder_width)
+        decoder = ViTConfig(self.decoder_width, self.decoder_layers, self.decoder_heads, 4 * self.decoder_width)
         if decoder.width % 4 or decoder.width % decoder.heads:
             raise UserError(
                 f"pretrain.decoder_width is {decoder.width}; allowed: a multiple of 4 and of pretrain.decoder_heads "

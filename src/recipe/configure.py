@@ -33,6 +33,7 @@ def make_plan(cfg: DictConfig) -> Plan:
     Raises:
         UserError: a value that is not allowed, an unknown option or setting.
     """
+    from ..checkpoints.huggingface import load_config
     from .spec import Recipe
 
     known = [*RecipeConfig.__dataclass_fields__, *Study.__dataclass_fields__, *CONFIG_GROUPS]
@@ -49,6 +50,7 @@ def make_plan(cfg: DictConfig) -> Plan:
             f"allowed: recipe={fits}, or data={listed(others)}"
         )
     groups = {name: build(name, cfg[name]) for name in CONFIG_GROUPS if name in Recipe.__dataclass_fields__}
+    groups["model"] = load_config(groups["model"])
     return Plan(
         recipe=typed(Recipe, {name: cfg[name] for name in RecipeConfig.__dataclass_fields__}, "", **groups),
         source=build("data", cfg.data),

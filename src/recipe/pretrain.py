@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..checkpoints import huggingface
 from ..config.hparams import static_part
 from ..pretraining.base import Features
 from ..training.calls import Evaluate, InitParams, Share, Steps, TrainPhase, UpdateCost
@@ -85,7 +86,7 @@ def initial_params(run: ResolvedRun, checkpoint: bool) -> Steps[Params]:
     """Return the parameters before pre-training: random ones, replaced by the checkpoint's where there is one."""
     stage = run.pretrain_stage
     params: Params = yield InitParams(stage, run.data.features)
-    return params | stage.model.pretrained(stage.outputs) if checkpoint else params
+    return params | huggingface.read_initial(stage.model, stage.outputs) if checkpoint else params
 
 
 def untrained(run: ResolvedRun) -> Steps[Pretrained]:

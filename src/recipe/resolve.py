@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ..checkpoints import huggingface
 from ..config.schema import option_class, option_name, option_names
 from ..data.base import Transfer
 from ..errors import UserError, listed
@@ -113,7 +114,7 @@ class ResolvedRun:
         """The name of the pre-training in the stage cache."""
         settings = self.recipe.pretrain.feature_eval_settings()
         extra = {**device_kind(), "recipe": PRETRAINING_VERSION, "measures": settings}
-        if (checkpoint := self.recipe.model.checkpoint_fingerprint()) is not None:
+        if (checkpoint := huggingface.fingerprint(self.recipe.model)) is not None:
             extra["checkpoint"] = checkpoint
         return stage_key(self.pretrain_stage, self.data.source_fingerprint, extra)
 

@@ -109,7 +109,7 @@ def _named(decides: Mapping[str, Any], data_fingerprint: str, extra: Mapping[str
 
 def stage_label(stage: Stage) -> str:
     """Return what people call a stage: ``"Mlp(widths=8, activation=relu), Regression, Sgd, lr 0.05, ..."``."""
-    values = {f.name: getattr(stage.model, f.name) for f in dataclasses.fields(stage.model)}
+    values = {f.name: getattr(stage.model, f.name) for f in dataclasses.fields(stage.model) if f.repr}
     model = ", ".join(f"{name}={_short(value)}" for name, value in values.items() if value is not None)
     names = [type(part).__name__ for part in (stage.objective, stage.optimizer)]
     rate = f"lr {np.float32(stage.lr):.6g}"

@@ -5,7 +5,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
-from src.checkpoints.adapters import SIDE
+from src.checkpoints.adapters import LORA_OPTIONS
 from src.config.schema import build
 from src.strategies.lora import Lora
 
@@ -55,4 +55,4 @@ def batch():
 def logits(model, params, outputs):
     """The network's outputs, side paths and all."""
     pairs = {p: ALPHA / RANK * leaf if p.endswith("lora_b") else leaf for p, leaf in params.items()}
-    return np.asarray(model.apply(pairs, batch(), outputs, SIDE))
+    return np.asarray(model.apply(pairs, batch(), outputs, LORA_OPTIONS))

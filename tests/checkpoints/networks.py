@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from src.checkpoints.adapters import Adapter, extract
+from src.checkpoints.adapters import LoraAdapter, extract
 from src.models.base import Model
 
 HEAD = ("Dense_1/bias", "Dense_1/kernel")
@@ -65,11 +65,11 @@ def fresh_head(seed, outputs=3):
     }
 
 
-def adapter(ranks, seed, scales=1.0, base=None, head=True, **options) -> Adapter:
+def adapter(ranks, seed, scales=1.0, base=None, head=True, **options) -> LoraAdapter:
     """An adapter of a base, with a head of its own unless told otherwise."""
     base = network() if base is None else base
     tuned = {**base, **leaves(ranks, seed, **options), **(fresh_head(seed) if head else {})}
-    return extract(tuned, scales, HEAD, base)
+    return extract(tuned, scales, HEAD)
 
 
 def dense(a, b):

@@ -8,10 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.numpy import load_file
 
-from src.checkpoints.huggingface import read_checkpoint
-from src.checkpoints.huggingface_export import export, export_job, padding_id
-from src.config.schema import build
+from src.checkpoints.huggingface import build_model, read_checkpoint
+from src.checkpoints.huggingface_export import export, padding_id
 from src.errors import UserError
+from src.finished.conversion import export_job
 from src.models import bert
 from src.models.bert import Bert
 from tests.checkpoints.exported import CASES, SIZES, batch, logits, make_job
@@ -44,7 +44,7 @@ def test_an_exported_job_read_again_gives_the_same_logits(tmp_path, name, lora):
     model, params = make_job(tmp_path / "job", node, outputs, lora)
     export_job(tmp_path / "job", tmp_path / "out", pad_token_id=0)
     sizes = dict.fromkeys(SIZES) | ({"types": None} if node["name"] == "bert" else {})
-    again = build("model", OmegaConf.create({**node, **sizes, "checkpoint": str(tmp_path / "out")}))
+    again = build_model(OmegaConf.create({**node, **sizes, "checkpoint": str(tmp_path / "out")}))
     found = again.apply(read_checkpoint(again, outputs), batch(), outputs)
     np.testing.assert_allclose(found, logits(model, params, outputs), atol=1e-5)
     assert np.ptp(np.asarray(found)[..., 0]) > 0.1
@@ -78,7 +78,7 @@ def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.pooling is mean, .*; allowed: pooler"):
         export(mean, mean.init(jax.random.PRNGKey(0), (3, 1), 3), tmp_path / "out")
     gpt2, params = make_job(tmp_path / "gpt2", *CASES["gpt2 classify"], lora=False)
-    with pytest.raises(UserError, match=r"which id padding has; give it as --pad-token-id"):
+    with pytest.raises(UserError, match=r"the padding's id is unknown; give it as --pad-token-id"):
         export(gpt2, params, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()

@@ -11,7 +11,7 @@ import os
 import numpy as np
 import pytest
 
-from src.checkpoints.huggingface_export import export_job
+from src.finished.conversion import export_job
 from tests.checkpoints.exported import CASES, batch, logits, make_job
 
 pytestmark = [

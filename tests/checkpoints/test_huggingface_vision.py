@@ -11,12 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from src.checkpoints import huggingface
-from src.checkpoints.huggingface import fingerprint, inward, outward, read_checkpoint
+from src.checkpoints.architectures import to_our_axes, to_torch_axes
+from src.checkpoints.huggingface import fingerprint, load_config, read_checkpoint, read_initial
 from src.checkpoints.huggingface_export import export
 from src.errors import UserError
-from src.finished.peft_jobs import network_on
+from src.finished.conversion import checkpoint_model
 from src.models.base import ApplyOptions
-from src.models.resnet import Resnet, Sizes, Stem
+from src.models.resnet import Resnet, ResNetConfig, Stem
 from src.models.vit import Pooling, Size, Vit
 from src.training import feature_cache as features
 
@@ -28,7 +29,7 @@ EVERY = pytest.mark.parametrize("name", NAMES)
 
 
 def network(folder, **settings):
-    return (Vit if folder.name == "vit" else Resnet)(checkpoint=str(folder), **settings)
+    return load_config((Vit if folder.name == "vit" else Resnet)(checkpoint=str(folder), **settings))
 
 
 @EVERY
@@ -73,13 +74,13 @@ def test_kernels_are_turned():
         assert ours[h, w, i, o] == theirs[o, i, h, w]
     np.testing.assert_array_equal(params["head/kernel"], tensors["classifier.1.weight"].T)
     for array in (theirs, tensors["classifier.1.weight"]):
-        turned = array.transpose(inward(array.ndim))
-        np.testing.assert_array_equal(turned.transpose(outward(array.ndim)), array)
+        turned = array.transpose(to_our_axes(array.ndim))
+        np.testing.assert_array_equal(turned.transpose(to_torch_axes(array.ndim)), array)
 
 
 def test_sizes_come_from_the_checkpoint_and_may_not_contradict_it():
     basic = network(FIXTURES / "resnet_basic")
-    assert basic.sizes == Sizes(8, (8, 16, 24), (1, 2, 1), "basic", 3, "imagenet")
+    assert basic.sizes == ResNetConfig(8, (8, 16, 24), (1, 2, 1), "basic", 3, "imagenet")
     assert network(FIXTURES / "resnet_bottleneck").sizes.blocks == [(4, 16, 1), (4, 16, 1), (8, 32, 2)]
     assert network(FIXTURES / "vit").sizes == (16, 2, 4, 24, 4, 12, 3, 1e-12)
     assert network(FIXTURES / "resnet_basic", width=8, stem=Stem.imagenet).sizes == basic.sizes
@@ -90,11 +91,11 @@ def test_sizes_come_from_the_checkpoint_and_may_not_contradict_it():
         ({"stem": Stem.cifar}, r"model\.stem is cifar, and the checkpoint '.*' has imagenet"),
     ):
         with pytest.raises(UserError, match=words):
-            network(FIXTURES / "resnet_basic", **settings).groups()
+            network(FIXTURES / "resnet_basic", **settings)
     with pytest.raises(UserError, match=r"model\.size is tiny, and the checkpoint '.*' has sizes of its own"):
-        network(FIXTURES / "vit", size=Size.tiny).groups()
+        network(FIXTURES / "vit", size=Size.tiny)
     with pytest.raises(UserError, match=r"model\.image is 16, and the checkpoint '.*' has 12"):
-        network(FIXTURES / "vit", image=16).groups()
+        network(FIXTURES / "vit", image=16)
 
 
 def test_pixels_are_standardised_as_the_checkpoint_says(copied):
@@ -114,12 +115,12 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
         folder = copied("vit")
         configure(folder, huggingface.PREPROCESSOR, **values)
         with pytest.raises(UserError, match=words):
-            network(folder).module(OUTPUTS)
+            network(folder)
     (folder / huggingface.PREPROCESSOR).unlink()
     with pytest.raises(
         UserError, match=r"has no preprocessor_config\.json, so model\.mean and model\.std must be given"
     ):
-        network(folder).module(OUTPUTS)
+        network(folder)
     assert network(folder, mean=0.5, std=0.5).module(OUTPUTS).scaling == ((0.5,), (0.5,))
 
 
@@ -185,7 +186,7 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
         ("resnet_basic", {"depths": [1, 2**24, 1]}, "allowed: as many widths as depths, at most 1000 blocks"),
         ("resnet_basic", {"hidden_sizes": [8, -1, 8]}, r"hidden_sizes is \[8, -1, 8\]; allowed: a list"),
         ("resnet_basic", {"num_channels": 0}, "num_channels is 0; allowed: a whole number from 1"),
-        ("resnet_basic", {"model_type": "vit"}, "of type 'vit', and model=resnet is asked for; model=vit reads it"),
+        ("resnet_basic", {"model_type": "vit"}, "of type 'vit', and the run has model=resnet; model=vit reads it"),
         ("resnet_bottleneck", {"hidden_sizes": [2, 32]}, "widths of bottlenecks at least 4"),
         ("vit", {"qkv_bias": False}, "qkv_bias is 'False'; allowed: True"),
         ("vit", {"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; allowed: gelu"),
@@ -217,10 +218,8 @@ def test_other_heads_are_left_and_said_once(copied, caplog):
         read = read_checkpoint(network(folder), 5)
         read_checkpoint(network(folder), 5)
     (record,) = caplog.records
-    assert "the head starts new, the file's has another size: classifier.weight is (3, 16) instead of (5, 16)" in (
-        record.getMessage()
-    )
-    assert "not taken: classifier, decoder, pooler" in record.getMessage()
+    assert "another size: classifier.weight is (3, 16) instead of (5, 16)" in record.getMessage()
+    assert "not read: classifier, decoder, pooler" in record.getMessage()
     assert not any(path.startswith("head/") for path in read)
     np.testing.assert_array_equal(read["embeddings/class_token"], load_file(folder / "model.safetensors")[
         "vit.embeddings.cls_token"
@@ -240,16 +239,16 @@ def test_images_that_do_not_fit_the_checkpoint_are_refused():
 
 def test_the_fingerprint_is_of_the_scaling_too(copied):
     folder = copied("vit")
-    first = fingerprint(str(folder))
-    assert first == network(FIXTURES / "vit").checkpoint_fingerprint()
+    first = fingerprint(network(folder))
+    assert first == fingerprint(network(FIXTURES / "vit"))
     configure(folder, huggingface.PREPROCESSOR, image_mean=[0.1, 0.2, 0.3])
-    assert fingerprint(str(folder)) != first
+    assert fingerprint(network(folder)) != first
 
 
 def test_pooling_by_the_mean_starts_from_the_same_trunk():
     one, other = (network(FIXTURES / "vit", pooling=pooling) for pooling in (Pooling.first, Pooling.mean))
     images, params = EXPECTED["vit/images"], read_checkpoint(one, OUTPUTS)
-    assert one.pretrained(OUTPUTS).keys() == other.pretrained(OUTPUTS).keys() == params.keys()
+    assert read_initial(one, OUTPUTS).keys() == read_initial(other, OUTPUTS).keys() == params.keys()
     below = np.asarray(one.apply(params, images, OUTPUTS, ApplyOptions(stop=2)))
     np.testing.assert_array_equal(below, other.apply(params, images, OUTPUTS, ApplyOptions(stop=2)))
     assert np.abs(one.apply(params, images, OUTPUTS) - other.apply(params, images, OUTPUTS)).max() > 0.01
@@ -257,7 +256,7 @@ def test_pooling_by_the_mean_starts_from_the_same_trunk():
 
 def test_peft_is_of_models_of_text():
     with pytest.raises(UserError, match="describes a model of type 'vit'; allowed: bert, gpt2"):
-        network_on(str(FIXTURES / "vit"), None)
+        checkpoint_model(str(FIXTURES / "vit"), None)
 
 
 # --- written back ----------------------------------------------------------------------------------------------------
@@ -297,7 +296,7 @@ def test_a_network_from_the_seed_read_again_gives_the_same_logits(tmp_path, mode
     params = {path: rng.uniform(0.01, 0.2, leaf.shape).astype(np.float32) for path, leaf in shapes.items()}
     images = rng.integers(0, 256, (3, *shape), np.uint8)
     export(model, params, tmp_path / "out")
-    again = type(model)(checkpoint=str(tmp_path / "out"))
+    again = load_config(type(model)(checkpoint=str(tmp_path / "out")))
     found = again.apply(read_checkpoint(again, 4), images, 4)
     np.testing.assert_array_equal(found, model.apply(params, images, 4))
     assert other_config(tmp_path / "out")["num_channels"] == shape[-1]
@@ -312,6 +311,6 @@ def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"model\.pooling is mean, .*; allowed: first"):
         export(vit, read_checkpoint(vit, OUTPUTS), tmp_path / "out")
     wide = Vit(width=16, layers=1, heads=2)
-    with pytest.raises(UserError, match="has 2 patches, which make no square; allowed: square images"):
+    with pytest.raises(UserError, match="has 2 patches, which form no square; allowed: square images"):
         export(wide, wide.init(jax.random.PRNGKey(0), (4, 8, 3), OUTPUTS), tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from src.checkpoints.adapter_files import load, read_job, save
-from src.checkpoints.adapters import SIDE, apply
-from src.checkpoints.huggingface import read_checkpoint
-from src.checkpoints.peft import merged, read_peft, write_peft
+from src.checkpoints.adapters import LORA_OPTIONS, add_adapter, load_adapter, save_adapter
+from src.checkpoints.huggingface import load_config, read_checkpoint
+from src.checkpoints.peft import merge_peft, read_peft, write_peft
 from src.errors import UserError
-from src.finished.composing import compose
-from src.finished.peft_jobs import adapter_to_peft, job_to_peft, network_on, peft_to_thaw
+from src.finished.conversion import checkpoint_model, convert_from_peft, convert_to_peft, job_to_peft
+from src.finished.jobs import read_job
+from src.finished.weighted_adapters import add_weighted_adapter
 from src.models.bert import Bert, Pooling
 from src.strategies.dora import Dora
 from tests.checkpoints.exported import CASES
@@ -33,7 +33,7 @@ QUERY = "base_model.model.bert.encoder.layer.0.attention.self.query"
 
 def read(name):
     """A fixture's network, the number of its outputs, its base and its tuning."""
-    model = network_on(str(FIXTURES / BASES[name]), None)
+    model = checkpoint_model(str(FIXTURES / BASES[name]), None)
     base = read_checkpoint(model)
     return model, 3 if name.startswith("bert") else 100, base, read_peft(PEFT / name, model, base)
 
@@ -67,7 +67,7 @@ def spoil(folder, change):
 @pytest.mark.parametrize("name", BASES)
 def test_merged_logits_are_those_of_peft(name):
     model, outputs, base, tuning = read(name)
-    found = np.asarray(model.apply(merged(tuning, base), X, outputs))
+    found = np.asarray(model.apply(merge_peft(tuning, base), X, outputs))
     np.testing.assert_allclose(real(found), real(THEIRS[name]), atol=1e-5, rtol=0)
     assert np.abs(real(THEIRS[name] - THEIRS[f"{name}/base"])).max() > 1  # the adapter is what makes them
 
@@ -75,7 +75,7 @@ def test_merged_logits_are_those_of_peft(name):
 @pytest.mark.parametrize("name", ["bert_lora", "bert_patterns", "gpt2_lora"])
 def test_side_by_side_logits_are_those_of_peft(name):
     model, outputs, base, tuning = read(name)
-    found = np.asarray(model.apply(apply(tuning.adapter, base), X, outputs, SIDE))
+    found = np.asarray(model.apply(add_adapter(tuning.adapter, base), X, outputs, LORA_OPTIONS))
     np.testing.assert_allclose(real(found), real(THEIRS[name]), atol=1e-5, rtol=0)
 
 
@@ -84,7 +84,7 @@ def test_dora_beside_the_kernels_gives_the_logits_of_peft():
     model, outputs, base, tuning = read("bert_dora")
     found = logits(model, Dora(rank=4, alpha=8.0), {**base, **tuning.params()}, outputs, X)
     np.testing.assert_allclose(found, THEIRS["bert_dora"], atol=1e-5, rtol=0)
-    with pytest.raises(UserError, match=r"DoRA adapter, .* no sum of low-rank changes; allowed: LoRA, or merging"):
+    with pytest.raises(UserError, match=r"DoRA adapter, .* not a sum of low-rank changes; allowed: LoRA, or merging"):
         _ = tuning.adapter
 
 
@@ -101,7 +101,7 @@ def test_scales_by_rank_and_alpha_patterns():
         "block_1/down": 6 / math.sqrt(3),
     }
     lora = read("bert_patterns")[-1].adapter
-    assert lora.scales == pytest.approx(scales, rel=1e-12)
+    assert lora.scaling == pytest.approx(scales, rel=1e-12)
     assert lora.ranks["block_0/attention/query"] == 2
     assert lora.ranks["block_1/down"] == 3
 
@@ -133,7 +133,7 @@ def test_what_peft_wrote_is_written_as_it_was(tmp_path, name):
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
     again = read_peft(tmp_path / "out", model, base)
-    assert again.lora.scales == pytest.approx(tuning.lora.scales, rel=1e-12)
+    assert again.lora.scaling == pytest.approx(tuning.lora.scaling, rel=1e-12)
     assert again.lora.base == tuning.lora.base
     one, other = (json.loads((path / "adapter_config.json").read_text()) for path in (PEFT / name, tmp_path / "out"))
     for key in ("peft_type", "task_type", "fan_in_fan_out", "use_dora", "use_rslora", "bias", "inference_mode"):
@@ -145,9 +145,9 @@ def test_a_job_written_and_read_again_gives_the_same_logits(tmp_path, name):
     model, strategy, params, outputs = make_named(tmp_path / "job", name)
     base_out = tmp_path / "base"
     assert job_to_peft(tmp_path / "job", tmp_path / "out", base_out, pad_token_id=0) == str(base_out)
-    again = network_on(str(base_out), model.head_name)
+    again = checkpoint_model(str(base_out), model.head_name)
     base = read_checkpoint(again, outputs)
-    found = again.apply(merged(read_peft(tmp_path / "out", again, base), base), X % 50, outputs)
+    found = again.apply(merge_peft(read_peft(tmp_path / "out", again, base), base), X % 50, outputs)
     expected = logits(model, strategy, params, outputs, X % 50)
     np.testing.assert_allclose(real(np.asarray(found)), real(expected), atol=2e-5)
     bare = {path: leaf for path, leaf in params.items() if "lora" not in path and "dora" not in path}
@@ -187,7 +187,7 @@ def test_gpt2_s_fused_kernel_and_its_last_normalisation(tmp_path):
 def on_checkpoint(folder, strategy=LORA, checkpoint="bert_classify"):
     """A job that began with a checkpoint."""
     node = {"name": "bert", "checkpoint": str(FIXTURES / checkpoint)}
-    base = read_checkpoint(Bert(checkpoint=node["checkpoint"]))
+    base = read_checkpoint(load_config(Bert(checkpoint=node["checkpoint"])))
     return make_tuned(folder, node, 3, strategy, base)
 
 
@@ -198,11 +198,11 @@ def test_a_job_that_began_with_a_checkpoint_stands_on_it(tmp_path, classify):
     tuning = read_peft(tmp_path / "out", classify)
     base = read_checkpoint(classify)
     np.testing.assert_allclose(
-        classify.apply(merged(tuning, base), X, 3), logits(model, strategy, params, 3, X), atol=1e-5
+        classify.apply(merge_peft(tuning, base), X, 3), logits(model, strategy, params, 3, X), atol=1e-5
     )
     assert all(np.array_equal(leaf, params[path]) for path, leaf in tuning.params().items())
-    peft_to_thaw(tmp_path / "out", str(FIXTURES / "bert_classify"), tmp_path / "a.safetensors")
-    assert load(tmp_path / "a.safetensors").base == read_job(tmp_path / "job").adapter.base
+    convert_from_peft(tmp_path / "out", str(FIXTURES / "bert_classify"), tmp_path / "a.safetensors")
+    assert load_adapter(tmp_path / "a.safetensors").base == read_job(tmp_path / "job").adapter.base
 
 
 def test_a_pooler_that_the_checkpoint_lacks_is_saved_in_full(tmp_path):
@@ -212,17 +212,17 @@ def test_a_pooler_that_the_checkpoint_lacks_is_saved_in_full(tmp_path):
     assert config["modules_to_save"] == ["bert.pooler.dense", "classifier"]
     again = network(FIXTURES / "bert_masked", "classify")
     base = read_checkpoint(again)
-    found = again.apply(merged(read_peft(tmp_path / "out", again), base), X, 3)
+    found = again.apply(merge_peft(read_peft(tmp_path / "out", again), base), X, 3)
     np.testing.assert_allclose(found, logits(model, strategy, params, 3, X), atol=1e-5)
 
 
 def test_a_base_that_peft_would_not_find_is_refused(tmp_path):
     params = on_checkpoint(tmp_path / "job")[-1]
     save_file({**params, "block_0/up/bias": params["block_0/up/bias"] + 1}, tmp_path / "job" / "model.safetensors")
-    with pytest.raises(UserError, match=r"not its checkpoint .*moved block_0/up/bias; allowed with --base-out"):
+    with pytest.raises(UserError, match=r"not its checkpoint .*changed block_0/up/bias; allowed with --base-out"):
         job_to_peft(tmp_path / "job", tmp_path / "out")
     make_tuned(tmp_path / "new", *CASES["bert classify"], LORA)
-    with pytest.raises(UserError, match=r"began with no checkpoint.*allowed with --base-out"):
+    with pytest.raises(UserError, match=r"started from no checkpoint.*allowed with --base-out"):
         job_to_peft(tmp_path / "new", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     make_tuned(tmp_path / "full", *CASES["bert classify"], {"name": "ia3", "targets": ["block_.*/(value|up)"]})
@@ -235,7 +235,7 @@ def test_what_cannot_be_written_is_refused(tmp_path, classify):
     tuning = read_peft(PEFT / "bert_lora", classify, base)
     with pytest.raises(UserError, match="trained on the base"):
         write_peft(tmp_path / "out", tuning, classify, {**base, "pooler/bias": base["pooler/bias"] + 1}, "base")
-    with pytest.raises(UserError, match=r"no head: classifier/bias, classifier/kernel missing"):
+    with pytest.raises(UserError, match=r"has no head: classifier/bias, classifier/kernel missing"):
         write_peft(tmp_path / "out", replace(tuning.lora, head={}), classify, base, "base")
     pooled = replace(classify, pooling=Pooling.mean)
     with pytest.raises(UserError, match=r"model\.pooling is mean"):
@@ -379,8 +379,8 @@ def test_files_that_are_missing_damaged_or_pickled_are_refused(folder, classify)
 
 @pytest.mark.parametrize("name", ["bert_dora", "gpt2_lora"])
 def test_a_start_for_fine_tuning_is_a_checkpoint_with_the_change_merged_in(tmp_path, name):
-    peft_to_thaw(PEFT / name, str(FIXTURES / BASES[name]), tmp_path / "start")
-    model = network_on(str(tmp_path / "start"), None)
+    convert_from_peft(PEFT / name, str(FIXTURES / BASES[name]), tmp_path / "start")
+    model = checkpoint_model(str(tmp_path / "start"), None)
     outputs = 3 if name.startswith("bert") else 100
     found = np.asarray(model.apply(read_checkpoint(model, outputs), X, outputs))
     np.testing.assert_allclose(real(found), real(THEIRS[name]), atol=1e-5, rtol=0)
@@ -389,26 +389,26 @@ def test_a_start_for_fine_tuning_is_a_checkpoint_with_the_change_merged_in(tmp_p
 def test_a_sum_of_adapters_goes_to_peft(tmp_path):
     """Scales of modules differ, and no alpha was ever set."""
     model, _, base, tuning = read("bert_patterns")
-    both = compose([(tuning.adapter, 0.5), (read("bert_lora")[-1].adapter, -1.0)], head=0)
-    save(both, tmp_path / "both.safetensors")
-    adapter_to_peft(tmp_path / "both.safetensors", str(FIXTURES / "bert_classify"), tmp_path / "out")
+    both = add_weighted_adapter([(tuning.adapter, 0.5), (read("bert_lora")[-1].adapter, -1.0)], head=0)
+    save_adapter(both, tmp_path / "both.safetensors")
+    convert_to_peft(tmp_path / "both.safetensors", str(FIXTURES / "bert_classify"), tmp_path / "out")
     again = read_peft(tmp_path / "out", model, base)
-    for module in both.deltas:
-        np.testing.assert_allclose(again.lora.delta(module), both.delta(module), rtol=1e-6, atol=1e-9)
+    for module in both.factors:
+        np.testing.assert_allclose(again.lora.delta_weight(module), both.delta_weight(module), rtol=1e-6, atol=1e-9)
     with pytest.raises(UserError, match="trained on the base"):
-        adapter_to_peft(tmp_path / "both.safetensors", str(FIXTURES / "bert_tokens"), tmp_path / "new", "classify")
+        convert_to_peft(tmp_path / "both.safetensors", str(FIXTURES / "bert_tokens"), tmp_path / "new", "classify")
 
 
 def test_which_network_a_base_is(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="a model of type 'llama'; allowed: bert, gpt2"):
-        network_on(str(tmp_path), None)
+        checkpoint_model(str(tmp_path), None)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(UserError, match="has a head that nothing names; --head does; allowed: classify, tokens"):
-        network_on(str(tmp_path), None)
-    with pytest.raises(UserError, match="is to have the head 'causal'; allowed: classify, tokens, spans, masked"):
-        network_on(str(FIXTURES / "bert_classify"), "causal")
-    assert network_on(str(FIXTURES / "bert_classify"), "tokens").head_name == "tokens"
+    with pytest.raises(UserError, match=r"--head is missing, and .*; allowed: classify, tokens"):
+        checkpoint_model(str(tmp_path), None)
+    with pytest.raises(UserError, match=r"--head is 'causal', and .*; allowed: classify, tokens, spans, masked"):
+        checkpoint_model(str(FIXTURES / "bert_classify"), "causal")
+    assert checkpoint_model(str(FIXTURES / "bert_classify"), "tokens").head_name == "tokens"
 
 
 def test_the_command_line(tmp_path):

@@ -14,7 +14,7 @@ import warnings
 import numpy as np
 import pytest
 
-from src.finished.peft_jobs import job_to_peft
+from src.finished.conversion import job_to_peft
 from tests.checkpoints.exported import batch
 from tests.checkpoints.tuned import JOBS, logits, make_named
 

@@ -7,6 +7,7 @@ import numpy as np
 from omegaconf import OmegaConf
 from safetensors.numpy import save_file
 
+from src.checkpoints.huggingface import build_model
 from src.config.schema import build
 from src.models.base import ApplyOptions
 from tests.checkpoints.exported import CASES, batch
@@ -35,7 +36,7 @@ JOBS = {  # name -> case of exported.py, strategy
 def make_tuned(folder, node, outputs, strategy, base=None):
     """Write a job's folder; return its model, its strategy and its parameters."""
     config = OmegaConf.create({"model": node, "strategy": strategy, "data": {"name": "text"}})
-    model, kind = build("model", config.model), build("strategy", config.strategy)
+    model, kind = build_model(config.model), build("strategy", config.strategy)
     rng = np.random.default_rng(0)
 
     def noisy(leaves):

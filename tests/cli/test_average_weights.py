@@ -14,7 +14,7 @@ import pytest
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
-from src.checkpoints.adapter_files import read_tensors
+from src.checkpoints.tensor_files import read_tensors
 from src.config.schema import build
 from src.errors import UserError
 from src.models.base import same_bits
@@ -96,7 +96,7 @@ def test_the_path_of_a_job(jobs, tmp_path):
     }
     data = data_of(job)
     assert table["test_loss"][best] == pytest.approx(by_hand(weights, data.target["test"]), rel=1e-5)
-    assert done.stdout.splitlines()[0] == f"taken: alpha {table['alpha'][best]:g}"
+    assert done.stdout.splitlines()[0] == f"written: alpha {table['alpha'][best]:g}"
     assert "<- best by validation" in done.stdout.splitlines()[2 + best]
     assert imread(out / "wise.png").shape[1] == 1600
 
@@ -160,7 +160,7 @@ def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
 def test_a_new_label_space_keeps_the_new_head(digits, main):
     job = job_of(digits, "full")
     said = main("wise", job, "--points", 3)
-    assert said.splitlines()[0] == "as fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
+    assert said.splitlines()[0] == "fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
     table, recorded = pd.read_csv(job / "wise" / "wise.csv"), summary(job)["metrics"]
     for name in ("val_loss", "test_accuracy"):
         assert table[name].iloc[-1] == pytest.approx(recorded[name], rel=1e-5)
@@ -173,7 +173,7 @@ def test_a_new_label_space_keeps_the_new_head(digits, main):
 def test_a_frozen_trunk_below_a_new_head_is_one_point(digits, main):
     job = job_of(digits, "frozen")
     said = main("wise", job, "--points", 3)
-    assert said.splitlines()[1] == "fine-tuning moved nothing else, so every point is the fine-tuned model"
+    assert said.splitlines()[1] == "fine-tuning changed nothing else, so every point is the fine-tuned model"
     assert pd.read_csv(job / "wise" / "wise.csv").drop(columns=["alpha", "chosen"]).nunique().max() == 1
 
 
@@ -201,10 +201,13 @@ def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main):
         (["wise", good, "--points", 1], "--points is 1; allowed: a whole number >= 2"),
         (["wise", changed("failed", status="failed")], "is failed; allowed: a completed job"),
         (["wise", changed("scratch", "strategy.name", "scratch")], "started from no pre-training"),
-        (["wise", old], "is of another version: it has no trainer"),
+        (["wise", old], "is of another version: it lacks trainer"),
         (["wise", changed("data", data={"fingerprint": "0" * 16})], "changed since"),
         (["wise", changed("code", metrics=metrics)], "its source_test_loss was 9 and is"),
-        (["soup", good, other], "do not share their model and pre-training, so a mean of their weights means nothing"),
+        (
+            ["soup", good, other],
+            "do not share their model and pre-training",
+        ),
         (["soup", good, changed("tanh", "model.activation", "tanh")], "do not share their model and pre-training"),
         (["soup", tmp_path / "nowhere"], "allowed: folders of sweeps or of jobs"),
         (["soup", tmp_path / "empty"], "there is no job to average in"),
@@ -299,12 +302,15 @@ def test_jobs_that_no_mean_is_for_are_one_sentence(adapted, tmp_path, main):
     (tmp_path / "file").write_text("")
     mistakes = [
         (["wise", adapted[1e38]], "is diverged; allowed: a completed job"),
-        (["wise", changed("dora", "strategy.name", "dora")], "has strategy=dora, whose change of the kernels is more"),
+        (["wise", changed("dora", "strategy.name", "dora")], "has strategy=dora, whose change of the kernels is not"),
         (["wise", good.parent], "is no job's folder: it has no .hydra/config.yaml"),
-        (["soup", good, changed("wide", "model.widths", [16])], "do not share their model and pre-training, so a mean"),
+        (
+            ["soup", good, changed("wide", "model.widths", [16])],
+            "do not share their model and pre-training",
+        ),
         (
             ["soup", good, changed("longer", "pretrain_steps", 21)],
-            "do not share their model and pre-training, so a mean",
+            "do not share their model and pre-training",
         ),
     ]
     for arguments, words in mistakes:
@@ -326,5 +332,5 @@ def test_weights_below_a_head_that_only_pre_training_had_are_refused(tmp_path, m
     )
     done = train(tmp_path / "job", *small.split(), *steps.split(), "strategy=full")
     assert done.returncode == 0, done.stderr
-    with pytest.raises(UserError, match="pre-trained by pretrain=mae, whose head is no part of a fine-tuned model"):
+    with pytest.raises(UserError, match="pre-trained by pretrain=mae, whose head is not part of the fine-tuned model"):
         main("wise", tmp_path / "job", "--out", tmp_path / "out")

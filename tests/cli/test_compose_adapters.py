@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from src.checkpoints.adapter_files import load, read_job, save
-from src.checkpoints.adapters import apply, extract, merge
+from src.checkpoints.adapters import add_adapter, extract, load_adapter, merge, save_adapter
 from src.data.diabetes import Diabetes
 from src.errors import UserError
+from src.finished.jobs import read_job
 from src.models.base import same_bits
 from src.models.mlp import Mlp
 from src.tracking.record import JobRecord
@@ -74,13 +74,13 @@ def main(monkeypatch):
 def test_the_adapter_of_a_job(tmp_path):
     params = make_job(tmp_path / "a", 1, 4, rank_stabilised=True)
     job = read_job(tmp_path / "a")
-    assert job.adapter.scales == {"Dense_0": 3.0, "Dense_1": 3.0}
+    assert job.adapter.scaling == {"Dense_0": 3.0, "Dense_1": 3.0}
     assert job.adapter.ranks == {"Dense_0": 4, "Dense_1": 4}
     assert job.adapter.head_paths == HEAD
     assert job.adapter.meta == {"alpha": 6.0, "rank": 4, "rank_stabilised": True}
     expected = extract(params, 3.0, HEAD)
     assert job.adapter.base == expected.base
-    assert all(same_bits(job.adapter.leaves[path], params[path]) for path in expected.leaves)
+    assert all(same_bits(job.adapter.params[path], params[path]) for path in expected.params)
     assert all(same_bits(job.base[path], params[path]) for path in job.base)
     assert len(job.base) == len(params) - 4
 
@@ -91,30 +91,30 @@ def test_the_exact_sum(jobs):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert lines[:3] == [f"+0.5 x {a}:0.5", f"-2 x {b}:-2", "ranks: Dense_0 5, Dense_1 5"]
-    one, two, found = read_job(a), read_job(b), load(out)
+    one, two, found = read_job(a), read_job(b), load_adapter(out)
     assert lines[3:] == [f"wrote {out} (base {one.adapter.base})"]
     for module in ("Dense_0", "Dense_1"):
-        (a1, b1), (a2, b2) = one.adapter.deltas[module], two.adapter.deltas[module]
+        (a1, b1), (a2, b2) = one.adapter.factors[module], two.adapter.factors[module]
         expected = 0.5 * 2.0 * a1.astype(np.float64) @ b1 - 2 * 6 / np.sqrt(2) * a2.astype(np.float64) @ b2
-        np.testing.assert_allclose(found.delta(module), expected, atol=1e-6)
-    assert merge(apply(found, one.base)).keys() == one.base.keys()
+        np.testing.assert_allclose(found.delta_weight(module), expected, atol=1e-6)
+    assert merge(add_adapter(found, one.base)).keys() == one.base.keys()
 
 
 def test_a_lower_rank_says_what_it_costs(jobs, main, capsys):
     a, b, out = jobs
     main(a, b, "--rank", 2, "--out", out)
-    whole = {m: 2.0 * read_job(a).adapter.deltas[m][0].astype(np.float64) @ read_job(a).adapter.deltas[m][1]
-             + read_job(b).adapter.delta(m) for m in ("Dense_0", "Dense_1")}  # fmt: skip
+    whole = {m: 2.0 * read_job(a).adapter.factors[m][0].astype(np.float64) @ read_job(a).adapter.factors[m][1]
+             + read_job(b).adapter.delta_weight(m) for m in ("Dense_0", "Dense_1")}  # fmt: skip
     values = {m: np.linalg.svd(delta, compute_uv=False) for m, delta in whole.items()}
     each = {m: np.linalg.norm(v[2:]) / np.linalg.norm(v) for m, v in values.items()}
     lost, total = (np.linalg.norm(np.concatenate([v[cut:] for v in values.values()])) for cut in (2, 0))
     assert capsys.readouterr().out.splitlines()[2:5] == [
         "ranks: Dense_0 5, Dense_1 5",
         "ranks after truncation: Dense_0 2, Dense_1 2",
-        f"relative error of the deltas (Frobenius): {lost / total:.3g} "
+        f"relative error of the changes (Frobenius): {lost / total:.3g} "
         f"(Dense_0 {each['Dense_0']:.3g}, Dense_1 {each['Dense_1']:.3g})",
     ]
-    assert load(out).ranks == {"Dense_0": 2, "Dense_1": 2}
+    assert load_adapter(out).ranks == {"Dense_0": 2, "Dense_1": 2}
 
 
 def test_sums_can_be_summed_again(jobs, main):
@@ -123,7 +123,9 @@ def test_sums_can_be_summed_again(jobs, main):
     rest = out.with_name("rest.safetensors")
     main(out, f"{b}:-1", "--out", rest)
     for module in ("Dense_0", "Dense_1"):
-        np.testing.assert_allclose(load(rest).delta(module), read_job(a).adapter.delta(module), atol=1e-5)
+        np.testing.assert_allclose(
+            load_adapter(rest).delta_weight(module), read_job(a).adapter.delta_weight(module), atol=1e-5
+        )
 
 
 def test_the_search_takes_the_best_weights_on_validation_rows(jobs):
@@ -139,7 +141,11 @@ def test_the_search_takes_the_best_weights_on_validation_rows(jobs):
         """By hand, in float64."""
         h = data.x.astype(np.float64)
         for module in ("Dense_0", "Dense_1"):
-            kernel = one.base[f"{module}/kernel"] + v * one.adapter.delta(module) + w * two.adapter.delta(module)
+            kernel = (
+                one.base[f"{module}/kernel"]
+                + v * one.adapter.delta_weight(module)
+                + w * two.adapter.delta_weight(module)
+            )
             h = np.maximum(h @ kernel + one.base[f"{module}/bias"], 0)
         return np.mean((h @ one.base["Dense_2/kernel"] + one.base["Dense_2/bias"] - data.y[:, None]) ** 2)
 
@@ -148,8 +154,8 @@ def test_the_search_takes_the_best_weights_on_validation_rows(jobs):
     best = min(expected, key=expected.__getitem__)
     assert lines[10:12] == [f"{best[0]:+g} x {a}", f"{best[1]:+g} x {b}"]
     np.testing.assert_allclose(
-        load(out).delta("Dense_0"),
-        best[0] * one.adapter.delta("Dense_0") + best[1] * two.adapter.delta("Dense_0"),
+        load_adapter(out).delta_weight("Dense_0"),
+        best[0] * one.adapter.delta_weight("Dense_0") + best[1] * two.adapter.delta_weight("Dense_0"),
         atol=1e-6,
     )
 
@@ -160,16 +166,16 @@ def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main, capsys):
     make_job(tmp_path / "c", 3, 2)
     make_job(tmp_path / "frozen", 3, 2, name="frozen", alpha=None)
     (tmp_path / "empty").mkdir()
-    save(read_job(a).adapter, out)
+    save_adapter(read_job(a).adapter, out)
     before = out.read_bytes()
     mistakes = [
         ([tmp_path / "none:0.5"], f"there is no '{tmp_path / 'none'}'; allowed: a job's folder or an adapter's file"),
         ([f"{a}:half"], f"the weight of '{a}' is 'half'; allowed: a number"),
         ([tmp_path / "empty"], "is no job's folder: it has no .hydra/config.yaml"),
         ([tmp_path / "frozen"], "holds no LoRA adapter: its strategy is 'frozen'"),
-        ([a, tmp_path / "other", "--head", 0], "blending across bases is undefined"),
-        ([a, tmp_path / "c"], "adapters 0, 1 carry different heads"),
-        ([a, b, "--head", 2], "--head is 2; allowed: the place of an adapter, 0 to 1"),
+        ([a, tmp_path / "other", "--head", 0], "allowed: the same base"),
+        ([a, tmp_path / "c"], "adapters 0, 1 have different heads"),
+        ([a, b, "--head", 2], "--head is 2; allowed: the index of an adapter, 0 to 1"),
         ([a, b, "--rank", 0], "--rank is 0; allowed: a whole number >= 1"),
         ([f"{a}:1", b, "--search"], "--search chooses the weights; leave ':WEIGHT' out"),
         ([out, "--search"], "--search needs the model and data of the job whose head is taken"),

@@ -13,13 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from src import predict
-from src.checkpoints.adapter_files import read_tensors
-from src.checkpoints.huggingface_export import export_job
+from src.checkpoints.tensor_files import read_tensors
 from src.config.identity import register_resolvers
 from src.config.schema import CONF, register_schema
 from src.errors import UserError
-from src.finished.find import find_finished
-from src.finished.predictions import load_predictor
+from src.finished.conversion import export_job
+from src.finished.jobs import read_job
+from src.finished.predictor import load_predictor
 from src.launch.job import run_job
 from src.metrics.text import entity_scores, squad_scores
 from tests.commands import ROOT, summary
@@ -164,11 +164,11 @@ def test_what_is_cut_is_counted(job, tmp_path, say):
     texts = ["good " * 100, "bad it is", "fine " * 62, "dull " * 63]
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
     printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'a.jsonl'}")
-    assert "2 of them cut to 64 tokens" in printed
+    assert "2 of them truncated to 64 tokens" in printed
     said = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     predictor = load_predictor(job)
     for text, own in zip(texts, said, strict=True):
-        (alone,) = predictor.predict([text], None).objects
+        (alone,) = predictor.predict([text], None).rows
         assert alone["probabilities"] == pytest.approx(own["probabilities"], abs=1e-5)
 
 
@@ -212,7 +212,7 @@ def test_what_a_strategy_added_acts(job, files, tmp_path, say):
     predictor = load_predictor(lora)
     for path in [path for path in predictor.params if path.endswith("lora_b")]:
         predictor.params[path] = np.zeros_like(predictor.params[path])
-    without = predictor.predict([text for text, _, _ in known], None).objects
+    without = predictor.predict([text for text, _, _ in known], None).rows
     other = [-math.log(one["probabilities"][label]) for one, (_, label, _) in zip(without, known, strict=True)]
     assert abs(np.mean(other) - np.mean(losses)) > 1e-3
 
@@ -273,7 +273,7 @@ def test_tags_of_words(tmp_path, say):
         *[("2", "Rome")] * 60,
     ]
     assert [row["tag"] == "" for row in rows[3:]] == [False] * 46 + [True] * 14  # 48 tokens, two of them special
-    assert "1 of them cut to 48 tokens" in printed
+    assert "1 of them truncated to 48 tokens" in printed
 
 
 @pytest.mark.slow
@@ -336,21 +336,21 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
         ([f"checkpoint={job}", "input=-", "output=a.xlsx"], r"output=a.xlsx ends in '.xlsx'; allowed: .csv, .jsonl"),
         (
             [f"checkpoint={job}", "input=-", f"output={tmp_path / 'there.csv'}"],
-            "is there already; allowed: a new file",
+            "exists already; allowed: a new file",
         ),
         (
             [*known, f"input={texts}"],
-            r"ends in '.txt'; allowed: .csv, .tsv, .*, or beside it format=csv",
+            r"ends in '.txt'; allowed: .csv, .tsv, .*, or with it format=csv",
         ),
         ([*known, "input=nowhere.csv"], "input=nowhere.csv: there is no such file"),
         ([*known, f"input={tmp_path / 'other.csv'}"], r"no column 'text' \(did you mean 'txet'\?\); it has txet, n"),
         ([*known, f"input={texts}", "format=lines"], "has 1 empty texts, the first in line 2; allowed: a word in each"),
         ([*known, f"input={tmp_path / 'empty.txt'}", "format=lines"], "has no texts; allowed: at least one"),
         ([*known, f"input={tmp_path / 'latin.txt'}", "format=lines"], r"byte 3 of .*latin.txt \(0xe9\) is not UTF-8"),
-        ([*known, "input=a.json"], "is taken as format=squad, and the job has data=text; allowed: "),
+        ([*known, "input=a.json"], "has format=squad, and the job has data=text; allowed: "),
         (
             [*known, f"input={files / 'test.tsv'}", "second_text=lead"],
-            "the job learned from single texts",
+            "the job was trained on single texts",
         ),
     ):
         with pytest.raises(UserError, match=message) as found:
@@ -366,7 +366,7 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
     ("change", "message"),
     [
         (lambda job: _edit(job, status="diverged"), "is diverged; allowed: a completed job"),
-        (lambda job: (job / "tokenizer.json").unlink(), "keeps no tokenizer.json"),
+        (lambda job: (job / "tokenizer.json").unlink(), "has no tokenizer.json"),
     ],
 )
 def test_jobs_that_cannot_be_asked(job, tmp_path, change, message):
@@ -374,7 +374,7 @@ def test_jobs_that_cannot_be_asked(job, tmp_path, change, message):
     (copied / ".hydra").mkdir(parents=True)
     for name in ("summary.json", "tokenizer.json", ".hydra/config.yaml"):
         (copied / name).write_bytes((job / name).read_bytes())
-    assert find_finished(copied)[0].status == "completed"
+    assert read_job(copied).record.status == "completed"
     change(copied)
     with pytest.raises(UserError, match=message):
         load_predictor(copied)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from src.checkpoints.huggingface import load_config
 from src.errors import UserError
 from src.models.base import ApplyOptions, is_statistic
 from src.models.mlp import Mlp
@@ -31,8 +32,8 @@ from src.types import ignore
 from tests.models.pictures import FIXTURES, OUTPUTS, images, parameters, transfer, two_parts, two_updates
 from tests.runs import pretrain_once, resolve_trainable, run_finetuning
 
-BASIC = Resnet(checkpoint=str(FIXTURES / "resnet_basic"), mean=0.5, std=0.25)  # four blocks
-BOTTLENECK = Resnet(checkpoint=str(FIXTURES / "resnet_bottleneck"))
+BASIC = load_config(Resnet(checkpoint=str(FIXTURES / "resnet_basic"), mean=0.5, std=0.25))  # four blocks
+BOTTLENECK = load_config(Resnet(checkpoint=str(FIXTURES / "resnet_bottleneck")))
 
 
 def shapes_of(model, features, outputs=10):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from src.checkpoints.huggingface import load_config, read_checkpoint
 from src.data.base import Transfer
 from src.errors import UserError
 from src.models.base import head_paths, same_bits
@@ -137,13 +138,13 @@ def test_the_fisher_information_of_missing_words_has_no_likelihood():
         run(recipe(retention=Ewc()), data(), lambda *_: None)
 
 
-CHECKPOINT = Bert(checkpoint=str(FIXTURE))
+CHECKPOINT = load_config(Bert(checkpoint=str(FIXTURE)))
 
 
 def test_a_checkpoint_is_what_was_pre_trained():
     task = data(source=False, words=90)
     mine = recipe(model=CHECKPOINT, strategy=LinearProbe(), retention=L2Sp())
-    files = CHECKPOINT.pretrained(5)
+    files = read_checkpoint(CHECKPOINT, 5)
     (before,) = pretrain_once([mine], task, None)
     assert before.metrics == {}
     outcome = run(mine, task, lambda *_: None)
@@ -169,7 +170,7 @@ def test_seeds_share_a_checkpoint_and_not_a_new_head():
 def test_from_scratch_a_checkpoint_is_only_its_sizes():
     task = data(source=False, words=90)
     (before,) = pretrain_once([recipe(model=CHECKPOINT, strategy=Scratch())], task, None)
-    assert not same_bits(before.params["block_0/up/kernel"], CHECKPOINT.pretrained()["block_0/up/kernel"])
+    assert not same_bits(before.params["block_0/up/kernel"], read_checkpoint(CHECKPOINT)["block_0/up/kernel"])
 
 
 def test_nothing_to_start_from_is_refused():

@@ -100,12 +100,12 @@ def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:
     """Return how the estimates at one seed's pre-trained weights compare with the exact one."""
     from dataclasses import replace
 
-    from ...finished.weights import find_job, pretraining_of
+    from ...finished.finetuned import pretraining_of, read_finetuned_job
     from ...recipe.run import source_task
     from ...retention.ewc import Ewc
     from ...retention.fisher import Estimator
 
-    finished = find_job(job)
+    finished = read_finetuned_job(job)
     recipe = finished.plan.recipe
     method: Any = recipe.retention
     if not isinstance(method, Ewc):

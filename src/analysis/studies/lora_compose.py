@@ -21,7 +21,7 @@ from ..statistics import Interval, mean_interval, paired_difference
 from ..study import Report
 
 if TYPE_CHECKING:
-    from ...checkpoints.adapter_files import FinishedJob
+    from ...finished.jobs import FinishedJob
     from ...types import Split
 
 PICTURE = "lora_compose.png"
@@ -92,9 +92,9 @@ def blended(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float,
     """Return the test accuracy of every blend of one seed's adapters, and the weights that validation chose."""
     import numpy as np
 
-    from ...checkpoints.adapter_files import read_job
     from ...config.schema import build
-    from ...finished.composing import weight_grid
+    from ...finished.jobs import read_job
+    from ...finished.weighted_adapters import weight_grid
 
     jobs = {task: read_job(folder) for task, folder in folders.items()}
     config = jobs[UNION].config
@@ -114,11 +114,10 @@ def blended(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float,
 
 def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFrame:
     """Return the metrics of weighted sums of jobs' adapters, a row a point."""
-    from ...config.schema import build
-    from ...finished.composing import search_weights
+    from ...finished.weighted_adapters import search_weights
     from ...objectives.kinds import OBJECTIVES
 
-    model = build("model", jobs[0].config.model)
+    model = jobs[0].model
     outputs = jobs[0].base[f"{head_of(model)}"].shape[-1]
     adapters = [job.adapter for job in jobs]
     return search_weights(model, jobs[0].base, adapters, part, OBJECTIVES["classification"], outputs, points, head=0)

@@ -82,27 +82,21 @@ MADE = (HALF, BY_VALIDATION, UNIFORM, GREEDY)
 
 def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.DataFrame, float]:
     """Return what can be made of one seed's jobs: accuracies by name, the path, and the alpha that validation chose."""
-    from ...finished.weights import (  # fmt: skip
-        evaluate_path,
-        find_job,
-        greedy_soup,
-        read_tuned,
-        stack,
-        uniform_soup,
-        validation_loss,
-    )
+    from ...finished.averaging import greedy_soup, stack, uniform_soup
+    from ...finished.evaluation import evaluate_weights, validation_loss
+    from ...finished.finetuned import read_finetuned, read_finetuned_job
 
-    tuned = read_tuned([find_job(folder) for folder in members])
-    chosen = tuned[list(members).index(best)]
+    finetuned = read_finetuned([read_finetuned_job(folder) for folder in members])
+    chosen = finetuned[list(members).index(best)]
     target, source = chosen.tasks()
     rows = {"source_val": chosen.job.data.source["val"], **source.splits}
     tasks = [target, source._replace(splits=rows)]
-    path = evaluate_path(chosen.line(ALPHAS), tasks)
+    path = evaluate_weights(chosen.interpolation(ALPHAS), tasks)
     both = (path["val_accuracy"] + path["source_val_accuracy"]).to_numpy()
     place = int(np.flatnonzero(both == both.max())[-1])  # of equal ones the closest to fine-tuned
-    weights = [one.params for one in tuned]
+    weights = [one.params for one in finetuned]
     greedy = greedy_soup(weights, validation_loss(target)).params
-    soups = evaluate_path(stack([uniform_soup(weights), greedy]), tasks)
+    soups = evaluate_weights(stack([uniform_soup(weights), greedy]), tasks)
     last = len(path) - 1
     points = {START: path.iloc[0], END: path.iloc[last], HALF: path.iloc[last // 2], BY_VALIDATION: path.iloc[place]}
     points |= {UNIFORM: soups.iloc[0], GREEDY: soups.iloc[1]}

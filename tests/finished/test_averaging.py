@@ -11,19 +11,11 @@ import pytest
 from flax import linen as nn
 from omegaconf import OmegaConf
 
-from src.checkpoints.adapters import SIDE, apply, beside, merge
+from src.checkpoints.adapters import LORA_OPTIONS, add_adapter, lora_call, merge
 from src.errors import UserError
-from src.finished.weights import (
-    Between,
-    Task,
-    evaluate_path,
-    greedy_soup,
-    interpolate,
-    merged_params,
-    recompute_statistics,
-    stack,
-    uniform_soup,
-)
+from src.finished.averaging import greedy_soup, interpolate, stack, uniform_soup
+from src.finished.evaluation import EvalTask, Interpolation, evaluate_weights, recompute_statistics
+from src.finished.jobs import read_job
 from src.models.base import PLAIN, Model, same_bits
 from src.models.mlp import Mlp
 from src.objectives.supervised import Classification, Regression
@@ -258,8 +250,8 @@ def perceptron(seed, outputs):
 def two_tasks(source):
     """A target of three classes and a source of two with a head of its own."""
     head = {path: source[path] for path in ("Dense_2/kernel", "Dense_2/bias")}
-    target = Task(stage_of(MODEL, 3, Classification()), {"val": rows(7, 3, 1), "test": rows(8, 3, 2)})
-    return target, Task(stage_of(MODEL, 2, Classification()), {"source_test": rows(9, 2, 3)}, head)
+    target = EvalTask(stage_of(MODEL, 3, Classification()), {"val": rows(7, 3, 1), "test": rows(8, 3, 2)})
+    return target, EvalTask(stage_of(MODEL, 2, Classification()), {"source_test": rows(9, 2, 3)}, head)
 
 
 def one_by_one(points, target, source):
@@ -275,7 +267,9 @@ def test_a_path_equals_one_model_at_a_time(count):
     a, b = perceptron(0, 2), perceptron(1, 3)
     target, source = two_tasks(a)
     alphas = np.linspace(1.0, 0.0, count)
-    found = evaluate_path(Between(a, b, alphas, tuple(source.head)), (target, source), at_once=4).to_dict("list")
+    found = evaluate_weights(Interpolation(a, b, alphas, tuple(source.head)), (target, source), batch_size=4).to_dict(
+        "list"
+    )
     names = [f"{s}_{m}" for s in ("val", "test", "source_test") for m in ("loss", "accuracy")]
     assert list(found) == ["alpha", *names]
     np.testing.assert_allclose(found["alpha"], alphas, rtol=1e-6)
@@ -288,7 +282,7 @@ def test_a_path_equals_one_model_at_a_time(count):
 def test_stacked_members_equal_one_model_at_a_time():
     members = [perceptron(seed, 3) for seed in range(5)]
     target, source = two_tasks(perceptron(9, 2))
-    found = evaluate_path(stack(members), (target, source), at_once=2).to_dict("list")
+    found = evaluate_weights(stack(members), (target, source), batch_size=2).to_dict("list")
     assert "alpha" not in found
     for place, expected in enumerate(one_by_one(members, target, source)):
         assert all(found[name][place] == pytest.approx(expected[name], rel=1e-6, abs=1e-6) for name in found)
@@ -297,13 +291,15 @@ def test_stacked_members_equal_one_model_at_a_time():
 def test_one_trace_however_many_points_weights_and_rates():
     a, b = perceptron(0, 2), perceptron(1, 3)
     target, source = two_tasks(a)
-    line = Between(a, b, np.linspace(0, 1, 11), tuple(source.head))
+    line = Interpolation(a, b, np.linspace(0, 1, 11), tuple(source.head))
     jax.clear_caches()
     TRACES.clear()
-    evaluate_path(line, (target, source), at_once=3)
+    evaluate_weights(line, (target, source), batch_size=3)
     assert len(TRACES) == 3  # one a split: 11 points in 4 chunks are one program
-    evaluate_path(
-        Between(b | dict(source.head), a | fresh(b), np.linspace(0, 1, 30), line.kept), (target, source), at_once=3
+    evaluate_weights(
+        Interpolation(b | dict(source.head), a | fresh(b), np.linspace(0, 1, 30), line.kept),
+        (target, source),
+        batch_size=3,
     )
     assert len(TRACES) == 3
 
@@ -315,20 +311,20 @@ def fresh(params):
 def test_what_a_strategy_puts_beside_modules_acts():
     """Injected leaves lie in the fine-tuned weights only: they act at every alpha, in the source's head's place too."""
     base = network(0)
-    tuned = apply(adapter({"Conv_1": 2, "Dense_0": 3}, 1), base)
+    tuned = add_adapter(adapter({"Conv_1": 2, "Dense_0": 3}, 1), base)
 
     @dataclass(frozen=True)
     class Beside(Strategy):
-        adapter_params = tuple(sorted(SIDE.adapter_params))
+        adapter_params = tuple(sorted(LORA_OPTIONS.adapter_params))
 
         def wrap_call(self, ctx):
-            return beside(ctx)
+            return lora_call(ctx)
 
     split = Split(IMAGES, np.arange(5, dtype=np.int32) % 3)
     stage = stage_of(SmallNet(), 3, Classification(), Beside())
     head = {path: base[path] for path in HEAD}
-    tasks = [Task(stage, {"val": split}), Task(stage, {"source_test": split}, head)]
-    found = evaluate_path(Between(base, tuned, [0.0, 0.5]), tasks).to_dict("list")
+    tasks = [EvalTask(stage, {"val": split}), EvalTask(stage, {"source_test": split}, head)]
+    found = evaluate_weights(Interpolation(base, tuned, [0.0, 0.5]), tasks).to_dict("list")
     for place, alpha in enumerate((0.0, 0.5)):
         whole = merge(interpolate(base, tuned, alpha))
         for name, params in (("val_loss", whole), ("source_test_loss", whole | head)):
@@ -338,13 +334,13 @@ def test_what_a_strategy_puts_beside_modules_acts():
 
 
 def test_points_that_are_none_are_refused():
-    task = Task(stage_of(LinearModel(), 1, Regression()), {"val": rows(3, 0)})
+    task = EvalTask(stage_of(LinearModel(), 1, Regression()), {"val": rows(3, 0)})
     with pytest.raises(UserError, match=r"the points of the path have the lengths \[0\]"):
-        evaluate_path(Between(linear(1), linear(2), []), [task])
+        evaluate_weights(Interpolation(linear(1), linear(2), []), [task])
     with pytest.raises(UserError, match=r"lengths \[2, 3\]"):
-        evaluate_path({"Dense_0/kernel": np.zeros((2, 4, 1)), "Dense_0/bias": np.zeros((3, 1))}, [task])
+        evaluate_weights({"Dense_0/kernel": np.zeros((2, 4, 1)), "Dense_0/bias": np.zeros((3, 1))}, [task])
     with pytest.raises(UserError, match="allowed: numbers from 0 to 1"):
-        evaluate_path(Between(linear(1), linear(2), [0.5, 1.5]), [task])
+        evaluate_weights(Interpolation(linear(1), linear(2), [0.5, 1.5]), [task])
 
 
 # --- batch statistics ----------------------------------------------------------------------------------------------
@@ -399,7 +395,7 @@ def test_low_rank_changes_are_merged_before_anything_is_averaged(tmp_path):
     whole = []
     for name, seed, rank in (("a", 1, 3), ("b", 2, 3)):
         params = make_job(tmp_path / name, seed, rank)
-        found = merged_params(tmp_path / name)
+        found = read_job(tmp_path / name).merged_params()
         delta = (6.0 / rank) * params["Dense_0/lora_a"].astype(np.float64) @ params["Dense_0/lora_b"]
         np.testing.assert_allclose(found["Dense_0/kernel"], params["Dense_0/kernel"] + delta, atol=1e-6)
         assert found.keys() == {path for path in params if "lora" not in path}
@@ -418,5 +414,5 @@ def test_a_change_that_is_no_sum_is_refused(tmp_path):
     record = JobRecord(tmp_path)
     record.save_params(params, {})
     record.close()
-    with pytest.raises(UserError, match="more than a sum of low-rank deltas"):
-        merged_params(tmp_path)
+    with pytest.raises(UserError, match="not a sum of low-rank changes"):
+        read_job(tmp_path).merged_params()

@@ -1,0 +1,314 @@
+"""The tensor names of Hugging Face's BERT, GPT-2, ResNet and ViT, and the keys of their ``config.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from ..models.resnet import ResNetConfig
+from ..models.transformer import TIED, Transformer, TransformerConfig
+from ..models.vision import Vision
+from ..models.vit import ViTConfig
+
+NetworkModel = Transformer | Vision
+
+# Parameters of a module: Hugging Face's last name -> ours, and whether the axes are transposed. PyTorch's Linear has
+# (out, in), its convolutions (out, in, height, width).
+ParamNames = Mapping[str, tuple[str, bool]]
+DENSE: ParamNames = {"weight": ("kernel", True), "bias": ("bias", False)}
+CONV1D: ParamNames = {"weight": ("kernel", False), "bias": ("bias", False)}  # GPT-2's, which is (in, out)
+NORM: ParamNames = {"weight": ("scale", False), "bias": ("bias", False)}
+EMBEDDING: ParamNames = {"weight": ("embedding", False)}
+KERNEL: ParamNames = {"weight": ("kernel", True)}
+BIAS: ParamNames = {"bias": ("bias", False)}
+BATCH_NORM: ParamNames = {**NORM, "running_mean": ("mean", False), "running_var": ("var", False)}
+TOKENS: ParamNames = {"cls_token": ("class_token", False), "position_embeddings": ("positions", False)}
+
+# (Hugging Face's module, our module, its parameters). {i} is a block: its name there, its number here.
+Modules = tuple[tuple[str, str, ParamNames], ...]
+
+
+def names_by_number(config: TransformerConfig | ViTConfig) -> list[str]:
+    """Return the names of blocks that lie in one list: ``"0"``, ``"1"`` ..."""
+    return [str(i) for i in range(config.layers)]
+
+
+def names_by_stage(config: ResNetConfig) -> list[str]:
+    """Return the names of blocks that lie in stages: ``"0.layers.0"`` ..."""
+    return [f"{stage}.layers.{i}" for stage, depth in enumerate(config.depths) for i in range(depth)]
+
+
+class Architecture(NamedTuple):
+    """How Hugging Face names the parameters and sizes of a network.
+
+    Attributes:
+        prefix: of the trunk's tensors; files may leave it out.
+        trunk, pooler: the modules below the head.
+        heads: the modules of each head, by our name of the head.
+        classes: the classes that have a head; the first one is written.
+        aliases: class -> module name in its files -> module name in the table.
+        config_keys: our name of a size -> its key in ``config.json``.
+        required: other keys of ``config.json`` -> the values that our network computes.
+        tied: tensors that some files repeat -> the tensor that they are a copy of.
+        ignored: a regular expression for parts of other networks, which are not read.
+        buffers: a regular expression for tensors that are not parameters.
+        config_class: what holds the sizes; the type of a default is the type that ``config.json`` must have.
+        block_names: the names of the blocks.
+        input_shape: a shape that inputs may have, without the batch axis.
+    """
+
+    prefix: str
+    trunk: Modules
+    pooler: Modules
+    heads: Mapping[str, Modules]
+    classes: Mapping[str, tuple[str, ...]]
+    aliases: Mapping[str, Mapping[str, str]]
+    config_keys: Mapping[str, str]
+    required: Mapping[str, tuple[Any, ...]]
+    tied: Mapping[str, str]
+    ignored: str
+    buffers: str
+    config_class: Any = TransformerConfig
+    block_names: Callable[[Any], Sequence[str]] = names_by_number
+    input_shape: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)
+
+
+BERT = Architecture(
+    prefix="bert.",
+    trunk=(
+        ("embeddings.word_embeddings", "embeddings/word", EMBEDDING),
+        ("embeddings.position_embeddings", "embeddings/position", EMBEDDING),
+        ("embeddings.token_type_embeddings", "embeddings/type", EMBEDDING),
+        ("embeddings.LayerNorm", "embeddings/norm", NORM),
+        ("encoder.layer.{i}.attention.self.query", "block_{i}/attention/query", DENSE),
+        ("encoder.layer.{i}.attention.self.key", "block_{i}/attention/key", DENSE),
+        ("encoder.layer.{i}.attention.self.value", "block_{i}/attention/value", DENSE),
+        ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
+        ("encoder.layer.{i}.attention.output.LayerNorm", "block_{i}/attention_norm", NORM),
+        ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
+        ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
+        ("encoder.layer.{i}.output.LayerNorm", "block_{i}/mlp_norm", NORM),
+    ),
+    pooler=(("pooler.dense", "pooler", DENSE),),
+    heads={
+        "classify": (("classifier", "classifier", DENSE),),
+        "tokens": (("classifier", "classifier", DENSE),),
+        "spans": (("qa_outputs", "classifier", DENSE),),
+        "masked": (
+            ("cls.predictions.transform.dense", "transform", DENSE),
+            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
+            ("cls.predictions", "vocabulary", BIAS),
+        ),
+        "pretraining": (
+            ("cls.predictions.transform.dense", "transform", DENSE),
+            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
+            ("cls.predictions", "vocabulary", BIAS),
+            ("cls.seq_relationship", "classifier", DENSE),
+        ),
+    },
+    classes={
+        "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
+        "tokens": ("BertForTokenClassification",),
+        "spans": ("BertForQuestionAnswering",),
+        "masked": ("BertForMaskedLM", "BertForPreTraining"),
+        "pretraining": ("BertForPreTraining",),
+    },
+    aliases={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
+    config_keys={
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate": "intermediate_size",
+        "positions": "max_position_embeddings",
+        "types": "type_vocab_size",
+        "epsilon": "layer_norm_eps",
+    },
+    required={
+        "hidden_act": ("gelu",),
+        "position_embedding_type": ("absolute",),
+        "is_decoder": (False,),
+        "add_cross_attention": (False,),
+    },
+    tied={
+        "cls.predictions.decoder.weight": "embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    ignored=r"(cls|classifier|qa_outputs|pooler)\..*",
+    buffers=r"embeddings\.position_ids",
+)
+
+GPT2 = Architecture(
+    prefix="transformer.",
+    trunk=(
+        ("wte", "embeddings/word", EMBEDDING),
+        ("wpe", "embeddings/position", EMBEDDING),
+        ("h.{i}.ln_1", "block_{i}/attention_norm", NORM),
+        ("h.{i}.attn.c_attn", "block_{i}/attention/qkv", CONV1D),
+        ("h.{i}.attn.c_proj", "block_{i}/attention/output", CONV1D),
+        ("h.{i}.ln_2", "block_{i}/mlp_norm", NORM),
+        ("h.{i}.mlp.c_fc", "block_{i}/up", CONV1D),
+        ("h.{i}.mlp.c_proj", "block_{i}/down", CONV1D),
+        ("ln_f", "final_norm", NORM),
+    ),
+    pooler=(),
+    heads={
+        "classify": (("score", "classifier", KERNEL),),
+        "tokens": (("classifier", "classifier", DENSE),),
+        "spans": (("qa_outputs", "classifier", DENSE),),
+        "causal": (),
+    },
+    classes={
+        "classify": ("GPT2ForSequenceClassification",),
+        "tokens": ("GPT2ForTokenClassification",),
+        "spans": ("GPT2ForQuestionAnswering",),
+        "causal": ("GPT2LMHeadModel", "GPT2DoubleHeadsModel"),
+    },
+    aliases={},
+    config_keys={
+        "vocab_size": "vocab_size",
+        "width": "n_embd",
+        "layers": "n_layer",
+        "heads": "n_head",
+        "intermediate": "n_inner",
+        "positions": "n_positions",
+        "epsilon": "layer_norm_epsilon",
+    },
+    required={
+        "activation_function": ("gelu_new",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    tied={"lm_head.weight": "wte.weight"},
+    ignored=r"(lm_head|score|classifier|qa_outputs|multiple_choice_head)\..*",
+    buffers=r"h\.\d+\.attn\.(bias|masked_bias)",
+)
+
+RESNET = Architecture(
+    prefix="resnet.",
+    trunk=(
+        ("embedder.embedder.convolution", "stem/conv", KERNEL),
+        ("embedder.embedder.normalization", "stem/norm", BATCH_NORM),
+        *((f"encoder.stages.{{i}}.layer.{j}.convolution", f"block_{{i}}/conv_{j}", KERNEL) for j in range(3)),
+        *((f"encoder.stages.{{i}}.layer.{j}.normalization", f"block_{{i}}/norm_{j}", BATCH_NORM) for j in range(3)),
+        ("encoder.stages.{i}.shortcut.convolution", "block_{i}/shortcut", KERNEL),
+        ("encoder.stages.{i}.shortcut.normalization", "block_{i}/shortcut_norm", BATCH_NORM),
+    ),
+    pooler=(),
+    heads={"classify": (("classifier.1", "head", DENSE),)},
+    classes={"classify": ("ResNetForImageClassification",)},
+    aliases={},
+    config_keys={
+        "stem_width": "embedding_size",
+        "widths": "hidden_sizes",
+        "depths": "depths",
+        "kind": "layer_type",
+        "channels": "num_channels",
+    },
+    required={
+        "hidden_act": ("relu",),
+        "layer_type": ("basic", "bottleneck"),
+        "downsample_in_first_stage": (False,),
+        "downsample_in_bottleneck": (False,),
+    },
+    tied={},
+    ignored=r"classifier\..*",
+    buffers=r".*\.num_batches_tracked",
+    config_class=ResNetConfig,
+    block_names=names_by_stage,
+    input_shape=lambda config: (32, 32, config.channels),
+)
+
+VIT = Architecture(
+    prefix="vit.",
+    trunk=(
+        ("embeddings", "embeddings", TOKENS),
+        ("embeddings.patch_embeddings.projection", "embeddings/patch", DENSE),
+        ("encoder.layer.{i}.layernorm_before", "block_{i}/attention_norm", NORM),
+        ("encoder.layer.{i}.attention.attention.query", "block_{i}/attention/query", DENSE),
+        ("encoder.layer.{i}.attention.attention.key", "block_{i}/attention/key", DENSE),
+        ("encoder.layer.{i}.attention.attention.value", "block_{i}/attention/value", DENSE),
+        ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
+        ("encoder.layer.{i}.layernorm_after", "block_{i}/mlp_norm", NORM),
+        ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
+        ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
+        ("layernorm", "final_norm", NORM),
+    ),
+    pooler=(),
+    heads={"classify": (("classifier", "head", DENSE),)},
+    classes={"classify": ("ViTForImageClassification",)},
+    aliases={},
+    config_keys={
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "intermediate": "intermediate_size",
+        "patch": "patch_size",
+        "image": "image_size",
+        "channels": "num_channels",
+        "epsilon": "layer_norm_eps",
+    },
+    required={"hidden_act": ("gelu",), "qkv_bias": (True,)},
+    tied={},
+    ignored=r"(pooler|classifier|decoder)\..*",
+    buffers=r"embeddings\.mask_token",
+    config_class=ViTConfig,
+    input_shape=lambda config: (config.image, config.image, config.channels),
+)
+
+TEXT_ARCHITECTURES = {"bert": BERT, "gpt2": GPT2}
+ARCHITECTURES = TEXT_ARCHITECTURES | {"resnet": RESNET, "vit": VIT}
+
+# Tensor names of Hugging Face -> the path of our parameter, and whether its axes are transposed.
+TensorNames = dict[str, tuple[str, bool]]
+
+
+def tensor_names(modules: Modules, blocks: Sequence[str]) -> TensorNames:
+    """Return the tensors of some modules, for blocks of these names."""
+    found = {}
+    for theirs, ours, params in modules:
+        for i, name in enumerate(blocks if "{i}" in theirs else ("",)):
+            for their_param, (our_param, transposed) in params.items():
+                found[f"{theirs.format(i=name)}.{their_param}"] = (f"{ours.format(i=i)}/{our_param}", transposed)
+    return found
+
+
+def model_tensor_names(model: NetworkModel) -> TensorNames:
+    """Return the tensors of a whole model as its class writes them, with the trunk's prefix."""
+    table = ARCHITECTURES[model.architecture]
+    trunk = tensor_names((*table.trunk, *table.pooler), table.block_names(model.sizes))
+    head = tensor_names(table.heads[model.head_name], ())
+    return {table.prefix + name: entry for name, entry in trunk.items()} | head
+
+
+def to_our_axes(dimensions: int) -> tuple[int, ...]:
+    """Return the permutation from PyTorch's axes ``(out, in, height, width)`` to ``(height, width, in, out)``."""
+    return (*range(2, dimensions), 1, 0)
+
+
+def to_torch_axes(dimensions: int) -> tuple[int, ...]:
+    """Return the inverse of :func:`to_our_axes`."""
+    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
+
+
+def fixed_outputs(model: NetworkModel) -> int | None:
+    """Return the number of outputs of a head that allows only one number; ``None`` for other heads."""
+    if model.head_name in TIED:
+        return model.sizes.vocab_size
+    return 2 if model.head_name == "spans" else None
+
+
+def param_shapes(model: NetworkModel, outputs: int, config: Any = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by path.
+
+    Args:
+        model: the network.
+        outputs: of its head.
+        config: its sizes, where the model's own leave some to the data; ``None``: the model's own.
+    """
+    shape = ARCHITECTURES[model.architecture].input_shape(config or model.sizes)
+    found = jax.eval_shape(lambda key: model.init(key, shape, outputs), jax.random.PRNGKey(0))
+    return {path: leaf.shape for path, leaf in found.items()}

@@ -1,0 +1,106 @@
+"""Files of tensors and JSON, read as data from outside and written whole or not at all.
+
+Nothing in these files can run: tensors are safetensors, never pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  (makes np.dtype("bfloat16") known)
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from ..errors import UserError
+from ..files import atomic_write
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # safetensors' names
+MAX_LISTED = 20  # names in one sentence
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"'{path}' cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is not JSON") from error
+    if not isinstance(found, dict):
+        raise UserError(f"'{path}' holds no JSON object")
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with sorted keys."""
+    with atomic_write(path) as file:
+        file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file, not read yet."""
+
+    file: Any  # an open safetensors file
+    name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name
+
+    def read(self) -> np.ndarray:
+        """Return the values as float32."""
+        return np.asarray(self.file.get_tensor(self.name)).astype(np.float32)
+
+
+def open_files(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
+    """Yield safetensors files, open; their headers are checked against their lengths.
+
+    Raises:
+        UserError: a file cannot be read, is damaged, or is not safetensors.
+    """
+    for path in paths:
+        try:
+            yield path, safe_open(path, framework="numpy")
+        except OSError as error:
+            raise UserError(f"'{path}' cannot be read: {error.strerror or error}") from error
+        except SafetensorError as error:
+            raise UserError(f"'{path}' is damaged or no safetensors file: {error}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Return a safetensors file's arrays, sorted by name, and its metadata.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, or is not safetensors.
+    """
+    ((_, file),) = open_files([path])
+    return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write arrays and metadata as one safetensors file."""
+    # order="C": safetensors writes memory as it lies, so a transposed view would become another array.
+    content = {name: np.asarray(values, order="C") for name, values in tensors.items()}
+    with atomic_write(path) as file:
+        file.write(save(content, dict(metadata)))
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that is not empty."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"'{folder}' holds something already; allowed: a new or an empty folder")
+
+
+def misfit(tensor: Tensor, shape: tuple[int, ...]) -> str | None:
+    """Return a sentence if a tensor has another shape, or holds no real numbers."""
+    if tensor.shape != shape:
+        return f"{tensor.name} is {tensor.shape} instead of {shape}"
+    if tensor.dtype not in FLOAT_DTYPES:
+        return f"{tensor.name} holds {tensor.dtype} instead of {', '.join(FLOAT_DTYPES)}"
+    return None
