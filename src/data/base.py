@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,9 +15,8 @@ from jaxtyping import Float, Int, Shaped
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError, listed
-from ..objectives.base import Objective
-from ..objectives.kinds import OBJECTIVES
 from ..types import Split
+from .tokenization import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -48,13 +47,10 @@ class Transfer:
     outputs: int  # and the target task
     new_head: bool  # whether the target's label space differs from the source's
     source_kind: str = ""  # of the source task, where it is another kind than the target's
+    vocabulary: Vocabulary | None = field(default=None, kw_only=True)  # that texts are encoded with
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source_kind", self.source_kind or self.kind)
-
-    def objective(self, kind: str) -> Objective:
-        """Return what is minimised in a task of a kind: of :attr:`kind`, or of :attr:`source_kind`."""
-        return OBJECTIVES[kind]
 
     @property
     def features(self) -> tuple[int, ...]:

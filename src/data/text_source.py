@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,8 +23,6 @@ from jaxtyping import Float, Int
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
-from ..objectives.base import Objective
-from ..objectives.text import Masked
 from ..types import Split
 from .base import Table, Transfer, check_shares, cut, fewer
 from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
@@ -62,13 +60,6 @@ class TextTransfer(Transfer):
     def files(self) -> dict[str, str]:
         """Return the tokenizer, as its library writes it."""
         return {TOKENIZER: self.vocabulary.written}
-
-    def objective(self, kind: str) -> Objective:
-        """Return what is minimised; of masked words, with this vocabulary's numbers."""
-        found = super().objective(kind)
-        if isinstance(found, Masked) and self.vocabulary is not None:
-            return replace(found, mask_id=self.vocabulary.mask, words=self.vocabulary.size)
-        return found
 
 
 @dataclass(frozen=True)

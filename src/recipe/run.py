@@ -24,6 +24,7 @@ from ..errors import UserError, listed
 from ..models.base import Model, head_paths, is_statistic, new_head
 from ..models.mlp import Mlp
 from ..objectives.base import Objective
+from ..objectives.kinds import for_kind
 from ..optim.optimizers import FreezeImpl, Optimizer, Sgd
 from ..optim.partition import ParamLabels, split
 from ..optim.schedules import Constant, Schedule
@@ -159,7 +160,7 @@ def finetuning_stage(recipe: Recipe, data: Transfer, lanes: Lanes = Lanes.one) -
     """
     alone = lanes is Lanes.one and recipe.trainer.frozen_precision is Precision.float32
     return replace(
-        task_stage(recipe, data.outputs, data.objective(data.kind)), form=None if alone else FreezeImpl.split
+        task_stage(recipe, data.outputs, for_kind(data.kind, data.vocabulary)), form=None if alone else FreezeImpl.split
     )
 
 

@@ -20,7 +20,7 @@ from ..data.base import TaskSequence
 from ..errors import UserError
 from ..metrics import continual
 from ..models.base import head_paths
-from ..objectives.kinds import OBJECTIVES
+from ..objectives.kinds import for_kind
 from ..retention.base import Kept, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.full import Full
@@ -63,7 +63,7 @@ class SequenceResult:
 
 def stage_of(recipe: Recipe, data: TaskSequence, task: int) -> Stage:
     """Return the stage that learns a task: the first one freely, later ones under the strategy and the retention."""
-    stage = task_stage(recipe, data.outputs[task], OBJECTIVES[data.kind])
+    stage = task_stage(recipe, data.outputs[task], for_kind(data.kind))
     freely = {} if task else {"strategy": Full(), "retention": NoRetention()}
     return replace(stage, first=task * recipe.finetune_steps, **freely)
 
@@ -99,7 +99,7 @@ def check_sequence(recipe: Recipe, data: TaskSequence) -> TrainableSummary:
         if name.endswith("_train"):
             recipe.trainer.check(data.kind, min(recipe.batch_size or rows, rows))
     recipe.schedule.check(recipe.finetune_steps)
-    return summarize_trainable([stage_of(recipe, data, 1)], data.features, OBJECTIVES[data.kind])
+    return summarize_trainable([stage_of(recipe, data, 1)], data.features, for_kind(data.kind))
 
 
 def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row], None]) -> SequenceResult:
@@ -161,7 +161,7 @@ def init_state(
         return None
     rows = data.tasks[number]["train"]
     task = SourceTask(
-        recipe.model, data.outputs[number], OBJECTIVES[data.kind], end, heads, not data.shared_head, rows, recipe.seed
+        recipe.model, data.outputs[number], for_kind(data.kind), end, heads, not data.shared_head, rows, recipe.seed
     )
     own = retention.init_state(task) if before is None else retention.update(before["own"], task)
     return {"own": own, "head": {}}

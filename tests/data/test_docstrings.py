@@ -23,6 +23,7 @@ from src.data.docstrings import (
 from src.data.pairs import Pairing
 from src.data.text_source import Texts, tell
 from src.errors import UserError
+from src.objectives.kinds import for_kind
 from src.objectives.pairs import MaskedPairs
 from tests.data.texts import word_level
 
@@ -143,7 +144,7 @@ def test_the_source_is_pairs_too(small, pairing, caplog):
     assert len(said) == len(data.source)
     share = f"{data.source['train'].y[:, 0].mean():.1%} of them false"
     assert share in said[0]
-    objective = data.objective("pretraining")
+    objective = for_kind("pretraining", data.vocabulary)
     assert isinstance(objective, MaskedPairs)
     assert (objective.mask_id, objective.words) == (words.mask, words.size)
     alone = source().load()

@@ -77,6 +77,7 @@ def test_the_settings_of_masking_reach_the_objective():
     )
     objective = pretraining_stage(recipe, data).objective
     assert (objective.rate, objective.exact, objective.most) == (0.5, True, 7)
+    assert data.vocabulary is not None
     written = data.vocabulary.backend.get_vocab()
     assert set(objective.continues) == {number for token, number in written.items() if token.startswith("##")} != set()
     part = data.source["train"]
