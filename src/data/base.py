@@ -354,11 +354,16 @@ class standardiser:  # noqa: N801  (reads as a verb where it is used)
 def classes(
     pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
 ) -> Transfer:
-    """Number each task's labels from 0 in sorted order; tasks with different labels get different heads."""
+    """Number each task's labels from 0 in sorted order; tasks without a common label get different heads.
+
+    Raises:
+        UserError: a task has one label only, or the tasks share some of their labels and not all.
+    """
     names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
     for table, labels in zip((source, target), names, strict=True):
         if len(labels) < 2:
             raise UserError(f"{table.origin} has one label only ({listed(map(str, labels))}); allowed: at least two")
+    check_overlap([list(map(str, labels)) for labels in names], source.origin, target.origin)
 
     def numbered(parts: Parts, labels: list[object]) -> dict[str, Split]:
         index = {label: i for i, label in enumerate(labels)}
@@ -374,4 +379,20 @@ def classes(
         len(names[0]),
         len(names[1]),
         new_head=names[0] != names[1],
+    )
+
+
+def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
+    """Refuse two tasks that share some of their classes: numbered by task, the shared ones would not be one output."""
+    first, second = map(set, classes)
+    if first == second or not first & second:
+        return
+    only = [
+        f"{listed(name for name in own if name not in other)} in {origin} only"
+        for own, other, origin in ((classes[0], second, source), (classes[1], first, target))
+        if set(own) - other
+    ]
+    raise UserError(
+        f"the two parts share some of their classes and not all ({', '.join(only)}); "
+        "allowed: the same classes in both, which keep the pre-trained head, or none in common, which get a new one"
     )
