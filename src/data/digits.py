@@ -49,8 +49,8 @@ class Digits(Source):
         if self.task is Task.new_digits:
             low = y < 5
             return (
-                Table(x[low], y[low], "the digits 0 to 4"),
-                Table(x[~low], y[~low], "the digits 5 to 9"),
+                Table(x[low], y[low], "the digits 0 to 4", image=True),
+                Table(x[~low], y[~low], "the digits 5 to 9", image=True),
             )
         # By turns within each digit: halves of equal classes and of the same writers, whatever the seed.
         rank = rank_in_class(y)
