@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError, listed
 from ..metrics.text import entity_scores
+from ..notices import warn_once
 from ..types import Split
 from .base import Table, check_shares, cut
 from .packing import NOTHING, Example, by_token
-from .text_source import TextSource, TextTransfer, counted, tell
+from .text_source import TextSource, TextTransfer, counted
 from .tokenization import Vocabulary, read_text
 
 OUTSIDE = "O"
@@ -48,7 +49,7 @@ class Conll(TextSource):
         encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
         cuts = {name: sum(one.cut for one in part) for name, part in encoded.items()}
         if any(cuts.values()):
-            tell(f"{origin}: cut to data.length={self.length} were {counted(cuts, encoded)}")
+            warn_once(f"{origin}: cut to data.length={self.length} were {counted(cuts, encoded)}")
         wide = self.wide({name: [one.example for one in part] for name, part in encoded.items()})
         chosen = self.taken(np.arange(len(encoded["train"])), None, origin)
         encoded["train"] = [encoded["train"][row] for row in chosen]

@@ -101,9 +101,7 @@ def read_frame(path: str, origin: str) -> pd.DataFrame:
             # By default, pandas takes the first of more cells for the row's name and shifts the others by a column.
             frame = pd.read_csv(path, index_col=False, low_memory=False)
     except pd.errors.ParserWarning as error:
-        raise UserError(
-            f"{origin} has rows with more cells than its header; allowed: a name for each"
-        ) from error
+        raise UserError(f"{origin} has rows with more cells than its header; allowed: a name for each") from error
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
         raise UserError(f"{origin} cannot be read as CSV: {str(error).splitlines()[0]}") from error
     if frame.empty:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 import sysconfig
@@ -23,12 +23,13 @@ import numpy as np
 
 from ..config.hparams import FRACTION, SHARE, hparam
 from ..errors import UserError
-from ..files import atomic_write
+from ..notices import warn_once
+from ..store import Store, key_of
 from ..types import Split
 from .base import Table, check_shares, cut
 from .language import Modelling, language_rows
 from .pairs import Lone, Pairing, pairing_rows, sentences_of
-from .text_source import Texts, TextSource, TextTransfer, divided, tell
+from .text_source import Texts, TextSource, TextTransfer, divided
 from .tokenization import Vocabulary
 
 Task = Enum("Task", ["package", "follows"])
@@ -97,7 +98,10 @@ class Docstrings(TextSource):
             hidden = [" ".join(two_sentences(text)) for text in hidden]
             parts = {name: paired(part) for name, part in parts.items()}
         corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
-        tell(f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on")
+        warn_once(
+            f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on",
+            logging.INFO,
+        )
         vocabulary = self.vocabulary(lambda: corpus["train"])
         source, kind = self._source(corpus, vocabulary)
         target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
@@ -217,20 +221,12 @@ def read_library(cache: str | None) -> list[Docstring]:
     files = list(library_files())
     if not files:
         raise UserError(f"{ORIGIN} finds no sources in {library_folder()}; allowed: a Python with its standard library")
-    if cache is None:
-        return parsed(tuple(files))
-    decides = [FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]]
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
-    kept = Path(cache) / f"docstrings-{key}.json"
-    if kept.is_file():
-        try:
-            return [Docstring(*one) for one in json.loads(kept.read_text("utf-8"))]
-        except (ValueError, TypeError):
-            tell(f"{kept} cannot be read: it is made again")
-    found = parsed(tuple(files))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(kept) as beside:
-        beside.write(json.dumps(found).encode())
+    store = Store(cache, "docstrings")
+    key = key_of([FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]])
+    found = store.get(key, lambda content: [Docstring(*one) for one in json.loads(bytes(content))])
+    if found is None:
+        found = parsed(tuple(files))
+        store.put(key, [json.dumps(found).encode()])
     return found
 
 

@@ -6,9 +6,9 @@ Nothing is ever unpacked to the disk: a file inside a .zip is read where it lies
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
+import logging
 import os
 import re
 import struct
@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from ..errors import UserError, listed
-from ..files import atomic_write
+from ..notices import warn_once
+from ..store import Store, key_of
 from .base import rank_in_class
-from .text_source import tell
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -110,7 +110,7 @@ def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
         )
     if found.bad:
         count = len(found.bad) + len(found.kept)
-        tell(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
+        warn_once(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
     if not len(found.images):
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
 
@@ -218,43 +218,35 @@ def kept_or_decoded(
     entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str, cache: str | None
 ) -> Decoded:
     """Return what was decoded before of the same files to the same looks, or decode it now and keep it."""
-    file = None if cache is None else Path(cache) / f"{decoded_key(entries, looks)}.npz"
-    if file is not None and file.is_file():
-        try:
-            return read_decoded(file, len(entries))
-        except (*BROKEN, zipfile.BadZipFile):
-            tell(f"{file} cannot be read: it is made again")
-    tell(f"{origin}: {len(entries)} images are decoded" + ("" if cache is None else f", once, and kept in {cache}"))
-    found = decoded(entries, read, looks, origin)
-    if file is not None:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file) as beside:
-                np.savez(beside, images=found.images, kept=found.kept, bad=np.array(found.bad, str))
-        except OSError as error:  # a run is worth more than what it keeps for the next one
-            tell(f"{origin}: decoded images cannot be kept in {cache}: {error.strerror}")
+    store, key = Store(cache, "images"), decoded_key(entries, looks)
+    found = store.get(key, unpacked)
+    if found is None:
+        kept = "" if cache is None else f", once, and kept in {cache}"
+        warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
+        found = decoded(entries, read, looks, origin)
+        store.put(key, packed(found))
     return found
 
 
 def decoded_key(entries: Sequence[Entry], looks: Looks) -> str:
-    """Return 24 hexadecimal digits of a SHA-256 over what decides the pixels."""
+    """Return the key of decoded images."""
     import PIL
 
-    decides: list[Any] = [FORMAT, PIL.__version__, looks.size, looks.grey, *entries]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
+    return key_of([FORMAT, PIL.__version__, looks.size, looks.grey, *entries])
 
 
-def read_decoded(file: Path, files: int) -> Decoded:
-    """Return what was kept; its bytes are checked against the file's own CRC-32.
+def packed(found: Decoded) -> list[bytes | memoryview]:
+    """Return decoded images as pieces of bytes: the length of a JSON text, that text, and the pixels."""
+    header = json.dumps({"shape": found.images.shape, "kept": found.kept.tolist(), "bad": found.bad}).encode()
+    return [len(header).to_bytes(8, "little"), header, np.ascontiguousarray(found.images).reshape(-1).data]
 
-    Raises:
-        ValueError: or another of ``BROKEN``: it is not what was written.
-    """
-    with file.open("rb") as content, np.load(content, allow_pickle=False) as stored:
-        images, kept, bad = stored["images"], stored["kept"], stored["bad"].tolist()
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(kept) or len(kept) + len(bad) != files:
-        raise ValueError(f"{file} holds something else")
-    return Decoded(images, kept, bad)
+
+def unpacked(content: memoryview) -> Decoded:
+    """Return the images that :func:`packed` made bytes of, as views that cannot be written to."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:begin]))
+    images = np.frombuffer(content, np.uint8)[begin:].reshape(header["shape"])
+    return Decoded(images, np.array(header["kept"], np.int64), header["bad"])
 
 
 def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str) -> Decoded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
@@ -9,9 +10,10 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
+from ..notices import warn_once
 from ..types import Split
 from .packing import NOTHING, Example, by_token
-from .text_source import TextSource, tell
+from .text_source import TextSource
 from .tokenization import Vocabulary
 
 Modelling = Enum("Modelling", ["causal", "masked"])
@@ -48,7 +50,7 @@ def language_rows(
     counts = (
         f"{np.sum(part.y != NOTHING):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items()
     )
-    tell(f"{origin}: {', '.join(counts)}")
+    warn_once(f"{origin}: {', '.join(counts)}", logging.INFO)
     return found
 
 

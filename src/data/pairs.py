@@ -8,6 +8,7 @@ of them, and the parts are the pair. Labels are 0 for neighbours in their order 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +19,11 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
+from ..notices import warn_once
 from ..types import Split
 from .language import predictable
 from .packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
-from .text_source import TextSource, tell
+from .text_source import TextSource
 from .tokenization import Vocabulary
 
 Pairing = Enum("Pairing", ["next", "order"])
@@ -253,7 +255,7 @@ def pairing_rows(
     for number, (name, documents) in enumerate(parts.items()):
         rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
         made[name] = sentence_pairs(encoded(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,")
-        tell(f"{origin}: {words_of(made[name])} to {name} on")
+        warn_once(f"{origin}: {words_of(made[name])} to {name} on", logging.INFO)
     examples = {
         name: [frame(vocabulary, pair.first, pair.second, source.length)[0] for pair in part.pairs]
         for name, part in made.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +15,11 @@ from jaxtyping import Float, Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError
 from ..metrics.text import best_spans, squad_scores
+from ..notices import warn_once
 from ..types import Split
 from .base import Table, check_shares, cut
 from .packing import NOTHING, Example, frame, lay_out, one_a_row, padding_share, special_tokens
-from .text_source import LENGTH, TextSource, TextTransfer, tell
+from .text_source import LENGTH, TextSource, TextTransfer
 from .tokenization import Pieces, Vocabulary, read_text
 
 
@@ -96,7 +98,10 @@ class Squad(TextSource):
             raise UserError(f"{origin}: none of the answers to train on is in a window; allowed: at least one")
         asked = {name: laid(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
         share = padding_share(asked["train"][0].x)
-        tell(f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding")
+        warn_once(
+            f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding",
+            logging.INFO,
+        )
         return Answers(
             kind="spans",
             source={},
@@ -144,7 +149,7 @@ def read_questions(path: str, origin: str) -> list[Question]:
         (lost, "have an answer that is not in the text"),
     ):
         if count:
-            tell(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+            warn_once(f"{origin}: {count} of {silent + len(found)} questions {reason}")
     return found
 
 

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
-from .text_source import LabelledText, Texts, tell
+from ..notices import warn_once
+from .text_source import LabelledText, Texts
 from .tokenization import read_text
 
 Empty = Enum("Empty", ["refuse", "skip"])
@@ -77,7 +78,7 @@ def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
             "allowed: none, or data.empty=skip to leave them out"
         )
     if count:
-        tell(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
+        warn_once(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
     return texts.only(kept)
 
 

@@ -11,7 +11,6 @@ Inputs are int32 of shape ``(N, 3, L)`` (see :mod:`src.data.packing`). What targ
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,23 +22,16 @@ from jaxtyping import Float, Int
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
+from ..notices import warn_once
 from ..types import Split
 from .base import Table, Transfer, check_shares, cut, fewer
 from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
 from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 
-log = logging.getLogger(__name__)
-
 Padding = Enum("Padding", ["fit", "length"])
 Labels = Enum("Labels", ["classification", "regression"])
 LENGTH = Check("a whole number >= 8", lambda v: v >= 8)
 PACKING_STREAM = 2  # of split_seed: the order of packed rows must not repeat the shuffle that splits them
-
-
-@functools.cache
-def tell(text: str) -> None:
-    """Say something of the data; once, however many runs of a sweep load it."""
-    log.info(text)
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ class TextSource:
             groups = one_a_row(len(part)) if self.examples == 1 else packed(lengths, wide, self.examples, rng)
             found[name] = lay_out(part, groups, wide, vocabulary.pad)
             if name == "train":
-                tell(f"{origin}: {self.waste(lengths, found[name])}")
+                warn_once(f"{origin}: {self.waste(lengths, found[name])}", logging.INFO)
         return found
 
     def waste(self, lengths: Sequence[int], rows: Rows) -> str:
@@ -160,7 +152,7 @@ class TextSource:
             found[name] = [example for example, _ in both]
             cuts[name] = sum(cut for _, cut in both)
         if any(cuts.values()):
-            tell(f"{origin}: cut to data.length={self.length} were {counted(cuts, found)}")
+            warn_once(f"{origin}: cut to data.length={self.length} were {counted(cuts, found)}")
         return found
 
     def encoded(self, parts: Mapping[str, Texts], vocabulary: Vocabulary, classes: Sequence[str]) -> TextTransfer:

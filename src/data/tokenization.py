@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,10 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..store import Store, key_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-log = logging.getLogger(__name__)
 
 Subwords = Enum("Subwords", ["wordpiece", "bpe"])
 
@@ -293,7 +290,7 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
         subwords: WordPiece as in BERT, uncased (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2
             (Radford et al. 2019), which keeps capitals and white space.
         size: tokens, special ones included; ``None``: 8192.
-        folder: where it is kept under a key made of all this; ``None``: nowhere.
+        folder: where it is kept; ``None``: nowhere.
 
     Raises:
         UserError: ``size`` is smaller than the alphabet and the special tokens.
@@ -302,28 +299,22 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
 
     size = size or TRAINED_SIZE
     origin = f"the tokenizer of {size} tokens that is trained on the corpus"
-    file = None if folder is None else Path(folder) / f"{corpus_key(texts, subwords, size)}.json"
-    if file is not None and file.is_file():
-        try:
-            return vocabulary(Tokenizer.from_file(str(file)), origin)
-        except Exception:  # noqa: BLE001  (a file that another version of the library wrote is made again)
-            log.info("%s cannot be read: it is made again", file)
-    survive_forks()
-    backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as beside:
-            beside.write(backend.to_str().encode())
+    store, key = Store(folder, "tokenizer"), corpus_key(texts, subwords, size)
+    backend = store.get(key, lambda content: Tokenizer.from_buffer(bytes(content)))
+    if backend is None:
+        survive_forks()
+        backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
+        store.put(key, [backend.to_str().encode()])
     return vocabulary(backend, origin)
 
 
 def corpus_key(texts: Iterable[str], subwords: Subwords, size: int) -> str:
-    """Return 24 hexadecimal digits of a SHA-256 over what decides a trained tokenizer."""
+    """Return the key of a trained tokenizer; the order of the texts is no matter."""
+    corpus = hashlib.sha256()
+    for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):
+        corpus.update(one)
     settings = {"format": FORMAT, "subwords": subwords.name, "size": size, "library": version("tokenizers")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):  # the order of the rows is no matter
-        digest.update(one)
-    return digest.hexdigest()[:24]
+    return key_of(settings | {"corpus": corpus.hexdigest()})
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:

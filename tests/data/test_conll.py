@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from src.data.conll import Conll, read_sentences, tagged, to_iob2
-from src.data.text_source import tell
 from src.data.tokenization import load_vocabulary
 from src.errors import UserError
 from src.metrics.text import entities
+from src.notices import warn_once
 from tests.data.texts import minilm, real, write_word_list
 
 TEXT = """-DOCSTART- -X- O
@@ -29,7 +29,7 @@ dog X I-PER
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from src.data.docstrings import (
     without,
 )
 from src.data.pairs import Pairing
-from src.data.text_source import Texts, tell
+from src.data.text_source import Texts
 from src.errors import UserError
+from src.notices import warn_once
 from src.objectives.kinds import for_kind
 from src.objectives.pairs import MaskedPairs
 from tests.data.texts import word_level
@@ -30,7 +31,7 @@ from tests.data.texts import word_level
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,15 @@ import pytest
 
 from src.data.language import Modelling, one_stream
 from src.data.plain_text import Documents, PlainText, blocks
-from src.data.text_source import tell
 from src.data.tokenization import Subwords, load_vocabulary
 from src.errors import UserError
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts, word_level, write_word_list
 
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def source(path, **settings):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from src.data.squad import Squad, nearest, read_questions, tokens_of
-from src.data.text_source import tell
 from src.errors import UserError
 from src.metrics.text import best_spans, squad_scores
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts
 
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def published(paragraphs):

@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import pytest
 
-from src.data import text_source
 from src.data.packing import padding_share
 from src.data.text import Empty, Text
 from src.data.text_source import LabelledText, Labels, Padding, TextSource
 from src.errors import UserError
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts, write_word_list
 
 NAMES = ["good", "bad", "so so"]
@@ -18,7 +18,7 @@ NAMES = ["good", "bad", "so so"]
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    text_source.tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def written(folder, texts, labels, name="a.tsv", header="text\tlabel"):
