@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError, listed
 from ..types import Split
 from .tokenization import Vocabulary
+
+LabelKind = Enum("LabelKind", ["classification", "regression"])
 
 
 @dataclass(frozen=True)
@@ -198,7 +201,7 @@ def stored(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     """Base of every data source. A file says how its two tables are read; the rest is here.
 
     ``source_test_fraction`` of the pre-training part is kept to test on, and ``source_val_fraction`` of it to choose

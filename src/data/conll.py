@@ -49,13 +49,13 @@ class Conll(TextSource):
         encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
         cuts = {name: sum(one.cut for one in part) for name, part in encoded.items()}
         if any(cuts.values()):
-            warn_once(f"{origin}: cut to data.length={self.length} were {counted(cuts, encoded)}")
+            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {counted(cuts, encoded)}")
         wide = self.wide({name: [one.example for one in part] for name, part in encoded.items()})
         chosen = self.taken(np.arange(len(encoded["train"])), None, origin)
         encoded["train"] = [encoded["train"][row] for row in chosen]
         examples = {name: [one.example for one in part] for name, part in encoded.items()}
         rows = self.rows(examples, wide, vocabulary, origin)
-        return Tags(
+        return ConllTransfer(
             kind="labels",
             source={},
             target={
@@ -90,13 +90,13 @@ class Conll(TextSource):
         number = {tag: i for i, tag in enumerate(classes)}
         pieces = vocabulary.encode_words([one.words for one in sentences])
         return [
-            tagged(words, [number[tag] for tag in one.tags], vocabulary, self.length)
+            tagged(words, [number[tag] for tag in one.tags], vocabulary, self.max_seq_len)
             for words, one in zip(pieces, sentences, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Tags(TextTransfer):
+class ConllTransfer(TextTransfer):
     """Rows of sentences, whose scores are of entities."""
 
     scored: ClassVar[bool] = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,17 +12,16 @@ import numpy as np
 
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
-from .base import Source, Table
+from .base import DataSource, LabelKind, Table
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Enum("Kind", ["regression", "classification"])
 MAX_CLASSES = 50  # more distinct labels than this are taken for a regression's
 
 
 @dataclass(frozen=True, kw_only=True)
-class Csv(Source):
+class Csv(DataSource):
     """Two files with a header line: ``source_path`` to pre-train on, ``target_path`` to fine-tune on.
 
     ``label``: the column to predict. ``features``: the columns to predict it from, by name; ``null`` takes all others,
@@ -35,7 +33,7 @@ class Csv(Source):
     target_path: str = hparam()
     label: str = hparam()
     features: tuple[str, ...] | None = hparam(None)
-    kind: Kind = hparam(Kind.regression)
+    kind: LabelKind = hparam(LabelKind.regression)
 
     def tables(self) -> tuple[Table, Table, str]:
         """Read both files.
@@ -69,7 +67,7 @@ class Csv(Source):
         """Return the features and the labels of a file."""
         import pandas as pd
 
-        for column in (*features, *([self.label] if self.kind is Kind.regression else [])):
+        for column in (*features, *([self.label] if self.kind is LabelKind.regression else [])):
             if not pd.api.types.is_numeric_dtype(frame[column]):
                 text = next((str(v) for v in frame[column] if not _is_number(v)), "")
                 raise UserError(f"{origin}: column '{column}' holds '{text}'; allowed: numbers")
@@ -77,7 +75,7 @@ class Csv(Source):
         missing = np.asarray(frame[self.label].isna())
         if missing.any():
             raise UserError(f"{origin}: column '{self.label}' has no value in row {int(np.argmax(missing))}")
-        if self.kind is Kind.classification:
+        if self.kind is LabelKind.classification:
             check_classes(labels, f"{origin}: column '{self.label}'")
         return Table(frame[features].to_numpy(np.float64), labels, origin)
 

@@ -27,12 +27,12 @@ from ..notices import warn_once
 from ..store import Store, key_of
 from ..types import Split
 from .base import Table, check_shares, cut
-from .language import Modelling, language_rows
-from .pairs import Lone, Pairing, pairing_rows, sentences_of
-from .text_source import Texts, TextSource, TextTransfer, divided
+from .language import LmObjective, language_rows
+from .pairs import LonePolicy, Pairing, pairing_rows, sentences_of
+from .text_source import LabeledTexts, TextSource, TextTransfer, divided
 from .tokenization import Vocabulary
 
-Task = Enum("Task", ["package", "follows"])
+DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
 
 # Each has at least 140 docstrings that can be used. tkinter and idlelib have more, and are not installed everywhere.
 PACKAGES = {
@@ -70,7 +70,7 @@ class Docstrings(TextSource):
     The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
     library's docstrings; with ``pairs``, BERT's own: rows are two texts of one document, and whether the second is the
     ``next`` one or a random one, or whether they stand in their ``order``, can be learned beside the words. What a
-    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.Rules`). ``task`` is
+    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.PairRules`). ``task`` is
     the target: ``package``, which of 8 packages a docstring belongs to, as many of each; or ``follows``, whether a
     sentence is the one that comes after the first one of a docstring or another docstring's, half of each.
 
@@ -80,9 +80,9 @@ class Docstrings(TextSource):
     ``source_test_fraction`` and ``source_val_fraction`` are of the corpus' documents.
     """
 
-    task: Task = hparam(Task.package)
+    task: DocstringsTask = hparam(DocstringsTask.package)
     pairs: Pairing | None = hparam(None)
-    lone_sentences: Lone | None = hparam(None)
+    lone_sentences: LonePolicy | None = hparam(None)
     source_test_fraction: float = hparam(0.1, FRACTION)
     source_val_fraction: float = hparam(0.0, SHARE)
 
@@ -91,10 +91,10 @@ class Docstrings(TextSource):
         check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
-        chosen = balanced(library, rng) if self.task is Task.package else with_two_sentences(library)
+        chosen = balanced(library, rng) if self.task is DocstringsTask.package else with_two_sentences(library)
         parts = divided({"train": chosen}, self.val_fraction, self.test_fraction, rng)
         hidden = [text for name in ("val", "test") for text in parts[name].first]
-        if self.task is Task.follows:
+        if self.task is DocstringsTask.follows:
             hidden = [" ".join(two_sentences(text)) for text in hidden]
             parts = {name: paired(part) for name, part in parts.items()}
         corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
@@ -113,7 +113,7 @@ class Docstrings(TextSource):
         """Return the source task's rows, and their kind."""
         origin = f"{ORIGIN}, the source task"
         if self.pairs is None:
-            return language_rows(self, corpus, vocabulary, Modelling.masked, origin), "masked"
+            return language_rows(self, corpus, vocabulary, LmObjective.masked, origin), "masked"
         return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
 
     def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
@@ -126,7 +126,7 @@ class Docstrings(TextSource):
 # --- the labelled texts ----------------------------------------------------------------------------------------------
 
 
-def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> Texts:
+def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
     """Return docstrings of the 8 packages, as many of each as the smallest has, taken at random."""
     by_package: dict[str, list[str]] = {name: [] for name in PACKAGES}
     for one in library:
@@ -143,13 +143,13 @@ def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> Texts:
     for name, texts in by_package.items():
         first += [texts[row] for row in rng.permutation(len(texts))[:least]]
         labels += [PACKAGES[name]] * least
-    return Texts(first, None, labels, ORIGIN)
+    return LabeledTexts(first, None, labels, ORIGIN)
 
 
-def with_two_sentences(library: Sequence[Docstring]) -> Texts:
+def with_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
     """Return the docstrings that have at least two sentences, not labelled yet."""
     texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
-    return Texts(texts, None, ["follows"] * len(texts), ORIGIN)
+    return LabeledTexts(texts, None, ["follows"] * len(texts), ORIGIN)
 
 
 def two_sentences(text: str) -> list[str]:
@@ -157,7 +157,7 @@ def two_sentences(text: str) -> list[str]:
     return sentences_of(text)[:2]
 
 
-def paired(texts: Texts) -> Texts:
+def paired(texts: LabeledTexts) -> LabeledTexts:
     """Return the first two sentences of each docstring; of every second one, the second sentence is the next one's.
 
     Where no docstring's second sentence is its own, it is handed round among them: of the sentences alone, nothing can
@@ -171,7 +171,7 @@ def paired(texts: Texts) -> Texts:
         first.append(one)
         second.append(split[after[row]][1] if row in after else two)
         labels.append("other" if row in after else "follows")
-    return Texts(first, second, labels, texts.origin)
+    return LabeledTexts(first, second, labels, texts.origin)
 
 
 def without(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:

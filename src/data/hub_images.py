@@ -12,7 +12,7 @@ import numpy as np
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from .hub_text import fetch
-from .image_files import Entry, Looks, OnBad, Pictures, check_bad, kept_or_decoded, limited
+from .image_files import ImageFile, ImageFormat, LabeledImages, OnBad, check_bad, kept_or_decoded, limited
 from .images import ImageSource
 
 
@@ -35,12 +35,12 @@ class HubImages(ImageSource):
     grey: bool = hparam(False)
     on_bad: OnBad = hparam(OnBad.refuse)
 
-    def pictures(self) -> tuple[Pictures, Pictures | None]:
+    def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Fetch the parts."""
         held_out = None if self.test_split is None else self._fetch("test_split", self.test_split)
         return self._fetch("train_split", self.train_split), held_out
 
-    def _fetch(self, key: str, split: str) -> Pictures:
+    def _fetch(self, key: str, split: str) -> LabeledImages:
         part, origin = fetch(self.dataset, self.subset, split, f"data.{key}"), f"data.dataset={self.dataset}, {split}"
         for name, column in (("image", self.image), ("label", self.label)):
             if column not in part.column_names:
@@ -55,12 +55,12 @@ class HubImages(ImageSource):
             )
         rows = limited(y, self.limit)
         contents = encoded(part.select(rows), self.image, origin)
-        files = [Entry(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
+        files = [ImageFile(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
         at = {file.name: content for file, content in zip(files, contents, strict=True)}
-        looks = Looks(self.size, self.grey)
-        found = kept_or_decoded(files, lambda file: at[file.name], looks, origin, self.image_cache)
+        image_format = ImageFormat(self.size, self.grey)
+        found = kept_or_decoded(files, lambda file: at[file.name], image_format, origin, self.image_cache)
         check_bad(found, self.on_bad, origin)
-        return Pictures(found.images, y[rows][found.kept], names, origin)
+        return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
 
 def numbered(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:

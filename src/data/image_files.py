@@ -40,7 +40,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, RuntimeError, st
 NOWHERE = re.compile(r"<_io\.BytesIO object at \w+>")  # what Pillow calls bytes: an address that helps nobody
 
 
-class Pictures(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images of one size with their labels, as they were found."""
 
     x: UInt8[np.ndarray, "N H W C"]
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
     origin: str  # the configuration key that errors name
 
 
-class Entry(NamedTuple):
+class ImageFile(NamedTuple):
     """A file of an image."""
 
     name: str  # its path below the folder, with "/" between
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageFormat:
     """What images are made to be."""
 
     size: int | None = None  # pixels of each side; None: as they are, all alike
@@ -74,14 +74,14 @@ class Decoded(NamedTuple):
 
 
 def read_images(
-    path: str, origin: str, looks: Looks, on_bad: OnBad, limit: int | None = None, cache: str | None = None
-) -> Pictures:
+    path: str, origin: str, image_format: ImageFormat, on_bad: OnBad, limit: int | None = None, cache: str | None = None
+) -> LabeledImages:
     """Return the images below a folder, or in a .zip, labelled by the folders that they lie in.
 
     Args:
         path: of the folder or .zip; a folder inside of it is named behind it, ``images.zip/train``.
         origin: what errors call it.
-        looks: what the images are made to be.
+        image_format: what the images are made to be.
         on_bad: what becomes of files that cannot be decoded.
         limit: the most files that are read, as many of each class as possible, the first by name; ``None``: all.
         cache: a folder to keep decoded images in; ``None``: they are not kept.
@@ -95,9 +95,9 @@ def read_images(
         numbers = {name: number for number, name in enumerate(names)}
         y = np.array([numbers[label] for label in labels], np.int32)
         rows = limited(y, limit)
-        found = kept_or_decoded([files[row] for row in rows], read, looks, origin, cache)
+        found = kept_or_decoded([files[row] for row in rows], read, image_format, origin, cache)
     check_bad(found, on_bad, origin)
-    return Pictures(found.images, y[rows][found.kept], names, origin)
+    return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
 
 def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
@@ -126,7 +126,7 @@ def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarr
 
 
 @contextlib.contextmanager
-def files_of(path: str, origin: str) -> Iterator[tuple[list[Entry], Callable[[Entry], bytes]]]:
+def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable[[ImageFile], bytes]]]:
     """Find the files of images below a folder, or in a .zip, by their names in order, and what reads them.
 
     Raises:
@@ -153,7 +153,7 @@ def split_archive(path: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def in_folder(folder: Path) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+def in_folder(folder: Path) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
     """Return the files of images below a folder, and what reads them."""
     entries = []
     for root, _, files in os.walk(folder, followlinks=True):  # classes may be links to folders elsewhere
@@ -162,7 +162,7 @@ def in_folder(folder: Path) -> tuple[list[Entry], Callable[[Entry], bytes]]:
             name = path.relative_to(folder).as_posix()
             if is_image(name) and path.is_file():
                 status = path.stat()
-                entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+                entries.append(ImageFile(name, status.st_size, status.st_mtime_ns))
     return entries, lambda entry: (folder / entry.name).read_bytes()
 
 
@@ -174,11 +174,11 @@ def opened(archive: Path, origin: str) -> zipfile.ZipFile:
         raise UserError(f"{origin}: {archive} cannot be read as a .zip: {error}") from error
 
 
-def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
     """Return the files of images in a .zip, below a folder ``inner`` of it (empty: all), and what reads them."""
     top = f"{inner}/" if inner else ""
     files = ((info.filename.removeprefix(top), info) for info in archive.infolist() if info.filename.startswith(top))
-    entries = [Entry(name, info.file_size, info.CRC) for name, info in files if is_image(name)]
+    entries = [ImageFile(name, info.file_size, info.CRC) for name, info in files if is_image(name)]
     return entries, lambda entry: archive.read(top + entry.name)
 
 
@@ -215,24 +215,28 @@ def class_of_each(names: Sequence[str], origin: str) -> list[str]:
 
 
 def kept_or_decoded(
-    entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str, cache: str | None
+    entries: Sequence[ImageFile],
+    read: Callable[[ImageFile], bytes],
+    image_format: ImageFormat,
+    origin: str,
+    cache: str | None,
 ) -> Decoded:
-    """Return what was decoded before of the same files to the same looks, or decode it now and keep it."""
-    store, key = Store(cache, "images"), decoded_key(entries, looks)
+    """Return what was decoded before of the same files to the same image_format, or decode it now and keep it."""
+    store, key = Store(cache, "images"), decoded_key(entries, image_format)
     found = store.get(key, unpacked)
     if found is None:
         kept = "" if cache is None else f", once, and kept in {cache}"
         warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
-        found = decoded(entries, read, looks, origin)
+        found = decoded(entries, read, image_format, origin)
         store.put(key, packed(found))
     return found
 
 
-def decoded_key(entries: Sequence[Entry], looks: Looks) -> str:
+def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:
     """Return the key of decoded images."""
     import PIL
 
-    return key_of([FORMAT, PIL.__version__, looks.size, looks.grey, *entries])
+    return key_of([FORMAT, PIL.__version__, image_format.size, image_format.grey, *entries])
 
 
 def packed(found: Decoded) -> list[bytes | memoryview]:
@@ -249,7 +253,9 @@ def unpacked(content: memoryview) -> Decoded:
     return Decoded(images, np.array(header["kept"], np.int64), header["bad"])
 
 
-def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str) -> Decoded:
+def decoded(
+    entries: Sequence[ImageFile], read: Callable[[ImageFile], bytes], image_format: ImageFormat, origin: str
+) -> Decoded:
     """Decode files, several at a time.
 
     Raises:
@@ -257,9 +263,9 @@ def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Loo
     """
     from PIL import Image
 
-    def look(entry: Entry) -> UInt8[np.ndarray, "H W C"] | str:
+    def look(entry: ImageFile) -> UInt8[np.ndarray, "H W C"] | str:
         try:
-            return pixels(read(entry), looks)
+            return pixels(read(entry), image_format)
         except (*BROKEN, zipfile.BadZipFile, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             return " ".join(NOWHERE.sub("", str(error)).split()) or type(error).__name__
 
@@ -282,13 +288,13 @@ def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Loo
     return Decoded(images[: len(kept)], np.array(kept, np.int64), bad)
 
 
-def other_size(one: Entry, shape: Sequence[int], other: Entry, other_shape: Sequence[int], origin: str) -> str:
+def other_size(one: ImageFile, shape: Sequence[int], other: ImageFile, other_shape: Sequence[int], origin: str) -> str:
     """Say which two files have different sizes."""
     sizes = [f"{file.name} of {s[1]} x {s[0]}" for file, s in ((one, shape), (other, other_shape))]
     return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
 
 
-def pixels(content: bytes, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+def pixels(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
     """Return the pixels of a PNG or JPEG.
 
     Raises:
@@ -297,10 +303,10 @@ def pixels(content: bytes, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-        return as_looks(image, looks)
+        return convert(image, image_format)
 
 
-def as_looks(image: Any, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+def convert(image: Any, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
     """Return a Pillow image's pixels, upright as its camera says, in three channels or in grey (ITU-R BT.601).
 
     To a size, it is scaled until its shorter side has that many pixels, with a triangle filter as wide as a new pixel
@@ -315,12 +321,12 @@ def as_looks(image: Any, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
         raise ValueError(f"its pixels are of mode {image.mode}, of more than 8 bits")
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    image = image.convert("L" if looks.grey else "RGB")
-    if looks.size is not None:
+    image = image.convert("L" if image_format.grey else "RGB")
+    if image_format.size is not None:
         short = min(image.size)
-        wide, high = (max(looks.size, round(looks.size * side / short)) for side in image.size)
+        wide, high = (max(image_format.size, round(image_format.size * side / short)) for side in image.size)
         image = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - looks.size) // 2, (high - looks.size) // 2
-        image = image.crop((left, top, left + looks.size, top + looks.size))
+        left, top = (wide - image_format.size) // 2, (high - image_format.size) // 2
+        image = image.crop((left, top, left + image_format.size, top + image_format.size))
     found = np.asarray(image, np.uint8)
     return found[..., None] if found.ndim == 2 else found

@@ -16,27 +16,27 @@ from .packing import NOTHING, Example, by_token
 from .text_source import TextSource
 from .tokenization import Vocabulary
 
-Modelling = Enum("Modelling", ["causal", "masked"])
+LmObjective = Enum("LmObjective", ["causal", "masked"])
 
 
 def language_rows(
     source: TextSource,
     parts: Mapping[str, Sequence[str]],
     vocabulary: Vocabulary,
-    modelling: Modelling,
+    modelling: LmObjective,
     origin: str,
 ) -> dict[str, Split]:
     """Return each part's documents as inputs and targets of a language model.
 
     With ``source.examples = 1``, a part is one stream, documents ended by [SEP] (or the end-of-text token), cut into
-    rows of ``source.length``: nothing but the last row is padded, and a row may hold the end of one document and the
+    rows of ``source.max_seq_len``: nothing but the last row is padded, and a row may hold the end of one document and the
     beginning of another, as in RoBERTa's "full sentences" (Liu et al. 2019, arXiv 1907.11692, section 4.2). With more,
     each document is cut into pieces that share rows and do not see each other.
 
     Raises:
         UserError: the tokenizer has no [MASK], or a part has too few tokens to predict one.
     """
-    if modelling is Modelling.masked:
+    if modelling is LmObjective.masked:
         vocabulary.needed("mask", "masked language modelling")
     found = {}
     for name, documents in parts.items():
@@ -46,7 +46,7 @@ def language_rows(
         if source.examples > 1:
             found[name] = side_by_side(source, ids, vocabulary, modelling, origin, name)
         else:
-            found[name] = one_stream(ids, source.length, vocabulary, modelling)
+            found[name] = one_stream(ids, source.max_seq_len, vocabulary, modelling)
     counts = (
         f"{np.sum(part.y != NOTHING):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items()
     )
@@ -55,7 +55,7 @@ def language_rows(
 
 
 def one_stream(
-    documents: Sequence[Int[np.ndarray, " T"]], length: int, vocabulary: Vocabulary, modelling: Modelling
+    documents: Sequence[Int[np.ndarray, " T"]], length: int, vocabulary: Vocabulary, modelling: LmObjective
 ) -> Split:
     """Return documents as one stream in rows of ``length`` tokens, the last one padded.
 
@@ -64,7 +64,7 @@ def one_stream(
     """
     end = [] if vocabulary.sep is None else [vocabulary.sep]
     stream = np.array([number for ids in documents for number in (*ids.tolist(), *end)], np.int32)
-    if modelling is Modelling.causal:
+    if modelling is LmObjective.causal:
         rows = -(-(len(stream) - 1) // length)
         inputs, targets = stream[:-1], stream[1:]
         filled = np.zeros((rows, length), bool)
@@ -85,15 +85,15 @@ def side_by_side(
     source: TextSource,
     documents: Sequence[Int[np.ndarray, " T"]],
     vocabulary: Vocabulary,
-    modelling: Modelling,
+    modelling: LmObjective,
     origin: str,
     name: str,
 ) -> Split:
     """Return a part's documents cut into pieces of at most ``length`` tokens, up to ``examples`` of them in a row."""
-    causal = modelling is Modelling.causal
+    causal = modelling is LmObjective.causal
     front = [] if vocabulary.cls is None or causal else [vocabulary.cls]
     end = [] if vocabulary.sep is None else [vocabulary.sep]
-    room = source.length - len(front) - len(end)
+    room = source.max_seq_len - len(front) - len(end)
     pieces = [ids[begin : begin + room] for ids in documents for begin in range(0, len(ids), room)]
     examples = []
     for piece in pieces:
@@ -102,7 +102,7 @@ def side_by_side(
     targets = [
         np.append(one.ids[1:], np.int32(NOTHING)) if causal else predictable(one.ids, vocabulary) for one in examples
     ]
-    rows = source.rows({name: examples}, source.length, vocabulary, origin)[name]
+    rows = source.rows({name: examples}, source.max_seq_len, vocabulary, origin)[name]
     return Split(rows.x, by_token(rows, targets))
 
 

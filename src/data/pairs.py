@@ -3,7 +3,7 @@
 A document is a list of sentences, each a list of token ids. Pairs are made as for BERT (Devlin et al. 2018, arXiv
 1810.04805, section 3.1 and appendix A.2) or ALBERT (Lan et al. 2019, arXiv 1909.11942, section 3.1), whose code says
 what the papers leave open. Sentences are gathered into a chunk until a pair is full, the chunk is divided between two
-of them, and the parts are the pair. Labels are 0 for neighbours in their order and 1 for anything else.
+of them, and the parts are the pair. LabelKind are 0 for neighbours in their order and 1 for anything else.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .text_source import TextSource
 from .tokenization import Vocabulary
 
 Pairing = Enum("Pairing", ["next", "order"])
-Lone = Enum("Lone", ["random", "skip"])
+LonePolicy = Enum("LonePolicy", ["random", "skip"])
 
 NEIGHBOURS, OTHER = 0, 1  # labels
 SHORT = 0.1  # of the documents: their pairs are shorter than a row, as fine-tuning's are
@@ -59,7 +59,7 @@ def sentences_of(text: str) -> list[str]:
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two texts, and whether the second follows the first."""
 
     first: Tokens
@@ -68,7 +68,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class PairRules:
     """How pairs are made of documents.
 
     ``pairing``: a false pair has a second text of another document (``next``), or the two in the wrong order
@@ -81,19 +81,21 @@ class Rules:
 
     pairing: Pairing
     room: int
-    lone: Lone | None = None
+    lone: LonePolicy | None = None
     short: float = SHORT
 
     @property
     def skips(self) -> bool:
         """Whether a chunk of one sentence is left out."""
-        return (self.lone or {Pairing.next: Lone.random, Pairing.order: Lone.skip}[self.pairing]) is Lone.skip
+        return (
+            self.lone or {Pairing.next: LonePolicy.random, Pairing.order: LonePolicy.skip}[self.pairing]
+        ) is LonePolicy.skip
 
 
-class Made(NamedTuple):
+class PairsMade(NamedTuple):
     """Pairs, and what did not become one."""
 
-    pairs: list[Pair]
+    pairs: list[SentencePair]
     lone: int  # chunks of one sentence that were left out
     single: int  # documents of one sentence, which were left out
 
@@ -103,7 +105,7 @@ class Made(NamedTuple):
         return sum(pair.label for pair in self.pairs) / len(self.pairs)
 
 
-def sentence_pairs(documents: Sequence[Document], rules: Rules, rng: np.random.Generator, origin: str) -> Made:
+def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.random.Generator, origin: str) -> PairsMade:
     """Return the pairs of all documents, in their order.
 
     Documents with fewer than two sentences are left out and counted, and sentences without a token are none.
@@ -131,14 +133,14 @@ def sentence_pairs(documents: Sequence[Document], rules: Rules, rng: np.random.G
     pairs = [pair for pair in found if pair is not None]
     if not pairs:
         raise UserError(
-            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.length)"
+            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.max_seq_len)"
         )
-    return Made(pairs, len(found) - len(pairs), len(documents) - len(usable))
+    return PairsMade(pairs, len(found) - len(pairs), len(documents) - len(usable))
 
 
 def pairs_of(
-    documents: Sequence[Document], number: int, rules: Rules, rng: np.random.Generator
-) -> Iterator[Pair | None]:
+    documents: Sequence[Document], number: int, rules: PairRules, rng: np.random.Generator
+) -> Iterator[SentencePair | None]:
     """Yield the pairs of one document; ``None`` for a chunk that is left out.
 
     Where the second text is another document's, the sentences that it took the place of begin the next chunk.
@@ -189,7 +191,7 @@ def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.ran
     return document[begin : chunk_end(document, begin, aim)]
 
 
-def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> Pair:
+def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> SentencePair:
     """Return a pair of at most ``room`` tokens.
 
     Tokens are taken off the longer text one by one (of equally long ones, off the second), off its front or its back
@@ -201,7 +203,7 @@ def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Gen
         return text[front : front + size]
 
     sizes = longest_first(len(first), len(second), room)
-    return Pair(kept(first, sizes[0]), kept(second, sizes[1]), label)
+    return SentencePair(kept(first, sizes[0]), kept(second, sizes[1]), label)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def pairing_rows(
     parts: Mapping[str, Sequence[str]],
     vocabulary: Vocabulary,
     pairing: Pairing,
-    lone: Lone | None,
+    lone: LonePolicy | None,
     origin: str,
 ) -> dict[str, Split]:
     """Return each part's documents as pairs with words to be masked; say how many, and how many were left out.
@@ -242,7 +244,7 @@ def pairing_rows(
         parts: texts of documents, by part.
         vocabulary: that they are encoded with.
         pairing: what a false pair is.
-        lone: see :class:`Rules`.
+        lone: see :class:`PairRules`.
         origin: what errors and the terminal name.
 
     Raises:
@@ -250,14 +252,14 @@ def pairing_rows(
     """
     for name in ("mask", "cls", "sep"):
         vocabulary.needed(name, "learning from pairs of sentences")
-    rules = Rules(pairing, source.length - special_tokens(vocabulary, 2), lone)
+    rules = PairRules(pairing, source.max_seq_len - special_tokens(vocabulary, 2), lone)
     made = {}
     for number, (name, documents) in enumerate(parts.items()):
         rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
         made[name] = sentence_pairs(encoded(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,")
         warn_once(f"{origin}: {words_of(made[name])} to {name} on", logging.INFO)
     examples = {
-        name: [frame(vocabulary, pair.first, pair.second, source.length)[0] for pair in part.pairs]
+        name: [frame(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
         for name, part in made.items()
     }
     wide = source.wide(examples)
@@ -275,7 +277,7 @@ def encoded(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]
     return [[next(found) for _ in sentences] for sentences in split]
 
 
-def words_of(made: Made) -> str:
+def words_of(made: PairsMade) -> str:
     """Return ``"120 pairs of sentences, 51.2% of them false"``, and what was left out."""
     left = [f"{made.lone} sentences without a neighbour"] * (made.lone > 0)
     left += [f"{made.single} documents of one sentence"] * (made.single > 0)

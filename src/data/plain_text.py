@@ -14,8 +14,8 @@ from ..config.hparams import FRACTION, hparam
 from ..errors import UserError
 from ..types import Split
 from .base import check_shares
-from .language import Modelling, language_rows
-from .pairs import Lone, Pairing, pairing_rows
+from .language import LmObjective, language_rows
+from .pairs import LonePolicy, Pairing, pairing_rows
 from .text_source import TextSource, TextTransfer
 from .tokenization import Vocabulary, read_text
 
@@ -29,16 +29,16 @@ class PlainText(TextSource):
 
     ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden; with ``pairs``, beside that whether
     two texts of a document stand next to each other, or in their order (``lone_sentences``: see
-    :class:`src.data.pairs.Rules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
+    :class:`src.data.pairs.PairRules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
     on; ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by
     ``blank_lines`` or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null``
     cuts fractions off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every
     tenth would test memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
     """
 
-    objective: Modelling = hparam(Modelling.causal)
+    objective: LmObjective = hparam(LmObjective.causal)
     pairs: Pairing | None = hparam(None)
-    lone_sentences: Lone | None = hparam(None)
+    lone_sentences: LonePolicy | None = hparam(None)
     path: str = hparam()
     val_path: str | None = hparam(None)
     test_path: str | None = hparam(None)
@@ -48,7 +48,7 @@ class PlainText(TextSource):
 
     def load(self) -> TextTransfer:
         """Read, cut and encode."""
-        if self.pairs is not None and self.objective is not Modelling.masked:
+        if self.pairs is not None and self.objective is not LmObjective.masked:
             raise UserError(
                 f"data.pairs is {self.pairs.name}, and data.objective is {self.objective.name}; allowed with pairs of "
                 "sentences: masked"

@@ -14,15 +14,15 @@ from typing import NamedTuple
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
 from ..notices import warn_once
-from .text_source import LabelledText, Texts
+from .text_source import LabeledTexts, LabeledTextSource
 from .tokenization import read_text
 
-Empty = Enum("Empty", ["refuse", "skip"])
+OnEmpty = Enum("OnEmpty", ["refuse", "skip"])
 FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(LabelledText):
+class Text(LabeledTextSource):
     """Files with a row an example: CSV, TSV (``.tsv``, ``.txt``; without quoting) or JSONL, told by their endings.
 
     ``path``: the texts to train on; ``val_path`` and ``test_path``: those to choose and to report by, ``null`` cuts
@@ -38,9 +38,9 @@ class Text(LabelledText):
     second_text: str | None = hparam(None)
     label: str = hparam("label")
     header: bool = hparam(True)
-    empty: Empty = hparam(Empty.refuse)
+    empty: OnEmpty = hparam(OnEmpty.refuse)
 
-    def texts(self) -> dict[str, Texts]:
+    def texts(self) -> dict[str, LabeledTexts]:
         """Read the files."""
         files = {
             "train": ("path", self.path),
@@ -49,7 +49,7 @@ class Text(LabelledText):
         }
         return {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
 
-    def _read(self, origin: str, path: str) -> Texts:
+    def _read(self, origin: str, path: str) -> LabeledTexts:
         sheet = read_sheet(path, origin, self.header)
         first = sheet.column("data.text", self.text)
         second = None if self.second_text is None else sheet.column("data.second_text", self.second_text)
@@ -57,11 +57,11 @@ class Text(LabelledText):
         bare = next((line for line, label in zip(sheet.lines, labels, strict=True) if not label), None)
         if bare is not None:
             raise UserError(f"{origin}: column '{self.label}' has no value in line {bare}; allowed: a label in each")
-        found = Texts(first, second, labels, origin)
+        found = LabeledTexts(first, second, labels, origin)
         return without_empty(found, self.empty, [f"line {line}" for line in sheet.lines])
 
 
-def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
+def without_empty(texts: LabeledTexts, empty: OnEmpty, places: Sequence[str]) -> LabeledTexts:
     """Return the texts that have a word in them, and say how many do not.
 
     Raises:
@@ -71,7 +71,7 @@ def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
     if texts.second is not None:
         kept = [row for row in kept if texts.second[row].strip()]
     count = len(texts.first) - len(kept)
-    if count and empty is Empty.refuse:
+    if count and empty is OnEmpty.refuse:
         first = next(row for row, other in enumerate([*kept, None]) if row != other)
         raise UserError(
             f"{texts.origin} has {count} empty texts, the first in {places[first]}; "

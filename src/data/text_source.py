@@ -24,12 +24,11 @@ from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..notices import warn_once
 from ..types import Split
-from .base import Table, Transfer, check_shares, cut, fewer
+from .base import LabelKind, Table, Transfer, check_shares, cut, fewer
 from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
 from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 
-Padding = Enum("Padding", ["fit", "length"])
-Labels = Enum("Labels", ["classification", "regression"])
+Padding = Enum("Padding", ["longest", "max_length"])
 LENGTH = Check("a whole number >= 8", lambda v: v >= 8)
 PACKING_STREAM = 2  # of split_seed: the order of packed rows must not repeat the shuffle that splits them
 
@@ -62,7 +61,7 @@ class TextSource:
     ``vocab_size`` tokens in ``subwords``, kept in ``tokenizer_cache``. ``length``: tokens of a row, special ones
     included; longer examples are cut. ``padding``: rows are as wide as the longest example needs (``fit``: a multiple
     of 8), or of ``length``. ``examples``: the most examples in a row; more than 1 packs them, to ``length``.
-    ``val_fraction``, ``test_fraction``, ``split_seed`` and ``train_rows`` are as in :class:`src.data.base.Source`;
+    ``val_fraction``, ``test_fraction``, ``split_seed`` and ``train_rows`` are as in :class:`src.data.base.DataSource`;
     ``train_rows`` counts examples, and changes neither the tokenizer nor the width of rows.
     """
 
@@ -71,8 +70,8 @@ class TextSource:
     vocab_size: int | None = hparam(None, COUNT)
     subwords: Subwords = hparam(Subwords.wordpiece)
     tokenizer_cache: str | None = hparam("outputs/cache/tokenizers")
-    length: int = hparam(128, LENGTH)
-    padding: Padding = hparam(Padding.fit)
+    max_seq_len: int = hparam(128, LENGTH)
+    padding: Padding = hparam(Padding.longest)
     examples: int = hparam(1, COUNT)
     val_fraction: float = hparam(0.1, FRACTION)
     test_fraction: float = hparam(0.1, FRACTION)
@@ -107,9 +106,9 @@ class TextSource:
 
     def wide(self, parts: Mapping[str, Sequence[Example]]) -> int:
         """Return how many tokens a row has: of examples of all parts, so that ``train_rows`` does not change it."""
-        if self.examples > 1 or self.padding is Padding.length:
-            return self.length
-        return width([len(one.ids) for part in parts.values() for one in part], self.length)
+        if self.examples > 1 or self.padding is Padding.max_length:
+            return self.max_seq_len
+        return width([len(one.ids) for part in parts.values() for one in part], self.max_seq_len)
 
     def rows(
         self, parts: Mapping[str, Sequence[Example]], wide: int, vocabulary: Vocabulary, origin: str
@@ -130,7 +129,7 @@ class TextSource:
         wide, share = rows.x.shape[2], padding_share(rows.x)
         if self.examples == 1:
             return f"{len(rows.x)} rows of {wide} tokens to train on, {share:.1%} of them padding"
-        alone = width(lengths, self.length)
+        alone = width(lengths, self.max_seq_len)
         return (
             f"{len(lengths)} examples to train on in {len(rows.x)} rows of {wide} tokens, {share:.1%} of them padding; "
             f"one a row they would be of {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
@@ -148,14 +147,16 @@ class TextSource:
         for name, (first, second) in texts.items():
             ids = vocabulary.encode(first)
             others = [None] * len(ids) if second is None else vocabulary.encode(second)
-            both = [frame(vocabulary, a, b, self.length) for a, b in zip(ids, others, strict=True)]
+            both = [frame(vocabulary, a, b, self.max_seq_len) for a, b in zip(ids, others, strict=True)]
             found[name] = [example for example, _ in both]
             cuts[name] = sum(cut for _, cut in both)
         if any(cuts.values()):
-            warn_once(f"{origin}: cut to data.length={self.length} were {counted(cuts, found)}")
+            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {counted(cuts, found)}")
         return found
 
-    def encoded(self, parts: Mapping[str, Texts], vocabulary: Vocabulary, classes: Sequence[str]) -> TextTransfer:
+    def encoded(
+        self, parts: Mapping[str, LabeledTexts], vocabulary: Vocabulary, classes: Sequence[str]
+    ) -> TextTransfer:
         """Return texts with labels as the target task, without a source task of its own.
 
         Args:
@@ -196,19 +197,19 @@ def counted(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
 # --- rows with a label -----------------------------------------------------------------------------------------------
 
 
-class Texts(NamedTuple):
-    """Texts with labels, as they were found."""
+class LabeledTexts(NamedTuple):
+    """LabeledTexts with labels, as they were found."""
 
     first: list[str]
     second: list[str] | None  # of pairs
     labels: list[str]  # of a regression: numbers as they were written
     origin: str  # the configuration key, or the file, that errors name
 
-    def only(self, rows: Iterable[int]) -> Texts:
+    def only(self, rows: Iterable[int]) -> LabeledTexts:
         """Return some of the rows."""
         rows = list(rows)
         second = None if self.second is None else [self.second[row] for row in rows]
-        return Texts([self.first[row] for row in rows], second, [self.labels[row] for row in rows], self.origin)
+        return LabeledTexts([self.first[row] for row in rows], second, [self.labels[row] for row in rows], self.origin)
 
     def all(self) -> list[str]:
         """Return every text."""
@@ -216,8 +217,8 @@ class Texts(NamedTuple):
 
 
 def divided(
-    given: Mapping[str, Texts], val_fraction: float, test_fraction: float, rng: np.random.Generator
-) -> dict[str, Texts]:
+    given: Mapping[str, LabeledTexts], val_fraction: float, test_fraction: float, rng: np.random.Generator
+) -> dict[str, LabeledTexts]:
     """Return ``train``, ``val`` and ``test``: those that are given, the others cut off the shuffled first.
 
     Raises:
@@ -239,7 +240,7 @@ def divided(
 
 
 @dataclass(frozen=True)
-class LabelledText(TextSource):
+class LabeledTextSource(TextSource):
     """Base of sources of texts, or pairs of texts, with one label each.
 
     ``kind``: what the label is. Classes are numbered in sorted order (as numbers where all of them are whole numbers);
@@ -247,25 +248,25 @@ class LabelledText(TextSource):
     rows to train on, before ``train_rows``.
     """
 
-    kind: Labels = hparam(Labels.classification)
+    kind: LabelKind = hparam(LabelKind.classification)
 
-    def texts(self) -> dict[str, Texts]:
+    def texts(self) -> dict[str, LabeledTexts]:
         """Return ``train``, and ``val`` and ``test`` where they are files of their own."""
         raise TypeError(f"{type(self).__name__} does not say where its texts come from")
 
     def load(self) -> TextTransfer:
         """Read, check, split, encode and lay out."""
-        if self.examples > 1 and self.kind is Labels.regression:
+        if self.examples > 1 and self.kind is LabelKind.regression:
             raise UserError(f"data.examples is {self.examples}; allowed with a regression: 1, an example a row")
         given = self.texts()
         rng = np.random.default_rng(self.split_seed)
         parts = divided(given, self.val_fraction, self.test_fraction, rng)
         vocabulary = self.vocabulary(parts["train"].all)
-        classes = class_names(given["train"]) if self.kind is Labels.classification else []
+        classes = class_names(given["train"]) if self.kind is LabelKind.classification else []
         return self.encoded(parts, vocabulary, classes)
 
 
-def class_names(texts: Texts) -> list[str]:
+def class_names(texts: LabeledTexts) -> list[str]:
     """Return the labels in their order: as numbers where all are whole numbers, as words otherwise."""
     found = set(texts.labels)
     if len(found) < 2:
@@ -275,7 +276,7 @@ def class_names(texts: Texts) -> list[str]:
 
 
 def numbered_or_scaled(
-    parts: Mapping[str, Texts], classes: Sequence[str]
+    parts: Mapping[str, LabeledTexts], classes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
     """Return each part's targets, and the mean and deviation that a regression's were standardised with."""
     if classes:
@@ -285,7 +286,7 @@ def numbered_or_scaled(
     return {name: ((y - mean) / deviation).astype(np.float32) for name, y in raw.items()}, (mean, deviation)
 
 
-def numbered(texts: Texts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
+def numbered(texts: LabeledTexts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
     """Return the number of each label.
 
     Raises:
@@ -301,7 +302,7 @@ def numbered(texts: Texts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
     return np.array([index[label] for label in texts.labels], np.int32)
 
 
-def as_numbers(texts: Texts) -> Float[np.ndarray, " N"]:
+def as_numbers(texts: LabeledTexts) -> Float[np.ndarray, " N"]:
     """Return the labels of a regression.
 
     Raises:

@@ -22,7 +22,7 @@ from ..config.schema import option_name
 from ..data.base import Transfer
 from ..data.conll import tagged
 from ..data.packing import NOTHING, Example, buckets, frame, lay_out, one_a_row
-from ..data.squad import Question, Squad, answers_of, laid, windows
+from ..data.squad import Squad, SquadQuestion, answers_of, laid, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
@@ -104,10 +104,12 @@ class Predictor:
 
     def answers(self, asked: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of a context that answers its question, over all windows of the context."""
-        source: Squad = replace(self.source, length=self.length)
+        source: Squad = replace(self.source, max_seq_len=self.length)
         room = min(source.question_length, self.length // 2)
         settings = replace(source, question_length=room, stride=min(source.stride, self.length - room - 3))
-        questions = [Question("", text, context, (), NOTHING) for text, context in zip(asked, contexts, strict=True)]
+        questions = [
+            SquadQuestion("", text, context, (), NOTHING) for text, context in zip(asked, contexts, strict=True)
+        ]
         cuts = windows(questions, self.vocabulary, settings)
         _, kept = laid(cuts, questions, self.length, self.vocabulary.pad)
         outputs = np.zeros((len(cuts), self.length, 2), np.float32)
@@ -162,7 +164,7 @@ def load_predictor(folder: Path) -> Predictor:
         vocabulary=vocabulary,
         labels=labels,
         scale=(mean, deviation),
-        length=min(plan.source.length, model.sizes.positions),  # type: ignore[attr-defined]
+        length=min(plan.source.max_seq_len, model.sizes.positions),  # type: ignore[attr-defined]
     )
 
 

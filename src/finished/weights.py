@@ -25,7 +25,7 @@ from ..checkpoints.adapters import LEAVES, merge
 from ..config.choices import CacheMode
 from ..config.hparams import bind, static_part
 from ..config.schema import option_name
-from ..data.base import Source, Transfer
+from ..data.base import DataSource, Transfer
 from ..errors import UserError, listed
 from ..launch.job import stage_cache
 from ..models.base import ApplyOptions, Model, head_paths, is_statistic, same_bits
@@ -390,7 +390,7 @@ def find_job(folder: Path) -> Finished:
 
 
 @functools.cache
-def _loaded(source: Source) -> Transfer:
+def _loaded(source: DataSource) -> Transfer:
     return source.load()
 
 

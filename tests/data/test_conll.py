@@ -75,7 +75,7 @@ def test_the_first_piece_has_the_tag(tmp_path):
 def test_rows_hold_every_tag_in_its_place(tmp_path, examples):
     path = tmp_path / "a.txt"
     path.write_text(TEXT * 20)
-    data = Conll(path=str(path), tokenizer=write_word_list(tmp_path), length=32, examples=examples).load()
+    data = Conll(path=str(path), tokenizer=write_word_list(tmp_path), max_seq_len=32, examples=examples).load()
     assert data.kind == "labels"
     assert data.labels == ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
     assert (data.outputs, data.source, data.new_head) == (5, {}, True)
@@ -99,16 +99,16 @@ def test_fewer_rows_and_cuts(tmp_path, caplog):
     path = tmp_path / "a.txt"
     path.write_text(TEXT * 20)
     words = write_word_list(tmp_path)
-    whole = Conll(path=str(path), tokenizer=words, length=8).load()
-    few = Conll(path=str(path), tokenizer=words, length=8, train_rows=7).load()
+    whole = Conll(path=str(path), tokenizer=words, max_seq_len=8).load()
+    few = Conll(path=str(path), tokenizer=words, max_seq_len=8, train_rows=7).load()
     assert (whole.rows()["train"], few.rows()["train"]) == (32, 7)
     np.testing.assert_array_equal(few.target["train"].x, whole.target["train"].x[:7])
     np.testing.assert_array_equal(few.target["test"].y, whole.target["test"].y)
     assert not any("cut to" in line for line in caplog.messages)
     longer = TEXT.replace("a X I-LOC", "a X I-LOC\n" + "dogs X O\n" * 5 + "a X O")
     path.write_text(longer * 20)
-    Conll(path=str(path), tokenizer=words, length=8).load()
-    assert any("cut to data.length=8 were" in line and "of 32 (train)" in line for line in caplog.messages)
+    Conll(path=str(path), tokenizer=words, max_seq_len=8).load()
+    assert any("cut to data.max_seq_len=8 were" in line and "of 32 (train)" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_published_entities():
     tags = [line.split()[-1] if line.strip() else "O" for line in text.split("\n")]
     runs = Counter(tag[2:] for before, tag in zip(["O", *tags], tags, strict=False) if tag != "O" and tag != before)
     assert runs == kinds
-    data = Conll(path=path, tokenizer=minilm(), length=256).load()
+    data = Conll(path=path, tokenizer=minilm(), max_seq_len=256).load()
     first = [data.labels[i] for part in data.target.values() for i in part.y[part.y >= 0]]
     assert len(first) == 39007  # nothing was cut
     assert Counter(tag[2:] for tag in first if tag[:2] == "B-") == kinds

@@ -13,7 +13,7 @@ from src.data.docstrings import (
     PACKAGES,
     Docstring,
     Docstrings,
-    Task,
+    DocstringsTask,
     docstrings_of,
     paired,
     plain,
@@ -21,7 +21,7 @@ from src.data.docstrings import (
     without,
 )
 from src.data.pairs import Pairing
-from src.data.text_source import Texts
+from src.data.text_source import LabeledTexts
 from src.errors import UserError
 from src.notices import warn_once
 from src.objectives.kinds import for_kind
@@ -59,7 +59,7 @@ def small(monkeypatch):
 
 
 def source(**settings):
-    return Docstrings(**({"tokenizer_cache": None, "vocab_size": 400, "length": 64} | settings))
+    return Docstrings(**({"tokenizer_cache": None, "vocab_size": 400, "max_seq_len": 64} | settings))
 
 
 def squeezed(text):
@@ -70,7 +70,7 @@ def decoded(split, data):
     return [squeezed(data.vocabulary.decode(ids)) for ids in split.x[:, 0]]
 
 
-@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("task", DocstringsTask)
 @pytest.mark.parametrize("examples", [1, 4])
 def test_nothing_that_is_tested_on_was_read_before(small, task, examples):
     """Whatever rows it was cut into: the corpus is put together again and searched."""
@@ -83,7 +83,7 @@ def test_nothing_that_is_tested_on_was_read_before(small, task, examples):
         rows = [data.vocabulary.decode(row[0][row[2] == n]) for row in split.x for n in range(1, row[2].max() + 1)]
         return [squeezed(row) in where for row in rows]
 
-    if task is Task.package:
+    if task is DocstringsTask.package:
         assert not any(found(data.target["val"], read) + found(data.target["test"], read))
         assert any(found(data.target["test"], quoted))  # so that leaving out had something to do
         assert np.mean(found(data.target["train"], read)) > 0.5 or examples > 1
@@ -161,7 +161,7 @@ def test_pairs_need_a_mask(small, tmp_path):
 
 
 def test_sentences_that_follow(small):
-    data = source(task=Task.follows).load()
+    data = source(task=DocstringsTask.follows).load()
     made = {tuple(map(squeezed, docstrings.two_sentences(one.text))) for one in small[0]}
     assert data.labels == ("follows", "other")
     for x, y in data.target.values():
@@ -172,7 +172,7 @@ def test_sentences_that_follow(small):
 
 
 def test_second_sentences_are_handed_round():
-    texts = Texts([f"First {i}. Second {i}. Third." for i in range(7)], None, ["follows"] * 7, "here")
+    texts = LabeledTexts([f"First {i}. Second {i}. Third." for i in range(7)], None, ["follows"] * 7, "here")
     made = paired(texts)
     assert made.first == [f"First {i}." for i in range(7)]
     assert made.second == [f"Second {i}." for i in (0, 3, 2, 5, 4, 1, 6)]
@@ -229,7 +229,7 @@ def test_the_standard_library(cache, monkeypatch, caplog):
     again = Docstrings(tokenizer_cache=cache).load()
     assert again.fingerprint == data.fingerprint
     assert any("tokens in" in line and "rows to train on" in line for line in caplog.messages)
-    follows = Docstrings(tokenizer_cache=cache, task=Task.follows, examples=4).load()
+    follows = Docstrings(tokenizer_cache=cache, task=DocstringsTask.follows, examples=4).load()
     assert follows.kind == "labels"
 
 

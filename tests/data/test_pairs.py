@@ -8,9 +8,9 @@ import pytest
 from src.data.docstrings import plain, read_library, read_topics
 from src.data.packing import frame
 from src.data.pairs import (
-    Lone,
+    LonePolicy,
     Pairing,
-    Rules,
+    PairRules,
     cut,
     documents_of,
     encoded,
@@ -41,7 +41,7 @@ def corpus(documents, most=15, longest=40, seed=0):
 
 
 def made(documents, pairing, seed=1, **rules):
-    return sentence_pairs(documents, Rules(pairing, **{"room": 61, **rules}), np.random.default_rng(seed), "here")
+    return sentence_pairs(documents, PairRules(pairing, **{"room": 61, **rules}), np.random.default_rng(seed), "here")
 
 
 def noise(share, count):
@@ -63,7 +63,7 @@ def known(request):
     return documents, place
 
 
-@pytest.mark.parametrize(("pairing", "lone"), [*itertools.product(Pairing, Lone)])
+@pytest.mark.parametrize(("pairing", "lone"), [*itertools.product(Pairing, LonePolicy)])
 def test_a_pair_is_what_its_label_says(known, pairing, lone):
     documents, place = known
     found = made(documents, pairing, lone=lone)
@@ -83,7 +83,7 @@ def test_a_pair_is_what_its_label_says(known, pairing, lone):
         assert label == 0 or pairing is Pairing.order
         assert before[-1] + 1 == after[0] if whole else before[-1] < after[0]
     ones = sum(pair.label for pair in found.pairs)
-    if lone is Lone.random:
+    if lone is LonePolicy.random:
         assert found.lone == 0
         assert of_others == ones if pairing is Pairing.next else 0 < of_others < ones
     else:  # each pair is a fair coin's
@@ -215,7 +215,7 @@ def test_nothing_to_pair_is_refused():
     with pytest.raises(UserError, match="here has one document of two sentences or more, and false pairs need another"):
         made(numbered([[3, 3], [4]]), Pairing.next)
     with pytest.raises(UserError, match="false pairs need another"):
-        made(numbered([[3, 3]]), Pairing.order, lone=Lone.random)
+        made(numbered([[3, 3]]), Pairing.order, lone=LonePolicy.random)
     assert len(made(numbered([[3, 3]]), Pairing.order).pairs) == 1
     with pytest.raises(UserError, match=r"here has no two sentences in a row that share 61 tokens; allowed: longer"):
         made(numbered([[70, 70]] * 3), Pairing.order, short=0.0)
@@ -274,11 +274,12 @@ def test_python_s_own_words(tmp_path):
 
     split = encoded(documents, encode)
     found = {
-        (pairing, lone): made(split, pairing, lone=lone, room=125) for pairing, lone in itertools.product(Pairing, Lone)
+        (pairing, lone): made(split, pairing, lone=lone, room=125)
+        for pairing, lone in itertools.product(Pairing, LonePolicy)
     }
     assert all(len(part.pairs) > 2000 for part in found.values())
-    assert 0.55 < found[Pairing.next, Lone.random].false < 2 / 3
+    assert 0.55 < found[Pairing.next, LonePolicy.random].false < 2 / 3
     for pairing in Pairing:
-        fair = found[pairing, Lone.skip]
+        fair = found[pairing, LonePolicy.skip]
         assert fair.false == pytest.approx(0.5, abs=noise(0.5, len(fair.pairs)))
-        assert fair.single == found[pairing, Lone.random].single > 0
+        assert fair.single == found[pairing, LonePolicy.random].single > 0

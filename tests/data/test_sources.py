@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from src.data.base import Source, Table
-from src.data.csv import Csv, Kind
+from src.data.base import DataSource, Table
+from src.data.csv import Csv, LabelKind
 from src.data.diabetes import Diabetes, Sex
 from src.data.digits import Digits
 from src.data.synthetic import Synthetic
@@ -86,7 +86,7 @@ def test_synthetic_similarity(similarity):
 
 def test_a_constant_feature_is_only_centred():
     @dataclasses.dataclass(frozen=True)
-    class Flat(Source):
+    class Flat(DataSource):
         def tables(self):
             x = np.c_[np.full(40, 7.0), np.arange(40.0)]
             return Table(x, np.arange(40.0), "a"), Table(x + 1, np.arange(40.0), "b"), "regression"
@@ -125,7 +125,7 @@ def test_csv_classification_with_text_labels(tmp_path):
 
     def loaded(source, target):
         first, second = write(tmp_path / "s.csv", table(source)), write(tmp_path / "t.csv", table(target))
-        return Csv(source_path=first, target_path=second, label="y", kind=Kind.classification).load()
+        return Csv(source_path=first, target_path=second, label="y", kind=LabelKind.classification).load()
 
     data = loaded(["cat", "dog"], ["cow", "ant", "bee"])
     assert (data.source_outputs, data.outputs, data.new_head) == (2, 3, True)
@@ -163,11 +163,15 @@ def test_csv_classification_with_text_labels(tmp_path):
         ("", {}, "cannot be read as CSV"),
         (HEAD + "1,2,3\n1,2,3,4,5\n", {}, "cannot be read as CSV"),
         (HEAD + "1,2,3\n" * 9, {"features": ("a", "y")}, "names the label 'y'"),
-        (HEAD + "1,2,3\n" * 9, {"kind": Kind.classification}, "one label only"),
-        (HEAD + "1,2,0.5\n1,2,1\n" * 9, {"kind": Kind.classification}, "column 'y' holds 0.5; allowed with data.kind"),
+        (HEAD + "1,2,3\n" * 9, {"kind": LabelKind.classification}, "one label only"),
+        (
+            HEAD + "1,2,0.5\n1,2,1\n" * 9,
+            {"kind": LabelKind.classification},
+            "column 'y' holds 0.5; allowed with data.kind",
+        ),
         (
             HEAD + "".join(f"1,2,{i}\n" for i in range(51)),
-            {"kind": Kind.classification},
+            {"kind": LabelKind.classification},
             "column 'y' holds 51 different values; allowed with data.kind=classification: at most 50",
         ),
     ],

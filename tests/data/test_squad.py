@@ -63,7 +63,10 @@ def path(tmp_path):
 def source(path, **settings):
     return Squad(
         path=path,
-        **({"tokenizer_cache": None, "vocab_size": 300, "length": 64, "question_length": 16, "stride": 20} | settings),
+        **(
+            {"tokenizer_cache": None, "vocab_size": 300, "max_seq_len": 64, "question_length": 16, "stride": 20}
+            | settings
+        ),
     )
 
 
@@ -173,7 +176,7 @@ def test_files_that_cannot_be_used(tmp_path, path):
         source("nowhere").load()
     with pytest.raises(UserError, match=r"data.examples is 2; allowed with data=squad: 1"):
         source(path, examples=2).load()
-    with pytest.raises(UserError, match=r"data.stride is 46; allowed: at most 45, what data.length leaves"):
+    with pytest.raises(UserError, match=r"data.stride is 46; allowed: at most 45, what data.max_seq_len leaves"):
         source(path, stride=46).load()
 
 
@@ -181,7 +184,7 @@ def test_published_questions():
     """XQuAD as published (Artetxe et al. 2020): 240 paragraphs, 1,190 questions; each answer is in a window."""
     file = str(real("xquad_en") / "xquad.en.json")
     for length, stride in ((384, 128), (192, 64)):
-        data = Squad(path=file, tokenizer=minilm(), length=length, stride=stride).load()
+        data = Squad(path=file, tokenizer=minilm(), max_seq_len=length, stride=stride).load()
         assert sum(len(kept.questions) for kept in data.questions.values()) == 1190
         whole = 0
         for name, (_, y) in data.target.items():

@@ -14,7 +14,7 @@ from src.recipe.run import pretraining_stage, resolve_trainable, run
 from tests.config.test_config import composed
 
 TINY = (
-    *("data=docstrings", "data.tokenizer_cache=null", "data.length=24", "model=bert", "model.vocab_size=200"),
+    *("data=docstrings", "data.tokenizer_cache=null", "data.max_seq_len=24", "model=bert", "model.vocab_size=200"),
     *("model.width=8", "model.layers=1", "model.heads=2", "model.positions=24", "tracker=disk"),
     *("batch_size=8", "pretrain_steps=2", "finetune_steps=2", "log_every=1", "lr_pre=0.01"),
 )
