@@ -21,8 +21,8 @@ from .config.hparams import hparam
 from .config.schema import option_name, typed
 from .data.conll import lines_of_columns
 from .data.squad import questions_in
-from .data.text import sheet_of
-from .data.tokenization import as_text, read_text
+from .data.text import parse_sheet
+from .data.tokenization import decode_utf8, read_text
 from .errors import UserError, did_you_mean, listed, run_script
 from .files import atomic_write
 from .finished.predictions import Prediction, load_predictor
@@ -132,7 +132,7 @@ def read_asked(options: Options, source: Any) -> Asked:
     if form is Format.lines:
         return of_lines(content, second is not None, origin)
     header = getattr(source, "header", True) if options.header is None else options.header
-    sheet = sheet_of(content, form.name.upper(), origin, header)
+    sheet = parse_sheet(content, form.name.upper(), origin, header)
     others = None if second is None else sheet.column("second_text", second)
     return with_words(Asked(sheet.column("text", first), others), [f"line {line}" for line in sheet.lines], origin)
 
@@ -155,7 +155,7 @@ def format_of(options: Options, origin: str) -> Format:
 def content_of(options: Options, origin: str) -> str:
     """Return the input's text, from its file or from stdin."""
     if options.input == "-":
-        return as_text(sys.stdin.buffer.read(), "stdin", origin)
+        return decode_utf8(sys.stdin.buffer.read(), "stdin", origin)
     if not Path(options.input).is_file():
         raise UserError(f"{origin}: there is no such file")
     return read_text(Path(options.input), origin)

@@ -185,14 +185,14 @@ class TaskSequence:
         digest = hashlib.sha256(f"{self.kind}{self.outputs}{self.shared_head}".encode())
         seen: dict[int, bytes] = {}  # what tasks share is read once
         for number, task in enumerate(self.tasks, 1):
-            for name, array in stored(task):
+            for name, array in stored_arrays(task):
                 if id(array) not in seen:
                     seen[id(array)] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
                 digest.update(f"{number}{name}{array.shape}{array.dtype}".encode() + seen[id(array)])
         return digest.hexdigest()[:16]
 
 
-def stored(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
+def stored_arrays(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
     """Yield by name the arrays that a task keeps."""
     if isinstance(task, ImageTask):
         yield from task.stored()
@@ -234,8 +234,8 @@ class DataSource:
         Raises:
             UserError: the tables cannot be used; the message names the file or key and the reason.
         """
-        check_shares(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        check_fractions(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         source, target, kind = self.tables()
         for table in (source, target):
             check_table(table, kind)
@@ -246,13 +246,13 @@ class DataSource:
             )
         rng = np.random.default_rng(self.split_seed)
         kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        pre = cut(source, rng, {"test": self.source_test_fraction, **kept})
-        fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
-        fine["train"] = fewer(fine["train"], self.train_rows, kind, target.origin)
-        scale_x = as_it_is if source.as_bytes else standardiser(pre["train"][0], together=source.image)
+        pre = split_off(source, rng, {"test": self.source_test_fraction, **kept})
+        fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
+        fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
+        scale_x = as_it_is if source.as_bytes else Standardizer(pre["train"][0], together=source.image)
         if kind == "classification":
-            return classes(pre, fine, source, target, scale_x)
-        scale_y = standardiser(pre["train"][1])
+            return number_classes(pre, fine, source, target, scale_x)
+        scale_y = Standardizer(pre["train"][1])
 
         def numbers(parts: Parts) -> dict[str, Split]:
             return {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()}
@@ -263,7 +263,7 @@ class DataSource:
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def check_shares(**fractions: float) -> None:
+def check_fractions(**fractions: float) -> None:
     """Refuse fractions of one part, by their keys in ``data``, that leave nothing of it to train on."""
     if sum(fractions.values()) >= 1:
         raise UserError(
@@ -290,7 +290,7 @@ def check_table(table: Table, kind: str) -> None:
             )
 
 
-def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
+def split_off(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
     """Shuffle a table's rows and cut off the named fractions; the rest is ``train``, which comes first."""
     order = rng.permutation(len(table.x))
     parts: Parts = {}
@@ -304,7 +304,7 @@ def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> 
     return parts
 
 
-def fewer(
+def subsample(
     part: tuple[np.ndarray, np.ndarray], count: int | None, kind: str, origin: str, use: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``count`` of a part's shuffled rows, in the part's order; of labels, as many of each as possible.
@@ -337,7 +337,7 @@ def as_it_is(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-class standardiser:  # noqa: N801  (reads as a verb where it is used)
+class Standardizer:
     """Centre and scale with the statistics of the given rows, column by column or of all values together.
 
     A constant column is only centred.
@@ -354,7 +354,7 @@ class standardiser:  # noqa: N801  (reads as a verb where it is used)
         return ((rows - self.mean) / self.scale).astype(np.float32)
 
 
-def classes(
+def number_classes(
     pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
 ) -> Transfer:
     """Number each task's labels from 0 in sorted order; tasks without a common label get different heads.

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, hparam
 from ..errors import UserError
-from .image_files import ImageFormat, LabeledImages, OnBad, limited, read_images, split_archive
+from .image_files import ImageFormat, LabeledImages, OnBad, limit_rows, read_images, split_archive
 from .images import ImageSource
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -100,7 +100,7 @@ def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -
         if (most := max(content[::RECORD])) >= len(NAMES):
             raise UserError(f"{origin}: {name} holds the label {most}; allowed: 0 to {len(NAMES) - 1}")
     records = np.frombuffer(b"".join(content for _, content in files), np.uint8).reshape(-1, RECORD)
-    records = records[limited(records[:, 0], limit)]
+    records = records[limit_rows(records[:, 0], limit)]
     planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
     return LabeledImages(
         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin

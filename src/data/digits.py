@@ -57,7 +57,7 @@ class Digits(DataSource):
         first, second = rank % 2 == 0, rank % 2 == 1
         return (
             Table(x[first], y[first], "the digits as they are", image=True),
-            Table(changed(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
+            Table(transform(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
         )
 
 
@@ -66,7 +66,9 @@ def as_images(x: Float[np.ndarray, "N 64"]) -> UInt8[np.ndarray, "N 8 8 1"]:
     return np.rint(255 * x).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
 
 
-def changed(x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: DigitsTask) -> Float[np.ndarray, "N 64"]:
+def transform(
+    x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: DigitsTask
+) -> Float[np.ndarray, "N 64"]:
     """Return images from 0 (paper) to 1 (ink) under a task's change; ``rank`` numbers the rows of each digit."""
     turned = np.rot90(x.reshape(-1, SIDE, SIDE), axes=(1, 2)).reshape(x.shape)  # counter-clockwise
     if task is DigitsTask.union:

@@ -26,10 +26,10 @@ from ..errors import UserError
 from ..notices import warn_once
 from ..store import Store, key_of
 from ..types import Split
-from .base import Table, check_shares, cut
+from .base import Table, check_fractions, split_off
 from .language import LmObjective, language_rows
-from .pairs import LonePolicy, Pairing, pairing_rows, sentences_of
-from .text_source import LabeledTexts, TextSource, TextTransfer, divided
+from .pairs import LonePolicy, Pairing, pairing_rows, split_sentences
+from .text_source import LabeledTexts, TextSource, TextTransfer, split_texts
 from .tokenization import Vocabulary
 
 DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
@@ -88,24 +88,24 @@ class Docstrings(TextSource):
 
     def load(self) -> TextTransfer:
         """Read, divide and encode."""
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
         chosen = balanced(library, rng) if self.task is DocstringsTask.package else with_two_sentences(library)
-        parts = divided({"train": chosen}, self.val_fraction, self.test_fraction, rng)
+        parts = split_texts({"train": chosen}, self.val_fraction, self.test_fraction, rng)
         hidden = [text for name in ("val", "test") for text in parts[name].first]
         if self.task is DocstringsTask.follows:
             hidden = [" ".join(two_sentences(text)) for text in hidden]
-            parts = {name: paired(part) for name, part in parts.items()}
-        corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
+            parts = {name: make_pairs(part) for name, part in parts.items()}
+        corpus = self._corpus(exclude_containing([*read_topics(), *(one.text for one in library)], hidden), rng)
         warn_once(
             f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on",
             logging.INFO,
         )
         vocabulary = self.vocabulary(lambda: corpus["train"])
         source, kind = self._source(corpus, vocabulary)
-        target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
-        words = self.words(vocabulary)
+        target = self.labeled_transfer(parts, vocabulary, sorted(set(parts["train"].labels)))
+        words = self.num_outputs(vocabulary)
         pairs = self.pairs and self.pairs.name
         return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
 
@@ -119,7 +119,9 @@ class Docstrings(TextSource):
     def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
         shares = {"test": self.source_test_fraction, "val": self.source_val_fraction}
         numbers = np.arange(len(documents))
-        parts = cut(Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share})
+        parts = split_off(
+            Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share}
+        )
         return {name: [documents[row] for row in rows] for name, (rows, _) in parts.items()}
 
 
@@ -154,10 +156,10 @@ def with_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
 
 def two_sentences(text: str) -> list[str]:
     """Return the first two sentences of a text, or the only one."""
-    return sentences_of(text)[:2]
+    return split_sentences(text)[:2]
 
 
-def paired(texts: LabeledTexts) -> LabeledTexts:
+def make_pairs(texts: LabeledTexts) -> LabeledTexts:
     """Return the first two sentences of each docstring; of every second one, the second sentence is the next one's.
 
     Where no docstring's second sentence is its own, it is handed round among them: of the sentences alone, nothing can
@@ -174,7 +176,7 @@ def paired(texts: LabeledTexts) -> LabeledTexts:
     return LabeledTexts(first, second, labels, texts.origin)
 
 
-def without(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
+def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
     """Return the distinct documents, in alphabetical order, that contain none of the hidden texts word for word.
 
     Only documents that have a hidden text's first three words in a row are searched for it.
@@ -206,7 +208,7 @@ def read_topics() -> list[str]:
         raise UserError(f"{ORIGIN} needs pydoc_data, a part of the standard library that is not installed here")
     from pydoc_data.topics import topics
 
-    paragraphs = (plain(part) for text in topics.values() for part in re.split(r"\n\s*\n", text))
+    paragraphs = (collapse_whitespace(part) for text in topics.values() for part in re.split(r"\n\s*\n", text))
     return [part for part in paragraphs if len(part) >= SHORTEST]
 
 
@@ -264,11 +266,11 @@ def docstrings_of(source: bytes) -> Iterator[str]:
     while todo:
         node = todo.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield plain(ast.get_docstring(node, clean=False) or "")
+            yield collapse_whitespace(ast.get_docstring(node, clean=False) or "")
         inner = [getattr(node, name, None) for name in ("body", "orelse", "handlers", "finalbody")]
         todo += [below for nodes in reversed(inner) if isinstance(nodes, list) for below in reversed(nodes)]
 
 
-def plain(text: str) -> str:
+def collapse_whitespace(text: str) -> str:
     """Return a text with single spaces for all its white space."""
     return " ".join(text.split())

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
-from .text import OnEmpty, without_empty
+from .text import OnEmpty, drop_empty
 from .text_source import LabeledTexts, LabeledTextSource
 
 
@@ -53,7 +53,7 @@ class HubText(LabeledTextSource):
                 "allowed: null, to cut a fraction off data.train_split"
             )
         texts = LabeledTexts(columns["text"], columns.get("second_text"), columns["label"], f"{origin}, {split}")
-        return without_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
+        return drop_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
 
 
 def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:

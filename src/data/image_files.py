@@ -94,8 +94,8 @@ def read_images(
         names = tuple(sorted(set(labels)))
         numbers = {name: number for number, name in enumerate(names)}
         y = np.array([numbers[label] for label in labels], np.int32)
-        rows = limited(y, limit)
-        found = kept_or_decoded([files[row] for row in rows], read, image_format, origin, cache)
+        rows = limit_rows(y, limit)
+        found = load_decoded([files[row] for row in rows], read, image_format, origin, cache)
     check_bad(found, on_bad, origin)
     return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
@@ -115,7 +115,7 @@ def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
 
 
-def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+def limit_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
     """Return the numbers of the first ``limit`` rows, in their order, as many of each label as possible."""
     if limit is None:
         return np.arange(len(labels))
@@ -214,7 +214,7 @@ def class_of_each(names: Sequence[str], origin: str) -> list[str]:
 # --- what is in them -------------------------------------------------------------------------------------------------
 
 
-def kept_or_decoded(
+def load_decoded(
     entries: Sequence[ImageFile],
     read: Callable[[ImageFile], bytes],
     image_format: ImageFormat,
@@ -223,12 +223,12 @@ def kept_or_decoded(
 ) -> Decoded:
     """Return what was decoded before of the same files to the same image_format, or decode it now and keep it."""
     store, key = Store(cache, "images"), decoded_key(entries, image_format)
-    found = store.get(key, unpacked)
+    found = store.get(key, deserialize)
     if found is None:
         kept = "" if cache is None else f", once, and kept in {cache}"
         warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
-        found = decoded(entries, read, image_format, origin)
-        store.put(key, packed(found))
+        found = decode_images(entries, read, image_format, origin)
+        store.put(key, serialize(found))
     return found
 
 
@@ -239,21 +239,21 @@ def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:
     return key_of([FORMAT, PIL.__version__, image_format.size, image_format.grey, *entries])
 
 
-def packed(found: Decoded) -> list[bytes | memoryview]:
+def serialize(found: Decoded) -> list[bytes | memoryview]:
     """Return decoded images as pieces of bytes: the length of a JSON text, that text, and the pixels."""
     header = json.dumps({"shape": found.images.shape, "kept": found.kept.tolist(), "bad": found.bad}).encode()
     return [len(header).to_bytes(8, "little"), header, np.ascontiguousarray(found.images).reshape(-1).data]
 
 
-def unpacked(content: memoryview) -> Decoded:
-    """Return the images that :func:`packed` made bytes of, as views that cannot be written to."""
+def deserialize(content: memoryview) -> Decoded:
+    """Return the images that :func:`serialize` made bytes of, as views that cannot be written to."""
     begin = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:begin]))
     images = np.frombuffer(content, np.uint8)[begin:].reshape(header["shape"])
     return Decoded(images, np.array(header["kept"], np.int64), header["bad"])
 
 
-def decoded(
+def decode_images(
     entries: Sequence[ImageFile], read: Callable[[ImageFile], bytes], image_format: ImageFormat, origin: str
 ) -> Decoded:
     """Decode files, several at a time.
@@ -265,7 +265,7 @@ def decoded(
 
     def look(entry: ImageFile) -> UInt8[np.ndarray, "H W C"] | str:
         try:
-            return pixels(read(entry), image_format)
+            return decode_image(read(entry), image_format)
         except (*BROKEN, zipfile.BadZipFile, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             return " ".join(NOWHERE.sub("", str(error)).split()) or type(error).__name__
 
@@ -294,11 +294,11 @@ def other_size(one: ImageFile, shape: Sequence[int], other: ImageFile, other_sha
     return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
 
 
-def pixels(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
+def decode_image(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
     """Return the pixels of a PNG or JPEG.
 
     Raises:
-        Exception: one of those that :func:`decoded` catches.
+        Exception: one of those that :func:`decode_images` catches.
     """
     from PIL import Image
 

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..types import Split
-from .base import DataSource, Table, Transfer, check_shares, cut, fewer, rank_in_class
+from .base import DataSource, Table, Transfer, check_fractions, rank_in_class, split_off, subsample
 from .image_files import LabeledImages
 from .mnist import ROWS_STREAM
 
@@ -62,22 +62,22 @@ class ImageSource(DataSource):
         Raises:
             UserError: the images cannot be used; the message names the file or key and the reason.
         """
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         found, held_out = self.read_parts()
         shares = {"val": self.val_fraction} if held_out else {"test": self.test_fraction, "val": self.val_fraction}
-        check_shares(**{f"{name}_fraction": share for name, share in shares.items()})
-        first = chosen(found, self.source_classes, "source_classes")
-        second = chosen(found, self.target_classes, "target_classes")
+        check_fractions(**{f"{name}_fraction": share for name, share in shares.items()})
+        first = select_classes(found, self.source_classes, "source_classes")
+        second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
         kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
         rows, others = self.divided(found, first, second)
-        pre = cut(table(found, rows), rng, {"test": self.source_test_fraction, **kept})
-        fine = cut(table(found, others), rng, shares)
-        fine["train"] = fewer(fine["train"], self.train_rows, "classification", found.origin)
-        source = {name: as_split(found, part, first) for name, (part, _) in pre.items()}
-        target = {name: as_split(found, part, second) for name, (part, _) in fine.items()}
+        pre = split_off(row_table(found, rows), rng, {"test": self.source_test_fraction, **kept})
+        fine = split_off(row_table(found, others), rng, shares)
+        fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
+        source = {name: to_split(found, part, first) for name, (part, _) in pre.items()}
+        target = {name: to_split(found, part, second) for name, (part, _) in fine.items()}
         if held_out is not None:
-            target["test"] = to_test(held_out, found, second)
+            target["test"] = held_out_split(held_out, found, second)
         return ImageTransfer(
             "classification",
             source,
@@ -103,7 +103,7 @@ class ImageSource(DataSource):
                 f"task's classes in {found.origin}"
             )
         else:
-            rows, _ = fewer((mine, labels), self.source_rows, "classification", found.origin)
+            rows, _ = subsample((mine, labels), self.source_rows, "classification", found.origin)
         others = order[np.isin(found.y[order], second) & ~np.isin(order, rows)]
         if missing := set(second.tolist()) - set(found.y[others].tolist()):
             names = [found.names[number] for number in sorted(missing)]
@@ -114,7 +114,7 @@ class ImageSource(DataSource):
         return rows, others
 
 
-def chosen(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
+def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
     """Return the numbers of the classes that a task has, ascending; at least two.
 
     Raises:
@@ -133,17 +133,17 @@ def chosen(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int
     return numbers
 
 
-def table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
+def row_table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
     """Return rows by their numbers, to be cut before any image is copied."""
     return Table(rows, found.y[rows], found.origin)
 
 
-def as_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
+def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
     """Return images with labels from 0, in the order of a task's classes."""
     return Split(found.x[rows], np.searchsorted(classes, found.y[rows]).astype(np.int32))
 
 
-def to_test(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
+def held_out_split(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
     """Return the images of a part of their own that are of a task's classes, labelled as the task's are.
 
     Raises:
@@ -165,4 +165,4 @@ def to_test(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarr
     rows = np.flatnonzero(np.isin(numbers, classes))
     if not len(rows):
         raise UserError(f"{held_out.origin} has no image of data.target_classes; allowed: at least one")
-    return as_split(held_out._replace(y=numbers), rows, classes)
+    return to_split(held_out._replace(y=numbers), rows, classes)

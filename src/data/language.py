@@ -12,7 +12,7 @@ from jaxtyping import Int
 from ..errors import UserError
 from ..notices import warn_once
 from ..types import Split
-from .packing import NOTHING, Example, by_token
+from .packing import IGNORE, Example, scatter_by_token
 from .text_source import TextSource
 from .tokenization import Vocabulary
 
@@ -47,9 +47,7 @@ def language_rows(
             found[name] = side_by_side(source, ids, vocabulary, modelling, origin, name)
         else:
             found[name] = one_stream(ids, source.max_seq_len, vocabulary, modelling)
-    counts = (
-        f"{np.sum(part.y != NOTHING):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items()
-    )
+    counts = (f"{np.sum(part.y != IGNORE):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items())
     warn_once(f"{origin}: {', '.join(counts)}", logging.INFO)
     return found
 
@@ -69,7 +67,7 @@ def one_stream(
         inputs, targets = stream[:-1], stream[1:]
         filled = np.zeros((rows, length), bool)
         filled.reshape(-1)[: len(inputs)] = True
-        return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, NOTHING))
+        return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, IGNORE))
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     stream = stream[: len(stream) - len(end)]  # each row ends in a token of its own
     room = length - len(front) - len(end)
@@ -78,7 +76,7 @@ def one_stream(
     framed = np.concatenate([np.array([*front, *piece.tolist(), *end], np.int32) for piece in pieces])
     filled = np.zeros((rows, length), bool)
     filled.reshape(-1)[: len(framed)] = True
-    return Split(_stacked(framed, filled, vocabulary.pad), _spread(predictable(framed, vocabulary), filled, NOTHING))
+    return Split(_stacked(framed, filled, vocabulary.pad), _spread(predictable(framed, vocabulary), filled, IGNORE))
 
 
 def side_by_side(
@@ -100,15 +98,15 @@ def side_by_side(
         ids = np.array([*front, *piece.tolist(), *end], np.int32)
         examples.append(Example(ids, np.zeros_like(ids)))
     targets = [
-        np.append(one.ids[1:], np.int32(NOTHING)) if causal else predictable(one.ids, vocabulary) for one in examples
+        np.append(one.ids[1:], np.int32(IGNORE)) if causal else predictable(one.ids, vocabulary) for one in examples
     ]
     rows = source.rows({name: examples}, source.max_seq_len, vocabulary, origin)[name]
-    return Split(rows.x, by_token(rows, targets))
+    return Split(rows.x, scatter_by_token(rows, targets))
 
 
 def predictable(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
     """Return each token's own id where it may be masked, -1 at special tokens."""
-    return np.where(np.isin(ids, vocabulary.special), np.int32(NOTHING), ids)
+    return np.where(np.isin(ids, vocabulary.special), np.int32(IGNORE), ids)
 
 
 def _stacked(ids: Int[np.ndarray, " T"], filled: np.ndarray, pad: int) -> Int[np.ndarray, "N 3 L"]:

@@ -67,8 +67,8 @@ def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"
     """
     if not Path(path).is_dir():
         raise UserError(f"data.path={path}: there is no such folder")
-    images = read_idx(find(path, f"{files.name}-images-idx3-ubyte"), axes=3)
-    labels = read_idx(find(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
+    images = read_idx(find_idx(path, f"{files.name}-images-idx3-ubyte"), axes=3)
+    labels = read_idx(find_idx(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
     if len(images) != len(labels):
         raise UserError(
             f"data.path={path} holds {len(images)} images and {len(labels)} labels in its "
@@ -79,7 +79,7 @@ def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"
     return images, labels
 
 
-def find(folder: str, name: str) -> Path:
+def find_idx(folder: str, name: str) -> Path:
     """Return the path of an idx file, compressed or not."""
     for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if path.is_file():

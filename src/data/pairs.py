@@ -22,7 +22,15 @@ from ..errors import UserError
 from ..notices import warn_once
 from ..types import Split
 from .language import predictable
-from .packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
+from .packing import (
+    Example,
+    build_example,
+    fill_rows,
+    scatter_by_token,
+    special_tokens,
+    truncate_longest_first,
+    unpacked,
+)
 from .text_source import TextSource
 from .tokenization import Vocabulary
 
@@ -42,12 +50,12 @@ Document = Sequence[Tokens]
 # --- from text -------------------------------------------------------------------------------------------------------
 
 
-def documents_of(text: str) -> list[list[str]]:
+def split_documents(text: str) -> list[list[str]]:
     """Return a text's documents, told apart by blank lines, as lists of sentences."""
-    return [sentences_of(part) for part in BLANK.split(text) if part.strip()]
+    return [split_sentences(part) for part in BLANK.split(text) if part.strip()]
 
 
-def sentences_of(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Return a document's sentences.
 
     One ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z). So "e.g. this" is one
@@ -157,14 +165,14 @@ def pairs_of(
             continue
         first, second, label = document[begin:middle], document[middle:end], NEIGHBOURS
         if alone or (rules.pairing is Pairing.next and rng.random() < 0.5):
-            second, label, end = of_another(documents, number, aim - tokens(first), rng), OTHER, middle
+            second, label, end = sample_other(documents, number, aim - count_tokens(first), rng), OTHER, middle
         elif rules.pairing is Pairing.order and rng.random() < 0.5:
             first, second, label = second, first, OTHER
         begin = end
-        yield cut(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
+        yield truncate_pair(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
 
 
-def tokens(sentences: Document) -> int:
+def count_tokens(sentences: Document) -> int:
     """Return how many tokens sentences have."""
     return sum(map(len, sentences))
 
@@ -179,7 +187,7 @@ def chunk_end(document: Document, begin: int, aim: int) -> int:
     return len(document)
 
 
-def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
+def sample_other(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
     """Return sentences of another document, from a random one on until the aim is reached.
 
     All other documents are equally likely. BERT's code draws among all ten times, and takes the own one if none of the
@@ -191,7 +199,7 @@ def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.ran
     return document[begin : chunk_end(document, begin, aim)]
 
 
-def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> SentencePair:
+def truncate_pair(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> SentencePair:
     """Return a pair of at most ``room`` tokens.
 
     Tokens are taken off the longer text one by one (of equally long ones, off the second), off its front or its back
@@ -202,7 +210,7 @@ def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Gen
         front = int(rng.binomial(len(text) - size, 0.5))
         return text[front : front + size]
 
-    sizes = longest_first(len(first), len(second), room)
+    sizes = truncate_longest_first(len(first), len(second), room)
     return SentencePair(kept(first, sizes[0]), kept(second, sizes[1]), label)
 
 
@@ -223,9 +231,9 @@ def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, voc
     Beside the label, :class:`src.objectives.pairs.MaskedPairs` needs each token's own id where it may be masked, and
     -1 at special tokens and padding.
     """
-    rows = lay_out(examples, one_a_row(len(examples)), wide, vocabulary.pad)
+    rows = fill_rows(examples, unpacked(len(examples)), wide, vocabulary.pad)
     y = np.array(labels, np.int32)
-    own = by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
+    own = scatter_by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
     return PairRows(rows.x, y, np.concatenate([y[:, None], own], axis=1))
 
 
@@ -256,13 +264,15 @@ def pairing_rows(
     made = {}
     for number, (name, documents) in enumerate(parts.items()):
         rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
-        made[name] = sentence_pairs(encoded(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,")
-        warn_once(f"{origin}: {words_of(made[name])} to {name} on", logging.INFO)
+        made[name] = sentence_pairs(
+            encode_documents(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,"
+        )
+        warn_once(f"{origin}: {describe(made[name])} to {name} on", logging.INFO)
     examples = {
-        name: [frame(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
+        name: [build_example(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
         for name, part in made.items()
     }
-    wide = source.wide(examples)
+    wide = source.row_width(examples)
     rows = {
         name: pair_rows(examples[name], [pair.label for pair in part.pairs], wide, vocabulary)
         for name, part in made.items()
@@ -270,14 +280,14 @@ def pairing_rows(
     return {name: Split(part.x, part.targets) for name, part in rows.items()}
 
 
-def encoded(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
+def encode_documents(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
     """Return documents as lists of sentences' tokens."""
-    split = [sentences_of(text) for text in documents]
+    split = [split_sentences(text) for text in documents]
     found = iter(encode([sentence for sentences in split for sentence in sentences]))
     return [[next(found) for _ in sentences] for sentences in split]
 
 
-def words_of(made: PairsMade) -> str:
+def describe(made: PairsMade) -> str:
     """Return ``"120 pairs of sentences, 51.2% of them false"``, and what was left out."""
     left = [f"{made.lone} sentences without a neighbour"] * (made.lone > 0)
     left += [f"{made.single} documents of one sentence"] * (made.single > 0)

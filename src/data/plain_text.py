@@ -13,7 +13,7 @@ import numpy as np
 from ..config.hparams import FRACTION, hparam
 from ..errors import UserError
 from ..types import Split
-from .base import check_shares
+from .base import check_fractions
 from .language import LmObjective, language_rows
 from .pairs import LonePolicy, Pairing, pairing_rows
 from .text_source import TextSource, TextTransfer
@@ -59,7 +59,7 @@ class PlainText(TextSource):
         vocabulary = self.vocabulary(lambda: corpus)
         rows = self._rows(target, vocabulary, f"data.path={self.path}")
         before = f"data.source_path={self.source_path}"
-        words = self.words(vocabulary)
+        words = self.num_outputs(vocabulary)
         return TextTransfer(
             kind=self.objective.name if self.pairs is None else "pretraining",
             source=self._rows(source, vocabulary, before) if source else {},
@@ -82,13 +82,13 @@ class PlainText(TextSource):
         own = {name: self._read(f"data.{key}", path) for name, (key, path) in given.items() if path is not None}
         shares = {"val": self.val_fraction, "test": self.test_fraction}
         wanted = {name: share for name, share in shares.items() if name not in own}
-        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
         origin = f"data.path={self.path}"
-        return {**blocks(self._read("data.path", self.path), wanted, origin), **own}
+        return {**split_blocks(self._read("data.path", self.path), wanted, origin), **own}
 
     def _source(self, path: str) -> dict[str, list[str]]:
         shares = {"test": self.source_test_fraction}
-        return blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
+        return split_blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
 
     def _read(self, key: str, path: str) -> list[str]:
         """Return the documents of a file or folder, those without a word left out."""
@@ -110,14 +110,14 @@ class PlainText(TextSource):
         if self.train_rows is None:
             return part
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(part.x))
-        rows = np.sort(self.taken(order, None, f"data.path={self.path}"))
+        rows = np.sort(self.train_subset(order, None, f"data.path={self.path}"))
         return Split(part.x[rows], part.y[rows])
 
 
 ROWS_STREAM = 3  # of split_seed
 
 
-def blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
+def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
     """Return ``train`` and the named shares of the documents, as blocks of whole ones in their order.
 
     A share counts characters; a document belongs to the block that holds its middle.

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError
-from .base import ImageTask, Parts, Table, TaskSequence, cut, fewer
+from .base import ImageTask, Parts, Table, TaskSequence, split_off, subsample
 from .embedded import read_embedded
 from .mnist import MnistFiles, read_digits
 
@@ -66,10 +66,10 @@ class SequenceSource:
 
     def parts(self, pools: DigitImages, digits: Sequence[int], rng: np.random.Generator) -> Parts:
         """Return the images of some digits as ``train``, ``val`` (unless its fraction is 0) and ``test``."""
-        train, test = only(pools.train, digits), only(pools.test, digits)
-        parts = cut(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
-        parts["train"] = fewer(parts["train"], self.train_rows, "classification", train.origin)
-        return parts | {"test": fewer((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
+        train, test = select_digits(pools.train, digits), select_digits(pools.test, digits)
+        parts = split_off(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
+        parts["train"] = subsample(parts["train"], self.train_rows, "classification", train.origin)
+        return parts | {"test": subsample((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
 
     def changed(
         self, pools: DigitImages, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]
@@ -134,11 +134,11 @@ class DigitsSequence(SequenceSource):
         """Read the table and cut off what is for testing."""
         rows, origin = read_embedded("digits.csv.gz"), "the digits"
         table = Table(rows[:, :-1].astype(np.uint8), rows[:, -1].astype(np.int32), origin)
-        kept = cut(table, rng, {"test": self.test_fraction})
+        kept = split_off(table, rng, {"test": self.test_fraction})
         return DigitImages(Table(*kept["train"], origin), Table(*kept["test"], origin), 16.0)
 
 
-def only(table: Table, digits: Sequence[int]) -> Table:
+def select_digits(table: Table, digits: Sequence[int]) -> Table:
     """Return the images of some digits, of each of which there must be one."""
     for digit in digits:
         if digit not in table.y:

@@ -20,9 +20,9 @@ from ..checkpoints.adapter_files import read_tensors
 from ..config.hparams import static_part
 from ..config.schema import option_name
 from ..data.base import Transfer
-from ..data.conll import tagged
-from ..data.packing import NOTHING, Example, buckets, frame, lay_out, one_a_row
-from ..data.squad import Squad, SquadQuestion, answers_of, laid, windows
+from ..data.conll import align_tags
+from ..data.packing import IGNORE, Example, buckets, build_example, fill_rows, unpacked
+from ..data.squad import Squad, SquadQuestion, answers_of, window_rows, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
@@ -74,7 +74,7 @@ class Predictor:
         """Return a label with the probability of each class, or a number, of each text or pair."""
         ids = self.vocabulary.encode(first)
         others = [None] * len(ids) if second is None else self.vocabulary.encode(second)
-        both = [frame(self.vocabulary, a, b, self.length) for a, b in zip(ids, others, strict=True)]
+        both = [build_example(self.vocabulary, a, b, self.length) for a, b in zip(ids, others, strict=True)]
         outputs = self.outputs([example for example, _ in both])
         one = self.classified if self.labels else self.measured
         return Prediction([one(own) for own in outputs], sum(cut for _, cut in both), self.length)
@@ -95,12 +95,12 @@ class Predictor:
         """Return the tag of each word of sentences, whose words have white space between them."""
         words = [text.split() for text in sentences]
         pieces = self.vocabulary.encode_words(words)
-        rows = [tagged(own, [0] * len(own), self.vocabulary, self.length) for own in pieces]
+        rows = [align_tags(own, [0] * len(own), self.vocabulary, self.length) for own in pieces]
         objects = []
         for own, row, outputs in zip(words, rows, self.outputs([row.example for row in rows]), strict=True):
-            said: list[str | None] = [self.labels[int(i)] for i in np.argmax(outputs[row.labels != NOTHING], axis=-1)]
+            said: list[str | None] = [self.labels[int(i)] for i in np.argmax(outputs[row.labels != IGNORE], axis=-1)]
             objects.append({"words": own, "tags": [*said, *[None] * (len(own) - len(said))]})
-        return Prediction(objects, sum(row.cut for row in rows), self.length)
+        return Prediction(objects, sum(row.truncated for row in rows), self.length)
 
     def answers(self, asked: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of a context that answers its question, over all windows of the context."""
@@ -108,10 +108,10 @@ class Predictor:
         room = min(source.question_length, self.length // 2)
         settings = replace(source, question_length=room, stride=min(source.stride, self.length - room - 3))
         questions = [
-            SquadQuestion("", text, context, (), NOTHING) for text, context in zip(asked, contexts, strict=True)
+            SquadQuestion("", text, context, (), IGNORE) for text, context in zip(asked, contexts, strict=True)
         ]
         cuts = windows(questions, self.vocabulary, settings)
-        _, kept = laid(cuts, questions, self.length, self.vocabulary.pad)
+        _, kept = window_rows(cuts, questions, self.length, self.vocabulary.pad)
         outputs = np.zeros((len(cuts), self.length, 2), np.float32)
         for row, own in enumerate(self.outputs([one.example for one in cuts])):
             outputs[row, : len(own)] = own
@@ -131,7 +131,7 @@ class Predictor:
         found: list[Any] = [None] * len(examples)
         for bucket in buckets(lengths, self.length):
             rows = bucket.rows.tolist()
-            x = lay_out([examples[row] for row in rows], one_a_row(len(rows)), bucket.width, self.vocabulary.pad).x
+            x = fill_rows([examples[row] for row in rows], unpacked(len(rows)), bucket.width, self.vocabulary.pad).x
             said: list[np.ndarray] = []
             for piece, count in chunks(self.stage.model, x):
                 said.extend(np.asarray(run(hyper, moving, frozen, {"new": piece})["new"])[:count])

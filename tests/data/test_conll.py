@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from src.data.conll import Conll, read_sentences, tagged, to_iob2
+from src.data.conll import Conll, align_tags, read_sentences, to_iob2
 from src.data.tokenization import load_vocabulary
 from src.errors import UserError
 from src.metrics.text import entities
@@ -60,15 +60,15 @@ def test_the_first_piece_has_the_tag(tmp_path):
     words = load_vocabulary(write_word_list(tmp_path))
     number = {word: words.encode([word])[0] for word in ("the", "cats", "saw", "playing")}
     pieces = [number[word] for word in ("the", "cats", "saw", "playing")]
-    whole = tagged(pieces, [4, 5, 6, 7], words, 8)
+    whole = align_tags(pieces, [4, 5, 6, 7], words, 8)
     assert whole.example.ids.tolist() == [2, 5, 6, 17, 8, 15, 16, 3]
     assert whole.labels.tolist() == [-1, 4, 5, -1, 6, 7, -1, -1]
-    assert not whole.cut
+    assert not whole.truncated
     for length in (7, 6):  # no half words
-        short = tagged(pieces, [4, 5, 6, 7], words, length)
+        short = align_tags(pieces, [4, 5, 6, 7], words, length)
         assert short.example.ids.tolist() == [2, 5, 6, 17, 8, 3]
-        assert short.cut
-    assert tagged(pieces, [4, 5, 6, 7], words, 5).labels.tolist() == [-1, 4, 5, -1, -1]
+        assert short.truncated
+    assert align_tags(pieces, [4, 5, 6, 7], words, 5).labels.tolist() == [-1, 4, 5, -1, -1]
 
 
 @pytest.mark.parametrize("examples", [1, 5])

@@ -14,11 +14,11 @@ from src.data.docstrings import (
     Docstring,
     Docstrings,
     DocstringsTask,
+    collapse_whitespace,
     docstrings_of,
-    paired,
-    plain,
+    exclude_containing,
+    make_pairs,
     read_library,
-    without,
 )
 from src.data.pairs import Pairing
 from src.data.text_source import LabeledTexts
@@ -173,7 +173,7 @@ def test_sentences_that_follow(small):
 
 def test_second_sentences_are_handed_round():
     texts = LabeledTexts([f"First {i}. Second {i}. Third." for i in range(7)], None, ["follows"] * 7, "here")
-    made = paired(texts)
+    made = make_pairs(texts)
     assert made.first == [f"First {i}." for i in range(7)]
     assert made.second == [f"Second {i}." for i in (0, 3, 2, 5, 4, 1, 6)]
     assert made.labels == ["follows", "other"] * 3 + ["follows"]
@@ -181,9 +181,9 @@ def test_second_sentences_are_handed_round():
 
 def test_without():
     documents = ["a b c d e f", "x a b c d y", "b c d e", "a b c", "a b c"]
-    assert without(documents, ["a b c d"]) == ["a b c", "b c d e"]
-    assert without(documents, ["a b"]) == ["b c d e"]
-    assert without(documents, []) == sorted(set(documents))
+    assert exclude_containing(documents, ["a b c d"]) == ["a b c", "b c d e"]
+    assert exclude_containing(documents, ["a b"]) == ["b c d e"]
+    assert exclude_containing(documents, []) == sorted(set(documents))
 
 
 def test_docstrings_are_what_inspect_finds():
@@ -215,7 +215,7 @@ def test_docstrings_are_what_inspect_finds():
         "In a handler.",
     ]
     assert list(docstrings_of(b"def (")) == []
-    assert next(docstrings_of(json.__loader__.get_source("json").encode())) == plain(inspect.getdoc(json))
+    assert next(docstrings_of(json.__loader__.get_source("json").encode())) == collapse_whitespace(inspect.getdoc(json))
 
 
 @pytest.mark.slow

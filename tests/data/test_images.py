@@ -18,7 +18,7 @@ import src.data.image_files as image_files
 from src.data.cifar10 import NAMES, RECORD, TEST, TRAIN, Cifar10
 from src.data.digits import Digits, DigitsTask
 from src.data.hub_images import HubImages
-from src.data.image_files import ImageFormat, OnBad, convert, decoded_key, pixels, read_images
+from src.data.image_files import ImageFormat, OnBad, convert, decode_image, decoded_key, read_images
 from src.data.image_folder import ImageFolder
 from src.data.mnist import Mnist
 from src.errors import UserError
@@ -129,13 +129,13 @@ def test_names_that_lead_out_of_an_archive_are_left_aside(tmp_path):
 def test_modes_become_three_channels_or_grey(array, how):
     content = as_file(array, **how)
     shown = picture(3)[..., :1].repeat(3, 2) if array.ndim == 2 else picture(3)
-    found = pixels(content, ImageFormat())
+    found = decode_image(content, ImageFormat())
     assert found.shape == (SIDE, SIDE, 3)
     if "form" in how:  # a JPEG of noise: near, not equal
         assert np.abs(found.astype(int) - shown).mean() < 12
         shown = found
     np.testing.assert_array_equal(found, shown)
-    grey = pixels(content, ImageFormat(grey=True))
+    grey = decode_image(content, ImageFormat(grey=True))
     assert grey.shape == (SIDE, SIDE, 1)
     np.testing.assert_allclose(grey[..., 0], shown @ [0.299, 0.587, 0.114], atol=1 if "form" not in how else 2)
 
@@ -144,7 +144,7 @@ def test_an_image_lies_as_its_camera_was_held():
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: to be shown turned clockwise by 90 degrees
     array = picture(5)
-    found = pixels(as_file(array, exif=exif), ImageFormat())
+    found = decode_image(as_file(array, exif=exif), ImageFormat())
     np.testing.assert_array_equal(found, np.rot90(array, -1))
 
 
@@ -281,7 +281,7 @@ def test_images_are_decoded_once(tmp_path, monkeypatch):
     place, cache = on_disk(tmp_path / "a", GOOD | {"bee/bad.png": b"1"}), str(tmp_path / "cache")
     counted = []
     monkeypatch.setattr(
-        image_files, "pixels", lambda content, image_format: counted.append(1) or pixels(content, image_format)
+        image_files, "pixels", lambda content, image_format: counted.append(1) or decode_image(content, image_format)
     )
 
     def load(image_format=PLAIN, on_bad=OnBad.skip, limit=None):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from src.data.language import LmObjective, one_stream
-from src.data.plain_text import Documents, PlainText, blocks
+from src.data.plain_text import Documents, PlainText, split_blocks
 from src.data.tokenization import Subwords, load_vocabulary
 from src.errors import UserError
 from src.notices import warn_once
@@ -88,7 +88,7 @@ def test_documents_side_by_side_do_not_see_each_other(tmp_path, objective):
 
 def test_blocks_are_contiguous_and_of_the_asked_sizes():
     documents = [f"{i:03d}" * (1 + i % 5) for i in range(200)]
-    parts = blocks(documents, {"val": 0.1, "test": 0.2}, "here")
+    parts = split_blocks(documents, {"val": 0.1, "test": 0.2}, "here")
     assert list(itertools.chain(*parts.values())) == documents
     total = sum(map(len, documents))
     for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
@@ -96,7 +96,7 @@ def test_blocks_are_contiguous_and_of_the_asked_sizes():
     with pytest.raises(
         UserError, match=r"here has 2 documents, which leaves its val part empty; give it more, or a file"
     ):
-        blocks(["a" * 50, "b" * 50], {"val": 0.1, "test": 0.5}, "here")
+        split_blocks(["a" * 50, "b" * 50], {"val": 0.1, "test": 0.5}, "here")
 
 
 def test_files_folders_and_documents(tmp_path):

@@ -48,9 +48,9 @@ def test_statistics_come_from_the_pretraining_rows_alone():
     source, target, _ = Diabetes().tables()
     raw = {tuple(np.round(row, 4)) for row in target.x}
     seen = {"test": 0.2}
-    from src.data.base import cut
+    from src.data.base import split_off
 
-    kept = cut(source, np.random.default_rng(0), seen)["train"][0]
+    kept = split_off(source, np.random.default_rng(0), seen)["train"][0]
     for part in data.target.values():
         for row in part.x:
             assert tuple(np.round(row * kept.std(0) + kept.mean(0), 4)) in raw

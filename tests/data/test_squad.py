@@ -6,7 +6,7 @@ import logging
 import numpy as np
 import pytest
 
-from src.data.squad import Squad, nearest, read_questions, tokens_of
+from src.data.squad import Squad, find_answer, read_questions, token_span
 from src.errors import UserError
 from src.metrics.text import best_spans, squad_scores
 from src.notices import warn_once
@@ -137,16 +137,16 @@ def test_parts_share_no_context(path):
 
 
 def test_where_an_answer_is():
-    assert nearest("a cat, a cat", "cat", 9) == 9
-    assert nearest("a cat, a cat", "cat", 8) == 9
-    assert nearest("a cat, a cat", "cat", 3) == 2
-    assert nearest("a cat", "dog", 2) == -1
-    assert nearest("a cat", "", 2) == -1
+    assert find_answer("a cat, a cat", "cat", 9) == 9
+    assert find_answer("a cat, a cat", "cat", 8) == 9
+    assert find_answer("a cat, a cat", "cat", 3) == 2
+    assert find_answer("a cat", "dog", 2) == -1
+    assert find_answer("a cat", "", 2) == -1
     offsets = np.array([[0, 2], [3, 5], [5, 8], [9, 10]])
-    assert tokens_of(offsets, 3, 8) == (1, 2)
-    assert tokens_of(offsets, 4, 6) == (1, 2)  # parts of tokens
-    assert tokens_of(offsets, 0, 10) == (0, 3)
-    first, last = tokens_of(offsets, 2, 3)
+    assert token_span(offsets, 3, 8) == (1, 2)
+    assert token_span(offsets, 4, 6) == (1, 2)  # parts of tokens
+    assert token_span(offsets, 0, 10) == (0, 3)
+    first, last = token_span(offsets, 2, 3)
     assert last < first
 
 
