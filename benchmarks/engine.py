@@ -15,7 +15,7 @@ from _timing import machine, seconds, table
 from src.config.hparams import bind, static_part
 from src.data.diabetes import Diabetes
 from src.models.mlp import Mlp
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.optim.optimizers import Adamw
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
@@ -83,7 +83,7 @@ def frozen_and_full() -> None:
         stage = Stage(
             Mlp(widths=(256,) * 6),
             1,
-            OBJECTIVES["regression"],
+            for_kind("regression"),
             strategy,
             Adamw(clip_norm=1.0),
             Constant(),

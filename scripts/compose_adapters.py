@@ -67,7 +67,7 @@ def number(text: str, key: str) -> float:
 
 def search(parts: Sequence[WeightedPart], grid: Sequence[float], head: int | None) -> pd.DataFrame:
     """Evaluate every combination of weights on the validation rows of the job whose head is taken."""
-    from src.objectives.kinds import OBJECTIVES
+    from src.objectives.kinds import for_kind
     from src.training.compiled import prepare_jax
 
     if any(part.weight is not None for part in parts):
@@ -85,7 +85,7 @@ def search(parts: Sequence[WeightedPart], grid: Sequence[float], head: int | Non
         base=job.base,
         adapters=[part.adapter for part in parts],
         data=data.target["val"],
-        objective=OBJECTIVES[data.kind],
+        objective=for_kind(data.kind),
         outputs=data.outputs,
         grid=weight_grid(len(parts), grid),
         head=head,

@@ -1,4 +1,4 @@
-"""Notices that are given once a process."""
+"""Notices that are logged once a process, however many runs of a sweep give rise to them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import logging
 
 
 @functools.cache
-def warn_once(text: str) -> None:
-    """Say something once a process."""
-    logging.getLogger(__name__).warning(text)
+def warn_once(text: str, level: int = logging.WARNING) -> None:
+    """Log a text the first time it is given."""
+    logging.getLogger(__name__).log(level, text)

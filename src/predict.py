@@ -20,8 +20,8 @@ from .config.hparams import hparam
 from .config.schema import option_name, typed
 from .data.conll import lines_of_columns
 from .data.squad import questions_in
-from .data.text import sheet_of
-from .data.tokenization import as_text, read_text
+from .data.text import parse_sheet
+from .data.tokenization import decode_utf8, read_text
 from .errors import UserError, did_you_mean, listed, run_script
 from .files import atomic_write
 from .finished.predictor import Prediction, load_predictor
@@ -131,7 +131,7 @@ def read_input(options: PredictOptions, source: Any) -> InputTexts:
     if form is InputFormat.lines:
         return parse_lines(content, second is not None, origin)
     header = getattr(source, "header", True) if options.header is None else options.header
-    sheet = sheet_of(content, form.name.upper(), origin, header)
+    sheet = parse_sheet(content, form.name.upper(), origin, header)
     others = None if second is None else sheet.column("second_text", second)
     texts = InputTexts(sheet.column("text", first), others)
     return check_texts(texts, [f"line {line}" for line in sheet.lines], origin)
@@ -155,7 +155,7 @@ def input_format(options: PredictOptions, origin: str) -> InputFormat:
 def read_content(options: PredictOptions, origin: str) -> str:
     """Return the text in the input file, or on stdin."""
     if options.input == "-":
-        return as_text(sys.stdin.buffer.read(), "stdin", origin)
+        return decode_utf8(sys.stdin.buffer.read(), "stdin", origin)
     if not Path(options.input).is_file():
         raise UserError(f"{origin}: there is no such file")
     return read_text(Path(options.input), origin)

@@ -1,4 +1,4 @@
-"""From raw tables to the two tasks: checks, splits and standardisation, the same for every source."""
+"""The source and the target task: checks, splits and standardisation, shared by all data sources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from enum import Enum
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -15,46 +16,44 @@ from jaxtyping import Float, Int, Shaped
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError, listed
-from ..objectives.base import Objective
-from ..objectives.kinds import OBJECTIVES
 from ..types import Split
+from .tokenization import Vocabulary
+
+LabelKind = Enum("LabelKind", ["classification", "regression"])
 
 
 @dataclass(frozen=True)
 class Table:
-    """One task as it was found: features row by row, or images as bytes, and what is to be predicted."""
+    """The rows of one task before they are split and standardised."""
 
     x: Shaped[np.ndarray, "N ..."]  # numbers (N, D); images uint8 (N, H, W, C)
     y: Shaped[np.ndarray, " N"]  # numbers for regression; labels of any kind for classification
-    origin: str  # the configuration key, or the file, that errors name
-    image: bool = False  # whether the features are pixels, which have one unit
+    origin: str  # configuration key or file, for error messages
+    image: bool = False  # the features are pixels, which share one mean and one deviation
 
     @property
     def as_bytes(self) -> bool:
-        """Whether the rows are images that stay as they are."""
+        """Whether the rows are images as uint8, which are not standardised."""
         return self.x.dtype == np.uint8
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Both tasks, ready for training."""
+    """A source and a target task, ready for training."""
 
     is_sequence: ClassVar[bool] = False
-    scored: ClassVar[bool] = False  # whether :meth:`scores` has any
+    scored: ClassVar[bool] = False  # whether :meth:`scores` returns any
     kind: str  # of the target task: "regression", "classification", or one of text's (src/data/text_source.py)
-    source: dict[str, Split]  # "train" and "test"; "val" where data.source_val_fraction is not 0; empty: a checkpoint's
+    source: dict[str, Split]  # "train", "test", and "val" if data.source_val_fraction > 0; empty with a checkpoint
     target: dict[str, Split]  # "train", "val" and "test"
-    source_outputs: int  # units of the head that the source task needs
-    outputs: int  # and the target task
-    new_head: bool  # whether the target's label space differs from the source's
-    source_kind: str = ""  # of the source task, where it is another kind than the target's
+    source_outputs: int  # units of the source task's head
+    outputs: int  # units of the target task's head
+    new_head: bool  # whether the target task has other labels, so that its head is initialised anew
+    source_kind: str = ""  # of the source task; "": the same kind as the target task
+    vocabulary: Vocabulary | None = field(default=None, kw_only=True)  # of tasks of texts
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "source_kind", self.source_kind or self.kind)
-
-    def objective(self, kind: str) -> Objective:
-        """Return what is minimised in a task of a kind: of :attr:`kind`, or of :attr:`source_kind`."""
-        return OBJECTIVES[kind]
 
     @property
     def features(self) -> tuple[int, ...]:
@@ -71,31 +70,31 @@ class Transfer:
         return {name: len(part.x) for name, part in self.parts()}
 
     def facts(self) -> dict[str, Any]:
-        """Return what the record tells of the data."""
+        """Return the entries of the record under ``data``."""
         return {"fingerprint": self.fingerprint, **self.rows()}
 
     def files(self) -> dict[str, str]:
-        """Return the files, by name, that a job's folder needs beside the parameters to be of use on new rows."""
+        """Return the files, by name, that prediction on new rows needs beside the parameters."""
         return {}
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N ..."]) -> dict[str, float]:
-        """Return what the objective cannot compute of a part's outputs, as it takes the words behind the numbers.
+        """Return metrics that need more than outputs and targets, for instance the texts.
 
         Args:
             part: of the target task, ``"val"`` or ``"test"``.
-            outputs: of the network, for each of its rows.
+            outputs: the network's outputs for each row of the part.
         """
         return {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of a SHA-256 over every part's values, shapes and order."""
+        """The first 16 hexadecimal digits of a SHA-256 over the values, shapes and order of all parts."""
         kinds = self.kind if self.kind == self.source_kind else f"{self.kind} after {self.source_kind}"
         return fingerprint_of(kinds, self.parts())
 
     @cached_property
     def source_fingerprint(self) -> str:
-        """The same of the source's parts alone: all that pre-training sees."""
+        """The fingerprint of the source task alone, which is all that pre-training reads."""
         return fingerprint_of(self.source_kind, self.source.items())
 
 
@@ -111,18 +110,18 @@ def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
 
 @dataclass(frozen=True, eq=False)
 class ImageTask(Mapping[str, Split]):
-    """One task of a sequence: images as they were written, made into inputs each time that a part is asked for.
+    """One task of a sequence: images as bytes, converted to float32 whenever a part is read.
 
-    Nothing that was made is kept. Five tasks of 60,000 images of 28 x 28 pixels share 47 MB of bytes, and one of them
-    is 188 MB of float32 while it is trained on; all of them at once would be 940 MB.
+    The conversion is not cached: five tasks of 60,000 images of 28 x 28 pixels share 47 MB of bytes, and the task in
+    training takes 188 MB of float32; all five at once would take 940 MB.
     """
 
-    images: Parts  # each part's pixels, uint8 (N, D), and labels as they are trained, int32 (N,)
-    ink: float  # the pixel that becomes 1; 0 stays 0
-    pixels: np.ndarray | None = None  # int (D,): the pixel that each input is; float (D, D): inputs are x @ pixels
+    images: Parts  # of each part: pixels, uint8 (N, D), and labels, int32 (N,)
+    ink: float  # pixel value that is scaled to 1
+    pixels: np.ndarray | None = None  # a permutation, int (D,), or a linear map, float (D, D), of the pixels
 
     def __getitem__(self, name: str) -> Split:
-        """Return the part ``train``, ``val`` or ``test``, inputs as float32 from 0 to 1."""
+        """Return the part ``train``, ``val`` or ``test`` with inputs as float32 from 0 to 1."""
         x, y = self.images[name]
         if self.pixels is not None and self.pixels.ndim == 1:
             x = np.take(x, self.pixels, axis=1)  # five times faster than x[:, pixels], and rows stay contiguous
@@ -138,7 +137,7 @@ class ImageTask(Mapping[str, Split]):
         return len(self.images)
 
     def stored(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield by name what decides the parts' values."""
+        """Yield the arrays that determine the parts, by name."""
         yield from ((f"{name} of {self.ink}", array) for name, part in self.images.items() for array in part)
         if self.pixels is not None:
             yield "pixels", self.pixels
@@ -146,13 +145,13 @@ class ImageTask(Mapping[str, Split]):
 
 @dataclass(frozen=True)
 class TaskSequence:
-    """Tasks in their order, ready for training."""
+    """A sequence of tasks, ready for training."""
 
     is_sequence: ClassVar[bool] = True
     kind: str  # "classification"
-    tasks: tuple[Mapping[str, Split], ...]  # each "train", "test", and "val" where data.val_fraction is not 0
+    tasks: tuple[Mapping[str, Split], ...]  # each has "train", "test", and "val" if data.val_fraction > 0
     outputs: tuple[int, ...]  # units of each task's head
-    shared_head: bool  # one head for all tasks, or one a task
+    shared_head: bool  # one head for all tasks instead of a head for each
 
     @cached_property
     def features(self) -> tuple[int, ...]:
@@ -160,12 +159,12 @@ class TaskSequence:
         return self.tasks[0]["test"].x.shape[1:]
 
     def parts(self) -> Iterator[tuple[str, Split]]:
-        """Yield every part with its name, ``task_1_train`` for the first task's; each is made when its turn comes."""
+        """Yield every part with its name, such as ``task_1_train``; each is converted when it is yielded."""
         for number, task in enumerate(self.tasks, 1):
             yield from ((f"task_{number}_{name}", task[name]) for name in task)
 
     def rows(self) -> dict[str, int]:
-        """Return how many rows each part has; none is made for it."""
+        """Return how many rows each part has, without converting any."""
 
         def count(task: Mapping[str, Split], name: str) -> int:
             return len(task.images[name][1] if isinstance(task, ImageTask) else task[name].y)
@@ -173,28 +172,28 @@ class TaskSequence:
         return {f"task_{i}_{name}": count(task, name) for i, task in enumerate(self.tasks, 1) for name in task}
 
     def facts(self) -> dict[str, Any]:
-        """Return what the record tells of the data."""
+        """Return the entries of the record under ``data``."""
         return {"fingerprint": self.fingerprint, **self.rows()}
 
     def files(self) -> dict[str, str]:
-        """Return the files that a job's folder needs beside the parameters: none."""
+        """Return no files: prediction needs the parameters alone."""
         return {}
 
     @cached_property
     def fingerprint(self) -> str:
-        """The first 16 hexadecimal digits of a SHA-256 over what decides every part's values, shapes and order."""
+        """The first 16 hexadecimal digits of a SHA-256 over all that determines the parts."""
         digest = hashlib.sha256(f"{self.kind}{self.outputs}{self.shared_head}".encode())
-        seen: dict[int, bytes] = {}  # what tasks share is read once
+        seen: dict[int, bytes] = {}  # digests of arrays that tasks share, by id
         for number, task in enumerate(self.tasks, 1):
-            for name, array in stored(task):
+            for name, array in stored_arrays(task):
                 if id(array) not in seen:
                     seen[id(array)] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
                 digest.update(f"{number}{name}{array.shape}{array.dtype}".encode() + seen[id(array)])
         return digest.hexdigest()[:16]
 
 
-def stored(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield by name the arrays that a task keeps."""
+def stored_arrays(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays that a task consists of, by name."""
     if isinstance(task, ImageTask):
         yield from task.stored()
     else:
@@ -202,14 +201,14 @@ def stored(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Base of every data source. A file says how its two tables are read; the rest is here.
+class DataSource:
+    """Base of data sources with two tables. A subclass returns the tables; this class checks and splits them.
 
-    ``source_test_fraction`` of the pre-training part is kept to test on, and ``source_val_fraction`` of it to choose
-    by how strongly it is to be remembered; ``val_fraction`` and ``test_fraction`` of the fine-tuning part choose and
-    report. ``split_seed`` decides which rows those are: it is not the run's seed, so runs
-    of different seeds see the same rows. ``train_rows``: how many of the fine-tuning part's remaining rows are trained
-    on, ``null`` for all; more of them always include the fewer, and the parts that choose and report stay as they are.
+    ``source_test_fraction`` of the source table is held out for testing, ``source_val_fraction`` of it for choosing the
+    strength of retention. ``val_fraction`` and ``test_fraction`` are those of the target table. ``split_seed`` decides
+    which rows these are; it is independent of the run's seed, so runs of different seeds have the same rows.
+    ``train_rows``: how many of the target's remaining rows are trained on, ``null`` for all; a larger number includes
+    the rows of a smaller one, and validation and test rows do not change.
     """
 
     is_sequence: ClassVar[bool] = False
@@ -222,21 +221,21 @@ class Source:
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the source table, the target table, and ``"regression"`` or ``"classification"``."""
-        raise TypeError(f"{type(self).__name__} does not say where its tables come from")
+        raise TypeError(f"{type(self).__name__} does not define tables()")
 
     def load(self) -> Transfer:
         """Read, check, split and standardise.
 
-        Features, and the targets of a regression, are standardised with the mean and standard deviation of the
-        pre-training rows alone: what fine-tuning will meet is not known at that time. A feature that is constant there
-        is only centred. Pixels share one mean and one deviation: a pixel that is almost never inked in the source
-        would otherwise make the target's ink a thousand deviations. Images as bytes stay as they are.
+        Features, and the targets of a regression, are standardised with the mean and the standard deviation of the
+        source's training rows, because the target's rows are unknown during pre-training. Constant features are only
+        centred. Pixels share one mean and one deviation; scaled one by one, pixels that are almost constant in the
+        source would reach hundreds of deviations in the target. Images as uint8 are not standardised.
 
         Raises:
             UserError: the tables cannot be used; the message names the file or key and the reason.
         """
-        check_shares(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        check_fractions(val_fraction=self.val_fraction, test_fraction=self.test_fraction)
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         source, target, kind = self.tables()
         for table in (source, target):
             check_table(table, kind)
@@ -247,13 +246,13 @@ class Source:
             )
         rng = np.random.default_rng(self.split_seed)
         kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        pre = cut(source, rng, {"test": self.source_test_fraction, **kept})
-        fine = cut(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
-        fine["train"] = fewer(fine["train"], self.train_rows, kind, target.origin)
-        scale_x = as_it_is if source.as_bytes else standardiser(pre["train"][0], together=source.image)
+        pre = split_off(source, rng, {"test": self.source_test_fraction, **kept})
+        fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
+        fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
+        scale_x = (lambda x: x) if source.as_bytes else Standardizer(pre["train"][0], shared=source.image)
         if kind == "classification":
-            return classes(pre, fine, source, target, scale_x)
-        scale_y = standardiser(pre["train"][1])
+            return number_classes(pre, fine, source, target, scale_x)
+        scale_y = Standardizer(pre["train"][1])
 
         def numbers(parts: Parts) -> dict[str, Split]:
             return {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()}
@@ -264,8 +263,8 @@ class Source:
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def check_shares(**fractions: float) -> None:
-    """Refuse fractions of one part, by their keys in ``data``, that leave nothing of it to train on."""
+def check_fractions(**fractions: float) -> None:
+    """Refuse fractions, by their keys in ``data``, that leave no rows to train on."""
     if sum(fractions.values()) >= 1:
         raise UserError(
             f"{' + '.join(f'data.{key}' for key in fractions)} is {sum(fractions.values()):g}; "
@@ -274,9 +273,9 @@ def check_shares(**fractions: float) -> None:
 
 
 def check_table(table: Table, kind: str) -> None:
-    """Refuse a table that training could only stumble over."""
+    """Refuse a table with wrong shapes or types, or with values that are not finite."""
     if len(table.x) != len(table.y):
-        raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; they must be as many")
+        raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; allowed: equal numbers")
     if table.x.ndim != (4 if table.as_bytes else 2) or table.x.shape[1] == 0:
         raise UserError(f"{table.origin} has features of shape {table.x.shape}; allowed: (rows, at least one feature)")
     for name, values in (("x", table.x), *((("y", table.y),) if kind == "regression" else ())):
@@ -291,8 +290,8 @@ def check_table(table: Table, kind: str) -> None:
             )
 
 
-def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
-    """Shuffle a table's rows and cut off the named fractions; the rest is ``train``, which comes first."""
+def split_off(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
+    """Shuffle a table's rows and split off the named fractions; the others are ``train``, which comes first."""
     order = rng.permutation(len(table.x))
     parts: Parts = {}
     for name, fraction in fractions.items():
@@ -305,13 +304,13 @@ def cut(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> 
     return parts
 
 
-def fewer(
+def subsample(
     part: tuple[np.ndarray, np.ndarray], count: int | None, kind: str, origin: str, use: str = "train"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``count`` of a part's shuffled rows, in the part's order; of labels, as many of each as possible.
+    """Return ``count`` of a part's shuffled rows in their order, with classes as balanced as possible.
 
-    A row's rank is its number among the rows of its label: taking whole ranks first balances the labels, and makes
-    every choice part of the larger ones. ``use``: what they are for, ``train`` or ``test``; errors name its key.
+    Rows are chosen by their rank among the rows of their class, so a larger ``count`` includes the rows of a smaller
+    one. ``use``: ``train`` or ``test``, for the error message.
     """
     x, y = part
     if count is None:
@@ -324,7 +323,7 @@ def fewer(
 
 
 def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
-    """Return each row's number, from 0, among the rows of its label."""
+    """Return each row's rank, from 0, among the rows with its label."""
     seen: Counter[object] = Counter()
     ranks = np.empty(len(labels), int)
     for row, label in enumerate(labels.tolist()):
@@ -333,36 +332,36 @@ def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     return ranks
 
 
-def as_it_is(rows: np.ndarray) -> np.ndarray:
-    """Return the rows: what stands for a standardiser of images, which their models standardise themselves."""
-    return rows
-
-
-class standardiser:  # noqa: N801  (reads as a verb where it is used)
-    """Centre and scale with the statistics of the given rows, column by column or of all values together.
+class Standardizer:
+    """Centre and scale by the mean and the deviation of each column of the given rows, or of all values (``shared``).
 
     A constant column is only centred.
     """
 
-    def __init__(self, rows: np.ndarray, together: bool = False) -> None:
+    def __init__(self, rows: np.ndarray, shared: bool = False) -> None:
         rows = rows.astype(np.float64)
-        axis = None if together else 0
+        axis = None if shared else 0
         self.mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
         self.scale = np.where(spread > 1e-12 * np.maximum(np.abs(self.mean), 1.0), spread, 1.0)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return the rows in units of those standard deviations, as float32."""
+        """Return standardised rows as float32."""
         return ((rows - self.mean) / self.scale).astype(np.float32)
 
 
-def classes(
+def number_classes(
     pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
 ) -> Transfer:
-    """Number each task's labels from 0 in sorted order; tasks with different labels get different heads."""
+    """Return the two tasks with labels numbered from 0 in sorted order, each task by its own labels.
+
+    Raises:
+        UserError: a task has one label only, or the tasks share some of their labels and not all.
+    """
     names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
     for table, labels in zip((source, target), names, strict=True):
         if len(labels) < 2:
             raise UserError(f"{table.origin} has one label only ({listed(map(str, labels))}); allowed: at least two")
+    check_overlap([list(map(str, labels)) for labels in names], source.origin, target.origin)
 
     def numbered(parts: Parts, labels: list[object]) -> dict[str, Split]:
         index = {label: i for i, label in enumerate(labels)}
@@ -378,4 +377,20 @@ def classes(
         len(names[0]),
         len(names[1]),
         new_head=names[0] != names[1],
+    )
+
+
+def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
+    """Refuse tasks that share only some classes: numbered by task, a shared class would change its output unit."""
+    first, second = map(set, classes)
+    if first == second or not first & second:
+        return
+    only = [
+        f"{listed(name for name in own if name not in other)} in {origin} only"
+        for own, other, origin in ((classes[0], second, source), (classes[1], first, target))
+        if set(own) - other
+    ]
+    raise UserError(
+        f"the two parts share some of their classes and not all ({', '.join(only)}); "
+        "allowed: the same classes in both, which keep the pre-trained head, or none in common, which get a new one"
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, hparam
 from ..errors import UserError
-from .image_files import Looks, OnBad, Pictures, limited, read_images, split_archive
+from .image_files import ImageFormat, LabeledImages, OnBad, limit_rows, read_images, split_archive
 from .images import ImageSource
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,12 +35,12 @@ class Cifar10(ImageSource):
     source_rows: int | None = hparam(10_000, COUNT)
     val_fraction: float = hparam(0.1, FRACTION)
 
-    def pictures(self) -> tuple[Pictures, Pictures | None]:
+    def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Read both parts."""
         read = self._binary() or self._images()
         return read("train"), read("test")
 
-    def _binary(self) -> Callable[[str], Pictures] | None:
+    def _binary(self) -> Callable[[str], LabeledImages] | None:
         """Return what reads a part of the binary files; ``None``: there are none."""
         path, origin = Path(self.path), f"data.path={self.path}"
         if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
@@ -50,7 +50,7 @@ class Cifar10(ImageSource):
         else:
             return None
 
-        def read(part: str) -> Pictures:
+        def read(part: str) -> LabeledImages:
             names = TRAIN if part == "train" else TEST
             if missing := next((name for name in names if name not in contents), None):
                 raise UserError(f"{origin} has no file {missing}; allowed: the six files of the binary version")
@@ -58,7 +58,7 @@ class Cifar10(ImageSource):
 
         return read
 
-    def _images(self) -> Callable[[str], Pictures]:
+    def _images(self) -> Callable[[str], LabeledImages]:
         """Return what reads a part of the files of images."""
         path, (archive, _) = Path(self.path), split_archive(Path(self.path))
         if archive is None and not (path / "train").is_dir():
@@ -67,9 +67,9 @@ class Cifar10(ImageSource):
                 "cifar-10-binary.tar.gz, or a folder or .zip with train/<class>/*.jpg and test/<class>/*.jpg"
             )
 
-        def read(part: str) -> Pictures:
+        def read(part: str) -> LabeledImages:
             inner = f"{self.path}/{part}"
-            return read_images(inner, f"data.path={inner}", Looks(), OnBad.refuse, self.limit, self.image_cache)
+            return read_images(inner, f"data.path={inner}", ImageFormat(), OnBad.refuse, self.limit, self.image_cache)
 
         return read
 
@@ -88,7 +88,7 @@ def of_archive(path: Path, origin: str) -> dict[str, bytes]:
     return found
 
 
-def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> Pictures:
+def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> LabeledImages:
     """Return the images in binary files, in their order.
 
     Raises:
@@ -100,6 +100,8 @@ def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -
         if (most := max(content[::RECORD])) >= len(NAMES):
             raise UserError(f"{origin}: {name} holds the label {most}; allowed: 0 to {len(NAMES) - 1}")
     records = np.frombuffer(b"".join(content for _, content in files), np.uint8).reshape(-1, RECORD)
-    records = records[limited(records[:, 0], limit)]
+    records = records[limit_rows(records[:, 0], limit)]
     planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
-    return Pictures(np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin)
+    return LabeledImages(
+        np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin
+    )

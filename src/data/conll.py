@@ -13,10 +13,11 @@ from jaxtyping import Float, Int
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError, listed
 from ..metrics.text import entity_scores
+from ..notices import warn_once
 from ..types import Split
-from .base import Table, check_shares, cut
-from .packing import NOTHING, Example, by_token
-from .text_source import TextSource, TextTransfer, counted, tell
+from .base import Table, check_fractions, split_off
+from .packing import IGNORE, Example, scatter_by_token
+from .text_source import TextSource, TextTransfer, format_counts
 from .tokenization import Vocabulary, read_text
 
 OUTSIDE = "O"
@@ -46,19 +47,19 @@ class Conll(TextSource):
         classes = tags_of(parts, origin)
         vocabulary = self.vocabulary(lambda: [" ".join(one.words) for one in parts["train"]])
         encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
-        cuts = {name: sum(one.cut for one in part) for name, part in encoded.items()}
+        cuts = {name: sum(one.truncated for one in part) for name, part in encoded.items()}
         if any(cuts.values()):
-            tell(f"{origin}: cut to data.length={self.length} were {counted(cuts, encoded)}")
-        wide = self.wide({name: [one.example for one in part] for name, part in encoded.items()})
-        chosen = self.taken(np.arange(len(encoded["train"])), None, origin)
+            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {format_counts(cuts, encoded)}")
+        wide = self.row_width({name: [one.example for one in part] for name, part in encoded.items()})
+        chosen = self.train_subset(np.arange(len(encoded["train"])), None, origin)
         encoded["train"] = [encoded["train"][row] for row in chosen]
         examples = {name: [one.example for one in part] for name, part in encoded.items()}
         rows = self.rows(examples, wide, vocabulary, origin)
-        return Tags(
+        return ConllTransfer(
             kind="labels",
             source={},
             target={
-                name: Split(part.x, by_token(part, [one.labels for one in encoded[name]]))
+                name: Split(part.x, scatter_by_token(part, [one.labels for one in encoded[name]]))
                 for name, part in rows.items()
             },
             source_outputs=len(classes),
@@ -74,9 +75,9 @@ class Conll(TextSource):
         sentences, origin = self._read(f"data.path={self.path}", self.path), f"data.path={self.path}"
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         wanted = {name: share for name, share in shares.items() if name not in own}
-        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
         numbers = np.arange(len(sentences))
-        parts = cut(Table(numbers, numbers, origin), np.random.default_rng(self.split_seed), wanted)
+        parts = split_off(Table(numbers, numbers, origin), np.random.default_rng(self.split_seed), wanted)
         found = {name: [sentences[row] for row in rows] for name, (rows, _) in parts.items()} | own
         return {name: found[name] for name in ("train", "val", "test")}
 
@@ -89,13 +90,13 @@ class Conll(TextSource):
         number = {tag: i for i, tag in enumerate(classes)}
         pieces = vocabulary.encode_words([one.words for one in sentences])
         return [
-            tagged(words, [number[tag] for tag in one.tags], vocabulary, self.length)
+            align_tags(words, [number[tag] for tag in one.tags], vocabulary, self.max_seq_len)
             for words, one in zip(pieces, sentences, strict=True)
         ]
 
 
 @dataclass(frozen=True)
-class Tags(TextTransfer):
+class ConllTransfer(TextTransfer):
     """Rows of sentences, whose scores are of entities."""
 
     scored: ClassVar[bool] = True
@@ -106,16 +107,16 @@ class Tags(TextTransfer):
         What a sentence has beyond ``length`` is in no row, so it is in no score.
         """
         x, y = self.target[part]
-        true, said = (sentences_of(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
+        true, said = (group_by_sentence(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
         found = entity_scores(true, said)["micro"]
         return {"entity_f1": found.f1, "entity_precision": found.precision, "entity_recall": found.recall}
 
 
-def sentences_of(
+def group_by_sentence(
     x: Int[np.ndarray, "N 3 L"], y: Int[np.ndarray, "N L"], numbers: Int[np.ndarray, "N L"], labels: Sequence[str]
 ) -> list[list[str]]:
     """Return the tags of each sentence of some rows: the labels of ``numbers`` where ``y`` has one."""
-    rows, columns = np.nonzero(y != NOTHING)
+    rows, columns = np.nonzero(y != IGNORE)
     sentence = np.stack([rows, x[rows, 2, columns]])  # several may share a row
     begins = np.flatnonzero(np.any(np.diff(sentence, axis=1) != 0, axis=0)) + 1
     return [[labels[int(number)] for number in own] for own in np.split(numbers[rows, columns], begins)]
@@ -133,20 +134,22 @@ class Tagged(NamedTuple):
 
     example: Example
     labels: Int[np.ndarray, " T"]  # -1 but at the first piece of each word
-    cut: bool
+    truncated: bool
 
 
-def tagged(words: Sequence[Int[np.ndarray, " P"]], tags: Sequence[int], vocabulary: Vocabulary, length: int) -> Tagged:
+def align_tags(
+    words: Sequence[Int[np.ndarray, " P"]], tags: Sequence[int], vocabulary: Vocabulary, length: int
+) -> Tagged:
     """Return a sentence as tokens; of more than ``length``, only the words that fit whole."""
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     back = [] if vocabulary.sep is None else [vocabulary.sep]
     ends = np.cumsum([len(word) for word in words])
     fits = int(np.searchsorted(ends, length - len(front) - len(back), side="right"))
-    ids, labels = list(front), [NOTHING] * len(front)
+    ids, labels = list(front), [IGNORE] * len(front)
     for word, tag in zip(words[:fits], tags[:fits], strict=True):
         ids += word.tolist()
-        labels += [tag, *[NOTHING] * (len(word) - 1)]
-    ids, labels = np.array([*ids, *back], np.int32), np.array([*labels, *[NOTHING] * len(back)], np.int32)
+        labels += [tag, *[IGNORE] * (len(word) - 1)]
+    ids, labels = np.array([*ids, *back], np.int32), np.array([*labels, *[IGNORE] * len(back)], np.int32)
     return Tagged(Example(ids, np.zeros_like(ids)), labels, fits < len(words))
 
 

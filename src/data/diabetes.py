@@ -8,7 +8,7 @@ from enum import Enum
 import numpy as np
 
 from ..config.hparams import hparam
-from .base import Source, Table
+from .base import DataSource, Table
 from .embedded import read_embedded
 
 Sex = Enum("Sex", ["first", "second"])  # the study codes them 1 and 2 and does not say which is which
@@ -16,7 +16,7 @@ SEX_COLUMN = 1
 
 
 @dataclass(frozen=True)
-class Diabetes(Source):
+class Diabetes(DataSource):
     """Disease progression of 442 patients after a year (Efron et al., Least Angle Regression, 2004), a regression.
 
     Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex, as the

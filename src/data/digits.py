@@ -9,15 +9,15 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from ..config.hparams import hparam
-from .base import Source, Table, rank_in_class
+from .base import DataSource, Table, rank_in_class
 from .embedded import read_embedded
 
-Task = Enum("Task", ["new_digits", "rotated", "inverted", "both", "union"])
+DigitsTask = Enum("DigitsTask", ["new_digits", "rotated", "inverted", "both", "union"])
 SIDE = 8  # pixels
 
 
 @dataclass(frozen=True)
-class Digits(Source):
+class Digits(DataSource):
     """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), a classification.
 
     ``task``: ``new_digits`` is pre-trained on the digits 0 to 4 and fine-tuned on 5 to 9, with a new head. The others
@@ -33,7 +33,7 @@ class Digits(Source):
     numbers.
     """
 
-    task: Task = hparam(Task.new_digits)
+    task: DigitsTask = hparam(DigitsTask.new_digits)
     images: bool = hparam(False)
 
     def tables(self) -> tuple[Table, Table, str]:
@@ -46,18 +46,18 @@ class Digits(Source):
     def _halves(self) -> tuple[Table, Table]:
         rows = read_embedded("digits.csv.gz")
         x, y = rows[:, :-1] / 16.0, rows[:, -1].astype(int)
-        if self.task is Task.new_digits:
+        if self.task is DigitsTask.new_digits:
             low = y < 5
             return (
-                Table(x[low], y[low], "the digits 0 to 4"),
-                Table(x[~low], y[~low], "the digits 5 to 9"),
+                Table(x[low], y[low], "the digits 0 to 4", image=True),
+                Table(x[~low], y[~low], "the digits 5 to 9", image=True),
             )
         # By turns within each digit: halves of equal classes and of the same writers, whatever the seed.
         rank = rank_in_class(y)
         first, second = rank % 2 == 0, rank % 2 == 1
         return (
             Table(x[first], y[first], "the digits as they are", image=True),
-            Table(changed(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
+            Table(transform(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
         )
 
 
@@ -66,9 +66,11 @@ def as_images(x: Float[np.ndarray, "N 64"]) -> UInt8[np.ndarray, "N 8 8 1"]:
     return np.rint(255 * x).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
 
 
-def changed(x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: Task) -> Float[np.ndarray, "N 64"]:
+def transform(
+    x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: DigitsTask
+) -> Float[np.ndarray, "N 64"]:
     """Return images from 0 (paper) to 1 (ink) under a task's change; ``rank`` numbers the rows of each digit."""
     turned = np.rot90(x.reshape(-1, SIDE, SIDE), axes=(1, 2)).reshape(x.shape)  # counter-clockwise
-    if task is Task.union:
+    if task is DigitsTask.union:
         return np.where(rank[:, None] % 2 == 0, turned, 1.0 - x)
-    return {Task.rotated: turned, Task.inverted: 1.0 - x, Task.both: 1.0 - turned}[task]
+    return {DigitsTask.rotated: turned, DigitsTask.inverted: 1.0 - x, DigitsTask.both: 1.0 - turned}[task]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
+import logging
 import re
 import sys
 import sysconfig
@@ -23,15 +23,16 @@ import numpy as np
 
 from ..config.hparams import FRACTION, SHARE, hparam
 from ..errors import UserError
-from ..files import atomic_write
+from ..notices import warn_once
+from ..store import Store, key_of
 from ..types import Split
-from .base import Table, check_shares, cut
-from .language import Modelling, language_rows
-from .pairs import Lone, Pairing, pairing_rows, sentences_of
-from .text_source import Texts, TextSource, TextTransfer, divided, tell
+from .base import Table, check_fractions, split_off
+from .language import LmObjective, language_rows
+from .pairs import LonePolicy, Pairing, pairing_rows, split_sentences
+from .text_source import LabeledTexts, TextSource, TextTransfer, split_texts
 from .tokenization import Vocabulary
 
-Task = Enum("Task", ["package", "follows"])
+DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
 
 # Each has at least 140 docstrings that can be used. tkinter and idlelib have more, and are not installed everywhere.
 PACKAGES = {
@@ -69,7 +70,7 @@ class Docstrings(TextSource):
     The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
     library's docstrings; with ``pairs``, BERT's own: rows are two texts of one document, and whether the second is the
     ``next`` one or a random one, or whether they stand in their ``order``, can be learned beside the words. What a
-    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.Rules`). ``task`` is
+    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.PairRules`). ``task`` is
     the target: ``package``, which of 8 packages a docstring belongs to, as many of each; or ``follows``, whether a
     sentence is the one that comes after the first one of a docstring or another docstring's, half of each.
 
@@ -79,29 +80,32 @@ class Docstrings(TextSource):
     ``source_test_fraction`` and ``source_val_fraction`` are of the corpus' documents.
     """
 
-    task: Task = hparam(Task.package)
+    task: DocstringsTask = hparam(DocstringsTask.package)
     pairs: Pairing | None = hparam(None)
-    lone_sentences: Lone | None = hparam(None)
+    lone_sentences: LonePolicy | None = hparam(None)
     source_test_fraction: float = hparam(0.1, FRACTION)
     source_val_fraction: float = hparam(0.0, SHARE)
 
     def load(self) -> TextTransfer:
         """Read, divide and encode."""
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
-        chosen = balanced(library, rng) if self.task is Task.package else with_two_sentences(library)
-        parts = divided({"train": chosen}, self.val_fraction, self.test_fraction, rng)
+        chosen = balanced(library, rng) if self.task is DocstringsTask.package else with_two_sentences(library)
+        parts = split_texts({"train": chosen}, self.val_fraction, self.test_fraction, rng)
         hidden = [text for name in ("val", "test") for text in parts[name].first]
-        if self.task is Task.follows:
+        if self.task is DocstringsTask.follows:
             hidden = [" ".join(two_sentences(text)) for text in hidden]
-            parts = {name: paired(part) for name, part in parts.items()}
-        corpus = self._corpus(without([*read_topics(), *(one.text for one in library)], hidden), rng)
-        tell(f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on")
+            parts = {name: make_pairs(part) for name, part in parts.items()}
+        corpus = self._corpus(exclude_containing([*read_topics(), *(one.text for one in library)], hidden), rng)
+        warn_once(
+            f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on",
+            logging.INFO,
+        )
         vocabulary = self.vocabulary(lambda: corpus["train"])
         source, kind = self._source(corpus, vocabulary)
-        target = self.encoded(parts, vocabulary, sorted(set(parts["train"].labels)))
-        words = self.words(vocabulary)
+        target = self.labeled_transfer(parts, vocabulary, sorted(set(parts["train"].labels)))
+        words = self.num_outputs(vocabulary)
         pairs = self.pairs and self.pairs.name
         return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
 
@@ -109,20 +113,22 @@ class Docstrings(TextSource):
         """Return the source task's rows, and their kind."""
         origin = f"{ORIGIN}, the source task"
         if self.pairs is None:
-            return language_rows(self, corpus, vocabulary, Modelling.masked, origin), "masked"
+            return language_rows(self, corpus, vocabulary, LmObjective.masked, origin), "masked"
         return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
 
     def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
         shares = {"test": self.source_test_fraction, "val": self.source_val_fraction}
         numbers = np.arange(len(documents))
-        parts = cut(Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share})
+        parts = split_off(
+            Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share}
+        )
         return {name: [documents[row] for row in rows] for name, (rows, _) in parts.items()}
 
 
 # --- the labelled texts ----------------------------------------------------------------------------------------------
 
 
-def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> Texts:
+def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
     """Return docstrings of the 8 packages, as many of each as the smallest has, taken at random."""
     by_package: dict[str, list[str]] = {name: [] for name in PACKAGES}
     for one in library:
@@ -139,21 +145,21 @@ def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> Texts:
     for name, texts in by_package.items():
         first += [texts[row] for row in rng.permutation(len(texts))[:least]]
         labels += [PACKAGES[name]] * least
-    return Texts(first, None, labels, ORIGIN)
+    return LabeledTexts(first, None, labels, ORIGIN)
 
 
-def with_two_sentences(library: Sequence[Docstring]) -> Texts:
+def with_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
     """Return the docstrings that have at least two sentences, not labelled yet."""
     texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
-    return Texts(texts, None, ["follows"] * len(texts), ORIGIN)
+    return LabeledTexts(texts, None, ["follows"] * len(texts), ORIGIN)
 
 
 def two_sentences(text: str) -> list[str]:
     """Return the first two sentences of a text, or the only one."""
-    return sentences_of(text)[:2]
+    return split_sentences(text)[:2]
 
 
-def paired(texts: Texts) -> Texts:
+def make_pairs(texts: LabeledTexts) -> LabeledTexts:
     """Return the first two sentences of each docstring; of every second one, the second sentence is the next one's.
 
     Where no docstring's second sentence is its own, it is handed round among them: of the sentences alone, nothing can
@@ -167,10 +173,10 @@ def paired(texts: Texts) -> Texts:
         first.append(one)
         second.append(split[after[row]][1] if row in after else two)
         labels.append("other" if row in after else "follows")
-    return Texts(first, second, labels, texts.origin)
+    return LabeledTexts(first, second, labels, texts.origin)
 
 
-def without(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
+def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
     """Return the distinct documents, in alphabetical order, that contain none of the hidden texts word for word.
 
     Only documents that have a hidden text's first three words in a row are searched for it.
@@ -202,7 +208,7 @@ def read_topics() -> list[str]:
         raise UserError(f"{ORIGIN} needs pydoc_data, a part of the standard library that is not installed here")
     from pydoc_data.topics import topics
 
-    paragraphs = (plain(part) for text in topics.values() for part in re.split(r"\n\s*\n", text))
+    paragraphs = (collapse_whitespace(part) for text in topics.values() for part in re.split(r"\n\s*\n", text))
     return [part for part in paragraphs if len(part) >= SHORTEST]
 
 
@@ -217,20 +223,12 @@ def read_library(cache: str | None) -> list[Docstring]:
     files = list(library_files())
     if not files:
         raise UserError(f"{ORIGIN} finds no sources in {library_folder()}; allowed: a Python with its standard library")
-    if cache is None:
-        return parsed(tuple(files))
-    decides = [FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]]
-    key = hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
-    kept = Path(cache) / f"docstrings-{key}.json"
-    if kept.is_file():
-        try:
-            return [Docstring(*one) for one in json.loads(kept.read_text("utf-8"))]
-        except (ValueError, TypeError):
-            tell(f"{kept} cannot be read: it is made again")
-    found = parsed(tuple(files))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(kept) as beside:
-        beside.write(json.dumps(found).encode())
+    store = Store(cache, "docstrings")
+    key = key_of([FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]])
+    found = store.get(key, lambda content: [Docstring(*one) for one in json.loads(bytes(content))])
+    if found is None:
+        found = parsed(tuple(files))
+        store.put(key, [json.dumps(found).encode()])
     return found
 
 
@@ -268,11 +266,11 @@ def docstrings_of(source: bytes) -> Iterator[str]:
     while todo:
         node = todo.pop()
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield plain(ast.get_docstring(node, clean=False) or "")
+            yield collapse_whitespace(ast.get_docstring(node, clean=False) or "")
         inner = [getattr(node, name, None) for name in ("body", "orelse", "handlers", "finalbody")]
         todo += [below for nodes in reversed(inner) if isinstance(nodes, list) for below in reversed(nodes)]
 
 
-def plain(text: str) -> str:
+def collapse_whitespace(text: str) -> str:
     """Return a text with single spaces for all its white space."""
     return " ".join(text.split())

@@ -12,7 +12,7 @@ import numpy as np
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from .hub_text import fetch
-from .image_files import Entry, Looks, OnBad, Pictures, check_bad, kept_or_decoded, limited
+from .image_files import ImageFile, ImageFormat, LabeledImages, OnBad, check_bad, limit_rows, load_decoded
 from .images import ImageSource
 
 
@@ -35,12 +35,12 @@ class HubImages(ImageSource):
     grey: bool = hparam(False)
     on_bad: OnBad = hparam(OnBad.refuse)
 
-    def pictures(self) -> tuple[Pictures, Pictures | None]:
+    def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Fetch the parts."""
         held_out = None if self.test_split is None else self._fetch("test_split", self.test_split)
         return self._fetch("train_split", self.train_split), held_out
 
-    def _fetch(self, key: str, split: str) -> Pictures:
+    def _fetch(self, key: str, split: str) -> LabeledImages:
         part, origin = fetch(self.dataset, self.subset, split, f"data.{key}"), f"data.dataset={self.dataset}, {split}"
         for name, column in (("image", self.image), ("label", self.label)):
             if column not in part.column_names:
@@ -48,22 +48,22 @@ class HubImages(ImageSource):
                     f"data.{name}: {origin} has no column '{column}'{did_you_mean(column, part.column_names)}; "
                     f"it has {listed(part.column_names)}"
                 )
-        names, y = numbered(part[self.label], getattr(part.features[self.label], "names", None))
+        names, y = encode_labels(part[self.label], getattr(part.features[self.label], "names", None))
         if (y < 0).any():
             raise UserError(
                 f"data.{key}={split}: {origin} keeps labels of this part to itself; allowed: a part with all of them"
             )
-        rows = limited(y, self.limit)
-        contents = encoded(part.select(rows), self.image, origin)
-        files = [Entry(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
+        rows = limit_rows(y, self.limit)
+        contents = encoded_files(part.select(rows), self.image, origin)
+        files = [ImageFile(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
         at = {file.name: content for file, content in zip(files, contents, strict=True)}
-        looks = Looks(self.size, self.grey)
-        found = kept_or_decoded(files, lambda file: at[file.name], looks, origin, self.image_cache)
+        image_format = ImageFormat(self.size, self.grey)
+        found = load_decoded(files, lambda file: at[file.name], image_format, origin, self.image_cache)
         check_bad(found, self.on_bad, origin)
-        return Pictures(found.images, y[rows][found.kept], names, origin)
+        return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
 
-def numbered(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
+def encode_labels(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the names of the classes, and each row's number: the data set's own where it has names; -1: no label."""
     if names is not None:
         return tuple(names), np.array([-1 if value is None else value for value in values], np.int32)
@@ -72,7 +72,7 @@ def numbered(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np
     return tuple(found), np.array([found.index(word) for word in words], np.int32)
 
 
-def encoded(part: Any, column: str, origin: str) -> list[bytes]:
+def encoded_files(part: Any, column: str, origin: str) -> list[bytes]:
     """Return the contents of a column's files, not decoded yet."""
     from datasets import Image  # type: ignore[import-not-found]
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
-from .text import Empty, without_empty
-from .text_source import LabelledText, Texts
+from .text import OnEmpty, drop_empty
+from .text_source import LabeledTexts, LabeledTextSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubText(LabelledText):
-    """Texts, or pairs of texts, with labels, from the Hub or its cache on disk; needs the extra ``hub``.
+class HubText(LabeledTextSource):
+    """LabeledTexts, or pairs of texts, with labels, from the Hub or its cache on disk; needs the extra ``hub``.
 
     ``dataset`` is the id (``nyu-mll/glue``), ``subset`` its configuration (``sst2``). The columns are as in
     ``data=text``. ``train_split``, ``val_split`` and ``test_split`` name its parts; ``null`` cuts fractions off the
@@ -28,14 +28,14 @@ class HubText(LabelledText):
     text: str = hparam("text")
     second_text: str | None = hparam(None)
     label: str = hparam("label")
-    empty: Empty = hparam(Empty.refuse)
+    empty: OnEmpty = hparam(OnEmpty.refuse)
 
-    def texts(self) -> dict[str, Texts]:
+    def texts(self) -> dict[str, LabeledTexts]:
         """Fetch the parts."""
         parts = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
         return {name: self._fetch(name, split) for name, split in parts.items() if split is not None}
 
-    def _fetch(self, name: str, split: str) -> Texts:
+    def _fetch(self, name: str, split: str) -> LabeledTexts:
         table, origin = fetch(self.dataset, self.subset, split, f"data.{name}_split"), f"data.dataset={self.dataset}"
         columns: dict[str, list[str]] = {}
         for key, column in (("text", self.text), ("second_text", self.second_text), ("label", self.label)):
@@ -52,8 +52,8 @@ class HubText(LabelledText):
                 f"data.{name}_split={split}: {origin} keeps the labels of this part to itself; "
                 "allowed: null, to cut a fraction off data.train_split"
             )
-        texts = Texts(columns["text"], columns.get("second_text"), columns["label"], f"{origin}, {split}")
-        return without_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
+        texts = LabeledTexts(columns["text"], columns.get("second_text"), columns["label"], f"{origin}, {split}")
+        return drop_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
 
 
 def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:

@@ -6,9 +6,9 @@ Nothing is ever unpacked to the disk: a file inside a .zip is read where it lies
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import json
+import logging
 import os
 import re
 import struct
@@ -26,9 +26,9 @@ import numpy as np
 from jaxtyping import Int, Shaped, UInt8
 
 from ..errors import UserError, listed
-from ..files import atomic_write
+from ..notices import warn_once
+from ..store import Store, key_of
 from .base import rank_in_class
-from .text_source import tell
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -40,7 +40,7 @@ BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, RuntimeError, st
 NOWHERE = re.compile(r"<_io\.BytesIO object at \w+>")  # what Pillow calls bytes: an address that helps nobody
 
 
-class Pictures(NamedTuple):
+class LabeledImages(NamedTuple):
     """Images of one size with their labels, as they were found."""
 
     x: UInt8[np.ndarray, "N H W C"]
@@ -49,7 +49,7 @@ class Pictures(NamedTuple):
     origin: str  # the configuration key that errors name
 
 
-class Entry(NamedTuple):
+class ImageFile(NamedTuple):
     """A file of an image."""
 
     name: str  # its path below the folder, with "/" between
@@ -58,7 +58,7 @@ class Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Looks:
+class ImageFormat:
     """What images are made to be."""
 
     size: int | None = None  # pixels of each side; None: as they are, all alike
@@ -74,14 +74,14 @@ class Decoded(NamedTuple):
 
 
 def read_images(
-    path: str, origin: str, looks: Looks, on_bad: OnBad, limit: int | None = None, cache: str | None = None
-) -> Pictures:
+    path: str, origin: str, image_format: ImageFormat, on_bad: OnBad, limit: int | None = None, cache: str | None = None
+) -> LabeledImages:
     """Return the images below a folder, or in a .zip, labelled by the folders that they lie in.
 
     Args:
         path: of the folder or .zip; a folder inside of it is named behind it, ``images.zip/train``.
         origin: what errors call it.
-        looks: what the images are made to be.
+        image_format: what the images are made to be.
         on_bad: what becomes of files that cannot be decoded.
         limit: the most files that are read, as many of each class as possible, the first by name; ``None``: all.
         cache: a folder to keep decoded images in; ``None``: they are not kept.
@@ -94,10 +94,10 @@ def read_images(
         names = tuple(sorted(set(labels)))
         numbers = {name: number for number, name in enumerate(names)}
         y = np.array([numbers[label] for label in labels], np.int32)
-        rows = limited(y, limit)
-        found = kept_or_decoded([files[row] for row in rows], read, looks, origin, cache)
+        rows = limit_rows(y, limit)
+        found = load_decoded([files[row] for row in rows], read, image_format, origin, cache)
     check_bad(found, on_bad, origin)
-    return Pictures(found.images, y[rows][found.kept], names, origin)
+    return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
 
 def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
@@ -110,12 +110,12 @@ def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
         )
     if found.bad:
         count = len(found.bad) + len(found.kept)
-        tell(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
+        warn_once(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
     if not len(found.images):
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
 
 
-def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+def limit_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
     """Return the numbers of the first ``limit`` rows, in their order, as many of each label as possible."""
     if limit is None:
         return np.arange(len(labels))
@@ -126,7 +126,7 @@ def limited(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarr
 
 
 @contextlib.contextmanager
-def files_of(path: str, origin: str) -> Iterator[tuple[list[Entry], Callable[[Entry], bytes]]]:
+def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable[[ImageFile], bytes]]]:
     """Find the files of images below a folder, or in a .zip, by their names in order, and what reads them.
 
     Raises:
@@ -153,7 +153,7 @@ def split_archive(path: Path) -> tuple[Path | None, str]:
     return None, ""
 
 
-def in_folder(folder: Path) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+def in_folder(folder: Path) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
     """Return the files of images below a folder, and what reads them."""
     entries = []
     for root, _, files in os.walk(folder, followlinks=True):  # classes may be links to folders elsewhere
@@ -162,7 +162,7 @@ def in_folder(folder: Path) -> tuple[list[Entry], Callable[[Entry], bytes]]:
             name = path.relative_to(folder).as_posix()
             if is_image(name) and path.is_file():
                 status = path.stat()
-                entries.append(Entry(name, status.st_size, status.st_mtime_ns))
+                entries.append(ImageFile(name, status.st_size, status.st_mtime_ns))
     return entries, lambda entry: (folder / entry.name).read_bytes()
 
 
@@ -174,11 +174,11 @@ def opened(archive: Path, origin: str) -> zipfile.ZipFile:
         raise UserError(f"{origin}: {archive} cannot be read as a .zip: {error}") from error
 
 
-def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[Entry], Callable[[Entry], bytes]]:
+def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
     """Return the files of images in a .zip, below a folder ``inner`` of it (empty: all), and what reads them."""
     top = f"{inner}/" if inner else ""
     files = ((info.filename.removeprefix(top), info) for info in archive.infolist() if info.filename.startswith(top))
-    entries = [Entry(name, info.file_size, info.CRC) for name, info in files if is_image(name)]
+    entries = [ImageFile(name, info.file_size, info.CRC) for name, info in files if is_image(name)]
     return entries, lambda entry: archive.read(top + entry.name)
 
 
@@ -214,50 +214,48 @@ def class_of_each(names: Sequence[str], origin: str) -> list[str]:
 # --- what is in them -------------------------------------------------------------------------------------------------
 
 
-def kept_or_decoded(
-    entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str, cache: str | None
+def load_decoded(
+    entries: Sequence[ImageFile],
+    read: Callable[[ImageFile], bytes],
+    image_format: ImageFormat,
+    origin: str,
+    cache: str | None,
 ) -> Decoded:
-    """Return what was decoded before of the same files to the same looks, or decode it now and keep it."""
-    file = None if cache is None else Path(cache) / f"{decoded_key(entries, looks)}.npz"
-    if file is not None and file.is_file():
-        try:
-            return read_decoded(file, len(entries))
-        except (*BROKEN, zipfile.BadZipFile):
-            tell(f"{file} cannot be read: it is made again")
-    tell(f"{origin}: {len(entries)} images are decoded" + ("" if cache is None else f", once, and kept in {cache}"))
-    found = decoded(entries, read, looks, origin)
-    if file is not None:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(file) as beside:
-                np.savez(beside, images=found.images, kept=found.kept, bad=np.array(found.bad, str))
-        except OSError as error:  # a run is worth more than what it keeps for the next one
-            tell(f"{origin}: decoded images cannot be kept in {cache}: {error.strerror}")
+    """Return what was decoded before of the same files to the same image_format, or decode it now and keep it."""
+    store, key = Store(cache, "images"), decoded_key(entries, image_format)
+    found = store.get(key, deserialize)
+    if found is None:
+        kept = "" if cache is None else f", once, and kept in {cache}"
+        warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
+        found = decode_images(entries, read, image_format, origin)
+        store.put(key, serialize(found))
     return found
 
 
-def decoded_key(entries: Sequence[Entry], looks: Looks) -> str:
-    """Return 24 hexadecimal digits of a SHA-256 over what decides the pixels."""
+def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:
+    """Return the key of decoded images."""
     import PIL
 
-    decides: list[Any] = [FORMAT, PIL.__version__, looks.size, looks.grey, *entries]
-    return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:24]
+    return key_of([FORMAT, PIL.__version__, image_format.size, image_format.grey, *entries])
 
 
-def read_decoded(file: Path, files: int) -> Decoded:
-    """Return what was kept; its bytes are checked against the file's own CRC-32.
-
-    Raises:
-        ValueError: or another of ``BROKEN``: it is not what was written.
-    """
-    with file.open("rb") as content, np.load(content, allow_pickle=False) as stored:
-        images, kept, bad = stored["images"], stored["kept"], stored["bad"].tolist()
-    if images.dtype != np.uint8 or images.ndim != 4 or len(images) != len(kept) or len(kept) + len(bad) != files:
-        raise ValueError(f"{file} holds something else")
-    return Decoded(images, kept, bad)
+def serialize(found: Decoded) -> list[bytes | memoryview]:
+    """Return decoded images as pieces of bytes: the length of a JSON text, that text, and the pixels."""
+    header = json.dumps({"shape": found.images.shape, "kept": found.kept.tolist(), "bad": found.bad}).encode()
+    return [len(header).to_bytes(8, "little"), header, np.ascontiguousarray(found.images).reshape(-1).data]
 
 
-def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Looks, origin: str) -> Decoded:
+def deserialize(content: memoryview) -> Decoded:
+    """Return the images that :func:`serialize` made bytes of, as views that cannot be written to."""
+    begin = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:begin]))
+    images = np.frombuffer(content, np.uint8)[begin:].reshape(header["shape"])
+    return Decoded(images, np.array(header["kept"], np.int64), header["bad"])
+
+
+def decode_images(
+    entries: Sequence[ImageFile], read: Callable[[ImageFile], bytes], image_format: ImageFormat, origin: str
+) -> Decoded:
     """Decode files, several at a time.
 
     Raises:
@@ -265,9 +263,9 @@ def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Loo
     """
     from PIL import Image
 
-    def look(entry: Entry) -> UInt8[np.ndarray, "H W C"] | str:
+    def look(entry: ImageFile) -> UInt8[np.ndarray, "H W C"] | str:
         try:
-            return pixels(read(entry), looks)
+            return decode_image(read(entry), image_format)
         except (*BROKEN, zipfile.BadZipFile, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             return " ".join(NOWHERE.sub("", str(error)).split()) or type(error).__name__
 
@@ -290,25 +288,25 @@ def decoded(entries: Sequence[Entry], read: Callable[[Entry], bytes], looks: Loo
     return Decoded(images[: len(kept)], np.array(kept, np.int64), bad)
 
 
-def other_size(one: Entry, shape: Sequence[int], other: Entry, other_shape: Sequence[int], origin: str) -> str:
+def other_size(one: ImageFile, shape: Sequence[int], other: ImageFile, other_shape: Sequence[int], origin: str) -> str:
     """Say which two files have different sizes."""
     sizes = [f"{file.name} of {s[1]} x {s[0]}" for file, s in ((one, shape), (other, other_shape))]
     return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
 
 
-def pixels(content: bytes, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+def decode_image(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
     """Return the pixels of a PNG or JPEG.
 
     Raises:
-        Exception: one of those that :func:`decoded` catches.
+        Exception: one of those that :func:`decode_images` catches.
     """
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
-        return as_looks(image, looks)
+        return convert(image, image_format)
 
 
-def as_looks(image: Any, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
+def convert(image: Any, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
     """Return a Pillow image's pixels, upright as its camera says, in three channels or in grey (ITU-R BT.601).
 
     To a size, it is scaled until its shorter side has that many pixels, with a triangle filter as wide as a new pixel
@@ -323,12 +321,12 @@ def as_looks(image: Any, looks: Looks) -> UInt8[np.ndarray, "H W C"]:
         raise ValueError(f"its pixels are of mode {image.mode}, of more than 8 bits")
     if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    image = image.convert("L" if looks.grey else "RGB")
-    if looks.size is not None:
+    image = image.convert("L" if image_format.grey else "RGB")
+    if image_format.size is not None:
         short = min(image.size)
-        wide, high = (max(looks.size, round(looks.size * side / short)) for side in image.size)
+        wide, high = (max(image_format.size, round(image_format.size * side / short)) for side in image.size)
         image = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - looks.size) // 2, (high - looks.size) // 2
-        image = image.crop((left, top, left + looks.size, top + looks.size))
+        left, top = (wide - image_format.size) // 2, (high - image_format.size) // 2
+        image = image.crop((left, top, left + image_format.size, top + image_format.size))
     found = np.asarray(image, np.uint8)
     return found[..., None] if found.ndim == 2 else found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..config.hparams import COUNT, hparam
-from .image_files import Looks, OnBad, Pictures, read_images
+from .image_files import ImageFormat, LabeledImages, OnBad, read_images
 from .images import ImageSource
 
 
@@ -26,11 +26,11 @@ class ImageFolder(ImageSource):
     grey: bool = hparam(False)
     on_bad: OnBad = hparam(OnBad.refuse)
 
-    def pictures(self) -> tuple[Pictures, Pictures | None]:
+    def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Read the files."""
         held_out = None if self.test_path is None else self._read("test_path", self.test_path)
         return self._read("path", self.path), held_out
 
-    def _read(self, key: str, path: str) -> Pictures:
-        looks = Looks(self.size, self.grey)
-        return read_images(path, f"data.{key}={path}", looks, self.on_bad, self.limit, self.image_cache)
+    def _read(self, key: str, path: str) -> LabeledImages:
+        image_format = ImageFormat(self.size, self.grey)
+        return read_images(path, f"data.{key}={path}", image_format, self.on_bad, self.limit, self.image_cache)

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..types import Split
-from .base import Source, Table, Transfer, check_shares, cut, fewer, rank_in_class
-from .image_files import Pictures
+from .base import DataSource, Table, Transfer, check_fractions, rank_in_class, split_off, subsample
+from .image_files import LabeledImages
 from .mnist import ROWS_STREAM
 
 
@@ -33,7 +33,7 @@ class ImageTransfer(Transfer):
 
 
 @dataclass(frozen=True)
-class ImageSource(Source):
+class ImageSource(DataSource):
     """Base of every source of images.
 
     The source task is ``source_rows`` images of ``source_classes``, the target task the other ones of
@@ -42,7 +42,7 @@ class ImageSource(Source):
     task does not have, and half of each that it has. ``limit``: the most images that are read, for a quick look.
     ``image_cache``: the folder that decoded images are kept in.
 
-    The fractions are those of :class:`src.data.base.Source`; where the images to test on are a part of their own,
+    The fractions are those of :class:`src.data.base.DataSource`; where the images to test on are a part of their own,
     ``test_fraction`` is not used. The source task's test images are always a fraction of its own.
     """
 
@@ -52,7 +52,7 @@ class ImageSource(Source):
     limit: int | None = hparam(None, COUNT)
     image_cache: str | None = hparam("outputs/cache/images")
 
-    def pictures(self) -> tuple[Pictures, Pictures | None]:
+    def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Return the images, and those to test on where they are a part of their own."""
         raise TypeError(f"{type(self).__name__} does not say where its images come from")
 
@@ -62,22 +62,22 @@ class ImageSource(Source):
         Raises:
             UserError: the images cannot be used; the message names the file or key and the reason.
         """
-        check_shares(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
-        found, held_out = self.pictures()
+        check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
+        found, held_out = self.read_parts()
         shares = {"val": self.val_fraction} if held_out else {"test": self.test_fraction, "val": self.val_fraction}
-        check_shares(**{f"{name}_fraction": share for name, share in shares.items()})
-        first = chosen(found, self.source_classes, "source_classes")
-        second = chosen(found, self.target_classes, "target_classes")
+        check_fractions(**{f"{name}_fraction": share for name, share in shares.items()})
+        first = select_classes(found, self.source_classes, "source_classes")
+        second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
         kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
         rows, others = self.divided(found, first, second)
-        pre = cut(table(found, rows), rng, {"test": self.source_test_fraction, **kept})
-        fine = cut(table(found, others), rng, shares)
-        fine["train"] = fewer(fine["train"], self.train_rows, "classification", found.origin)
-        source = {name: as_split(found, part, first) for name, (part, _) in pre.items()}
-        target = {name: as_split(found, part, second) for name, (part, _) in fine.items()}
+        pre = split_off(row_table(found, rows), rng, {"test": self.source_test_fraction, **kept})
+        fine = split_off(row_table(found, others), rng, shares)
+        fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
+        source = {name: to_split(found, part, first) for name, (part, _) in pre.items()}
+        target = {name: to_split(found, part, second) for name, (part, _) in fine.items()}
         if held_out is not None:
-            target["test"] = to_test(held_out, found, second)
+            target["test"] = held_out_split(held_out, found, second)
         return ImageTransfer(
             "classification",
             source,
@@ -89,7 +89,7 @@ class ImageSource(Source):
         )
 
     def divided(
-        self, found: Pictures, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
+        self, found: LabeledImages, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
         """Return the numbers of the rows of the source task and of the target task; none is in both."""
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(found.y))
@@ -103,7 +103,7 @@ class ImageSource(Source):
                 f"task's classes in {found.origin}"
             )
         else:
-            rows, _ = fewer((mine, labels), self.source_rows, "classification", found.origin)
+            rows, _ = subsample((mine, labels), self.source_rows, "classification", found.origin)
         others = order[np.isin(found.y[order], second) & ~np.isin(order, rows)]
         if missing := set(second.tolist()) - set(found.y[others].tolist()):
             names = [found.names[number] for number in sorted(missing)]
@@ -114,7 +114,7 @@ class ImageSource(Source):
         return rows, others
 
 
-def chosen(found: Pictures, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
+def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
     """Return the numbers of the classes that a task has, ascending; at least two.
 
     Raises:
@@ -133,17 +133,17 @@ def chosen(found: Pictures, classes: Sequence[str] | None, key: str) -> Int[np.n
     return numbers
 
 
-def table(found: Pictures, rows: Int[np.ndarray, " n"]) -> Table:
+def row_table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
     """Return rows by their numbers, to be cut before any image is copied."""
     return Table(rows, found.y[rows], found.origin)
 
 
-def as_split(found: Pictures, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
+def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
     """Return images with labels from 0, in the order of a task's classes."""
     return Split(found.x[rows], np.searchsorted(classes, found.y[rows]).astype(np.int32))
 
 
-def to_test(held_out: Pictures, found: Pictures, classes: Int[np.ndarray, " K"]) -> Split:
+def held_out_split(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
     """Return the images of a part of their own that are of a task's classes, labelled as the task's are.
 
     Raises:
@@ -165,4 +165,4 @@ def to_test(held_out: Pictures, found: Pictures, classes: Int[np.ndarray, " K"])
     rows = np.flatnonzero(np.isin(numbers, classes))
     if not len(rows):
         raise UserError(f"{held_out.origin} has no image of data.target_classes; allowed: at least one")
-    return as_split(held_out._replace(y=numbers), rows, classes)
+    return to_split(held_out._replace(y=numbers), rows, classes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from enum import Enum
 
@@ -9,32 +10,33 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
+from ..notices import warn_once
 from ..types import Split
-from .packing import NOTHING, Example, by_token
-from .text_source import TextSource, tell
+from .packing import IGNORE, Example, scatter_by_token
+from .text_source import TextSource
 from .tokenization import Vocabulary
 
-Modelling = Enum("Modelling", ["causal", "masked"])
+LmObjective = Enum("LmObjective", ["causal", "masked"])
 
 
 def language_rows(
     source: TextSource,
     parts: Mapping[str, Sequence[str]],
     vocabulary: Vocabulary,
-    modelling: Modelling,
+    modelling: LmObjective,
     origin: str,
 ) -> dict[str, Split]:
     """Return each part's documents as inputs and targets of a language model.
 
     With ``source.examples = 1``, a part is one stream, documents ended by [SEP] (or the end-of-text token), cut into
-    rows of ``source.length``: nothing but the last row is padded, and a row may hold the end of one document and the
+    rows of ``source.max_seq_len``: nothing but the last row is padded, and a row may hold the end of one document and the
     beginning of another, as in RoBERTa's "full sentences" (Liu et al. 2019, arXiv 1907.11692, section 4.2). With more,
     each document is cut into pieces that share rows and do not see each other.
 
     Raises:
         UserError: the tokenizer has no [MASK], or a part has too few tokens to predict one.
     """
-    if modelling is Modelling.masked:
+    if modelling is LmObjective.masked:
         vocabulary.needed("mask", "masked language modelling")
     found = {}
     for name, documents in parts.items():
@@ -44,16 +46,14 @@ def language_rows(
         if source.examples > 1:
             found[name] = side_by_side(source, ids, vocabulary, modelling, origin, name)
         else:
-            found[name] = one_stream(ids, source.length, vocabulary, modelling)
-    counts = (
-        f"{np.sum(part.y != NOTHING):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items()
-    )
-    tell(f"{origin}: {', '.join(counts)}")
+            found[name] = one_stream(ids, source.max_seq_len, vocabulary, modelling)
+    counts = (f"{np.sum(part.y != IGNORE):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items())
+    warn_once(f"{origin}: {', '.join(counts)}", logging.INFO)
     return found
 
 
 def one_stream(
-    documents: Sequence[Int[np.ndarray, " T"]], length: int, vocabulary: Vocabulary, modelling: Modelling
+    documents: Sequence[Int[np.ndarray, " T"]], length: int, vocabulary: Vocabulary, modelling: LmObjective
 ) -> Split:
     """Return documents as one stream in rows of ``length`` tokens, the last one padded.
 
@@ -62,12 +62,12 @@ def one_stream(
     """
     end = [] if vocabulary.sep is None else [vocabulary.sep]
     stream = np.array([number for ids in documents for number in (*ids.tolist(), *end)], np.int32)
-    if modelling is Modelling.causal:
+    if modelling is LmObjective.causal:
         rows = -(-(len(stream) - 1) // length)
         inputs, targets = stream[:-1], stream[1:]
         filled = np.zeros((rows, length), bool)
         filled.reshape(-1)[: len(inputs)] = True
-        return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, NOTHING))
+        return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, IGNORE))
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     stream = stream[: len(stream) - len(end)]  # each row ends in a token of its own
     room = length - len(front) - len(end)
@@ -76,37 +76,37 @@ def one_stream(
     framed = np.concatenate([np.array([*front, *piece.tolist(), *end], np.int32) for piece in pieces])
     filled = np.zeros((rows, length), bool)
     filled.reshape(-1)[: len(framed)] = True
-    return Split(_stacked(framed, filled, vocabulary.pad), _spread(predictable(framed, vocabulary), filled, NOTHING))
+    return Split(_stacked(framed, filled, vocabulary.pad), _spread(predictable(framed, vocabulary), filled, IGNORE))
 
 
 def side_by_side(
     source: TextSource,
     documents: Sequence[Int[np.ndarray, " T"]],
     vocabulary: Vocabulary,
-    modelling: Modelling,
+    modelling: LmObjective,
     origin: str,
     name: str,
 ) -> Split:
     """Return a part's documents cut into pieces of at most ``length`` tokens, up to ``examples`` of them in a row."""
-    causal = modelling is Modelling.causal
+    causal = modelling is LmObjective.causal
     front = [] if vocabulary.cls is None or causal else [vocabulary.cls]
     end = [] if vocabulary.sep is None else [vocabulary.sep]
-    room = source.length - len(front) - len(end)
+    room = source.max_seq_len - len(front) - len(end)
     pieces = [ids[begin : begin + room] for ids in documents for begin in range(0, len(ids), room)]
     examples = []
     for piece in pieces:
         ids = np.array([*front, *piece.tolist(), *end], np.int32)
         examples.append(Example(ids, np.zeros_like(ids)))
     targets = [
-        np.append(one.ids[1:], np.int32(NOTHING)) if causal else predictable(one.ids, vocabulary) for one in examples
+        np.append(one.ids[1:], np.int32(IGNORE)) if causal else predictable(one.ids, vocabulary) for one in examples
     ]
-    rows = source.rows({name: examples}, source.length, vocabulary, origin)[name]
-    return Split(rows.x, by_token(rows, targets))
+    rows = source.rows({name: examples}, source.max_seq_len, vocabulary, origin)[name]
+    return Split(rows.x, scatter_by_token(rows, targets))
 
 
 def predictable(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
     """Return each token's own id where it may be masked, -1 at special tokens."""
-    return np.where(np.isin(ids, vocabulary.special), np.int32(NOTHING), ids)
+    return np.where(np.isin(ids, vocabulary.special), np.int32(IGNORE), ids)
 
 
 def _stacked(ids: Int[np.ndarray, " T"], filled: np.ndarray, pad: int) -> Int[np.ndarray, "N 3 L"]:

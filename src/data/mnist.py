@@ -14,14 +14,14 @@ from jaxtyping import UInt8
 
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError
-from .base import Source, Table
+from .base import DataSource, Table
 
-Files = Enum("Files", ["train", "t10k"])
+MnistFiles = Enum("MnistFiles", ["train", "t10k"])
 UNSIGNED_BYTE = 0x08  # of the idx format's types, the one that both files hold
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mnist(Source):
+class Mnist(DataSource):
     """Handwritten digits of 28 x 28 pixels (LeCun et al. 1998), a classification of 5 and of 5 classes.
 
     ``path``: the folder of the idx files, as they are published, compressed (``.gz``) or not. ``files``: which pair is
@@ -31,7 +31,7 @@ class Mnist(Source):
     """
 
     path: str = hparam()
-    files: Files = hparam(Files.train)
+    files: MnistFiles = hparam(MnistFiles.train)
     source_rows: int | None = hparam(5000, COUNT)
     target_rows: int | None = hparam(2000, COUNT)
     images: bool = hparam(False)
@@ -59,7 +59,7 @@ class Mnist(Source):
 ROWS_STREAM = 1  # of split_seed: which rows are taken must not repeat the shuffle that splits them
 
 
-def read_digits(path: str, files: Files) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, " N"]]:
+def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, " N"]]:
     """Return the images and the labels, 0 to 9, of a pair of idx files in the folder ``data.path``.
 
     Raises:
@@ -67,8 +67,8 @@ def read_digits(path: str, files: Files) -> tuple[UInt8[np.ndarray, "N H W"], UI
     """
     if not Path(path).is_dir():
         raise UserError(f"data.path={path}: there is no such folder")
-    images = read_idx(find(path, f"{files.name}-images-idx3-ubyte"), axes=3)
-    labels = read_idx(find(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
+    images = read_idx(find_idx(path, f"{files.name}-images-idx3-ubyte"), axes=3)
+    labels = read_idx(find_idx(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
     if len(images) != len(labels):
         raise UserError(
             f"data.path={path} holds {len(images)} images and {len(labels)} labels in its "
@@ -79,7 +79,7 @@ def read_digits(path: str, files: Files) -> tuple[UInt8[np.ndarray, "N H W"], UI
     return images, labels
 
 
-def find(folder: str, name: str) -> Path:
+def find_idx(folder: str, name: str) -> Path:
     """Return the path of an idx file, compressed or not."""
     for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
         if path.is_file():

@@ -18,7 +18,7 @@ from jaxtyping import Int
 
 from .tokenization import Vocabulary
 
-NOTHING = -1  # as a target: there is nothing to predict
+IGNORE = -1  # as a target: there is nothing to predict
 MULTIPLE = 8  # of tokens: widths of rows are multiples of it, which matrix units like and which keeps shapes few
 
 
@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     places: Int[np.ndarray, "M 3"]  # of each example: its row, its number there less 1, the column of its first token
 
 
-def frame(
+def build_example(
     vocabulary: Vocabulary,
     first: Int[np.ndarray, " A"],
     second: Int[np.ndarray, " B"] | None,
@@ -45,13 +45,13 @@ def frame(
     """Return ``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, cut to ``length``, and whether it was cut.
 
     Special tokens that the vocabulary does not have are left out. Of a pair, the longer text is cut first
-    (:func:`longest_first`).
+    (:func:`truncate_longest_first`).
     """
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     back = [] if vocabulary.sep is None else [vocabulary.sep]
     texts = [first] if second is None else [first, second]
     room = length - len(front) - len(back) * len(texts)
-    kept = [min(len(first), room)] if second is None else longest_first(len(first), len(second), room)
+    kept = [min(len(first), room)] if second is None else truncate_longest_first(len(first), len(second), room)
     cut = any(size < len(text) for size, text in zip(kept, texts, strict=True))
     parts = [
         [*front, *texts[0][: kept[0]], *back],
@@ -62,11 +62,11 @@ def frame(
 
 
 def special_tokens(vocabulary: Vocabulary, texts: int) -> int:
-    """Return how many tokens :func:`frame` adds to an example of that many texts."""
+    """Return how many tokens :func:`build_example` adds to an example of that many texts."""
     return (vocabulary.cls is not None) + texts * (vocabulary.sep is not None)
 
 
-def longest_first(first: int, second: int, room: int) -> list[int]:
+def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
     """Return how many tokens are kept of two texts, together at most ``room``.
 
     What taking tokens one by one off the longer text comes to (Devlin et al. 2019; of equally long ones, off the
@@ -81,17 +81,17 @@ def longest_first(first: int, second: int, room: int) -> list[int]:
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def width(lengths: Sequence[int], limit: int) -> int:
+def padded_width(lengths: Sequence[int], limit: int) -> int:
     """Return the smallest multiple of 8 that holds the longest example, and no more than ``limit``."""
     return min(limit, -(-max(lengths, default=1) // MULTIPLE) * MULTIPLE)
 
 
-def one_a_row(examples: int) -> list[list[int]]:
+def unpacked(examples: int) -> list[list[int]]:
     """Return the rows of examples that are not packed."""
     return [[number] for number in range(examples)]
 
 
-def packed(lengths: Sequence[int], length: int, most: int, rng: np.random.Generator) -> list[list[int]]:
+def pack(lengths: Sequence[int], length: int, most: int, rng: np.random.Generator) -> list[list[int]]:
     """Return which examples share a row: together at most ``length`` tokens and at most ``most`` examples.
 
     Best-fit decreasing: the longest example first, each into the fullest row that has room for it (the "longest pack
@@ -127,7 +127,7 @@ def packed(lengths: Sequence[int], length: int, most: int, rng: np.random.Genera
     return [sorted(rows[number]) for number in rng.permutation(len(rows))]
 
 
-def lay_out(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
+def fill_rows(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
     """Return examples as rows of ``length`` tokens.
 
     Args:
@@ -150,16 +150,16 @@ def lay_out(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: 
     return Rows(x, places)
 
 
-def by_example(rows: Rows, values: Sequence[int] | np.ndarray, most: int) -> Int[np.ndarray, "N S"]:
+def scatter_by_example(rows: Rows, values: Sequence[int] | np.ndarray, most: int) -> Int[np.ndarray, "N S"]:
     """Return a value of each example at its place, ``(N, most)``; -1 where a row has no more examples."""
-    y = np.full((len(rows.x), most), NOTHING, np.int32)
+    y = np.full((len(rows.x), most), IGNORE, np.int32)
     y[rows.places[:, 0], rows.places[:, 1]] = values
     return y
 
 
-def by_token(rows: Rows, values: Sequence[Int[np.ndarray, " T"]]) -> Int[np.ndarray, "N L"]:
+def scatter_by_token(rows: Rows, values: Sequence[Int[np.ndarray, " T"]]) -> Int[np.ndarray, "N L"]:
     """Return values of each example's tokens at their places, ``(N, L)``; -1 in padding."""
-    y = np.full((len(rows.x), rows.x.shape[2]), NOTHING, np.int32)
+    y = np.full((len(rows.x), rows.x.shape[2]), IGNORE, np.int32)
     for (row, _, column), own in zip(rows.places, values, strict=True):
         y[row, column : column + len(own)] = own
     return y
@@ -217,6 +217,6 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
     return found[::-1]
 
 
-def used(x: Int[np.ndarray, "N 3 L"]) -> Int[np.ndarray, " N"]:
+def num_tokens(x: Int[np.ndarray, "N 3 L"]) -> Int[np.ndarray, " N"]:
     """Return how many tokens of each row are no padding."""
     return np.sum(x[:, 2] != 0, axis=1)

@@ -3,11 +3,12 @@
 A document is a list of sentences, each a list of token ids. Pairs are made as for BERT (Devlin et al. 2018, arXiv
 1810.04805, section 3.1 and appendix A.2) or ALBERT (Lan et al. 2019, arXiv 1909.11942, section 3.1), whose code says
 what the papers leave open. Sentences are gathered into a chunk until a pair is full, the chunk is divided between two
-of them, and the parts are the pair. Labels are 0 for neighbours in their order and 1 for anything else.
+of them, and the parts are the pair. LabelKind are 0 for neighbours in their order and 1 for anything else.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,23 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
+from ..notices import warn_once
 from ..types import Split
 from .language import predictable
-from .packing import Example, by_token, frame, lay_out, longest_first, one_a_row, special_tokens
-from .text_source import TextSource, tell
+from .packing import (
+    Example,
+    build_example,
+    fill_rows,
+    scatter_by_token,
+    special_tokens,
+    truncate_longest_first,
+    unpacked,
+)
+from .text_source import TextSource
 from .tokenization import Vocabulary
 
 Pairing = Enum("Pairing", ["next", "order"])
-Lone = Enum("Lone", ["random", "skip"])
+LonePolicy = Enum("LonePolicy", ["random", "skip"])
 
 NEIGHBOURS, OTHER = 0, 1  # labels
 SHORT = 0.1  # of the documents: their pairs are shorter than a row, as fine-tuning's are
@@ -40,12 +50,12 @@ Document = Sequence[Tokens]
 # --- from text -------------------------------------------------------------------------------------------------------
 
 
-def documents_of(text: str) -> list[list[str]]:
+def split_documents(text: str) -> list[list[str]]:
     """Return a text's documents, told apart by blank lines, as lists of sentences."""
-    return [sentences_of(part) for part in BLANK.split(text) if part.strip()]
+    return [split_sentences(part) for part in BLANK.split(text) if part.strip()]
 
 
-def sentences_of(text: str) -> list[str]:
+def split_sentences(text: str) -> list[str]:
     """Return a document's sentences.
 
     One ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z). So "e.g. this" is one
@@ -57,7 +67,7 @@ def sentences_of(text: str) -> list[str]:
 # --- pairs -----------------------------------------------------------------------------------------------------------
 
 
-class Pair(NamedTuple):
+class SentencePair(NamedTuple):
     """Two texts, and whether the second follows the first."""
 
     first: Tokens
@@ -66,7 +76,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rules:
+class PairRules:
     """How pairs are made of documents.
 
     ``pairing``: a false pair has a second text of another document (``next``), or the two in the wrong order
@@ -79,19 +89,21 @@ class Rules:
 
     pairing: Pairing
     room: int
-    lone: Lone | None = None
+    lone: LonePolicy | None = None
     short: float = SHORT
 
     @property
     def skips(self) -> bool:
         """Whether a chunk of one sentence is left out."""
-        return (self.lone or {Pairing.next: Lone.random, Pairing.order: Lone.skip}[self.pairing]) is Lone.skip
+        return (
+            self.lone or {Pairing.next: LonePolicy.random, Pairing.order: LonePolicy.skip}[self.pairing]
+        ) is LonePolicy.skip
 
 
-class Made(NamedTuple):
+class PairsMade(NamedTuple):
     """Pairs, and what did not become one."""
 
-    pairs: list[Pair]
+    pairs: list[SentencePair]
     lone: int  # chunks of one sentence that were left out
     single: int  # documents of one sentence, which were left out
 
@@ -101,7 +113,7 @@ class Made(NamedTuple):
         return sum(pair.label for pair in self.pairs) / len(self.pairs)
 
 
-def sentence_pairs(documents: Sequence[Document], rules: Rules, rng: np.random.Generator, origin: str) -> Made:
+def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.random.Generator, origin: str) -> PairsMade:
     """Return the pairs of all documents, in their order.
 
     Documents with fewer than two sentences are left out and counted, and sentences without a token are none.
@@ -129,14 +141,14 @@ def sentence_pairs(documents: Sequence[Document], rules: Rules, rng: np.random.G
     pairs = [pair for pair in found if pair is not None]
     if not pairs:
         raise UserError(
-            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.length)"
+            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.max_seq_len)"
         )
-    return Made(pairs, len(found) - len(pairs), len(documents) - len(usable))
+    return PairsMade(pairs, len(found) - len(pairs), len(documents) - len(usable))
 
 
 def pairs_of(
-    documents: Sequence[Document], number: int, rules: Rules, rng: np.random.Generator
-) -> Iterator[Pair | None]:
+    documents: Sequence[Document], number: int, rules: PairRules, rng: np.random.Generator
+) -> Iterator[SentencePair | None]:
     """Yield the pairs of one document; ``None`` for a chunk that is left out.
 
     Where the second text is another document's, the sentences that it took the place of begin the next chunk.
@@ -153,14 +165,14 @@ def pairs_of(
             continue
         first, second, label = document[begin:middle], document[middle:end], NEIGHBOURS
         if alone or (rules.pairing is Pairing.next and rng.random() < 0.5):
-            second, label, end = of_another(documents, number, aim - tokens(first), rng), OTHER, middle
+            second, label, end = sample_other(documents, number, aim - count_tokens(first), rng), OTHER, middle
         elif rules.pairing is Pairing.order and rng.random() < 0.5:
             first, second, label = second, first, OTHER
         begin = end
-        yield cut(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
+        yield truncate_pair(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
 
 
-def tokens(sentences: Document) -> int:
+def count_tokens(sentences: Document) -> int:
     """Return how many tokens sentences have."""
     return sum(map(len, sentences))
 
@@ -175,7 +187,7 @@ def chunk_end(document: Document, begin: int, aim: int) -> int:
     return len(document)
 
 
-def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
+def sample_other(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
     """Return sentences of another document, from a random one on until the aim is reached.
 
     All other documents are equally likely. BERT's code draws among all ten times, and takes the own one if none of the
@@ -187,7 +199,7 @@ def of_another(documents: Sequence[Document], number: int, aim: int, rng: np.ran
     return document[begin : chunk_end(document, begin, aim)]
 
 
-def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> Pair:
+def truncate_pair(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> SentencePair:
     """Return a pair of at most ``room`` tokens.
 
     Tokens are taken off the longer text one by one (of equally long ones, off the second), off its front or its back
@@ -198,8 +210,8 @@ def cut(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Gen
         front = int(rng.binomial(len(text) - size, 0.5))
         return text[front : front + size]
 
-    sizes = longest_first(len(first), len(second), room)
-    return Pair(kept(first, sizes[0]), kept(second, sizes[1]), label)
+    sizes = truncate_longest_first(len(first), len(second), room)
+    return SentencePair(kept(first, sizes[0]), kept(second, sizes[1]), label)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -219,9 +231,9 @@ def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, voc
     Beside the label, :class:`src.objectives.pairs.MaskedPairs` needs each token's own id where it may be masked, and
     -1 at special tokens and padding.
     """
-    rows = lay_out(examples, one_a_row(len(examples)), wide, vocabulary.pad)
+    rows = fill_rows(examples, unpacked(len(examples)), wide, vocabulary.pad)
     y = np.array(labels, np.int32)
-    own = by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
+    own = scatter_by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
     return PairRows(rows.x, y, np.concatenate([y[:, None], own], axis=1))
 
 
@@ -230,7 +242,7 @@ def pairing_rows(
     parts: Mapping[str, Sequence[str]],
     vocabulary: Vocabulary,
     pairing: Pairing,
-    lone: Lone | None,
+    lone: LonePolicy | None,
     origin: str,
 ) -> dict[str, Split]:
     """Return each part's documents as pairs with words to be masked; say how many, and how many were left out.
@@ -240,7 +252,7 @@ def pairing_rows(
         parts: texts of documents, by part.
         vocabulary: that they are encoded with.
         pairing: what a false pair is.
-        lone: see :class:`Rules`.
+        lone: see :class:`PairRules`.
         origin: what errors and the terminal name.
 
     Raises:
@@ -248,17 +260,19 @@ def pairing_rows(
     """
     for name in ("mask", "cls", "sep"):
         vocabulary.needed(name, "learning from pairs of sentences")
-    rules = Rules(pairing, source.length - special_tokens(vocabulary, 2), lone)
+    rules = PairRules(pairing, source.max_seq_len - special_tokens(vocabulary, 2), lone)
     made = {}
     for number, (name, documents) in enumerate(parts.items()):
         rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
-        made[name] = sentence_pairs(encoded(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,")
-        tell(f"{origin}: {words_of(made[name])} to {name} on")
+        made[name] = sentence_pairs(
+            encode_documents(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,"
+        )
+        warn_once(f"{origin}: {describe(made[name])} to {name} on", logging.INFO)
     examples = {
-        name: [frame(vocabulary, pair.first, pair.second, source.length)[0] for pair in part.pairs]
+        name: [build_example(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
         for name, part in made.items()
     }
-    wide = source.wide(examples)
+    wide = source.row_width(examples)
     rows = {
         name: pair_rows(examples[name], [pair.label for pair in part.pairs], wide, vocabulary)
         for name, part in made.items()
@@ -266,14 +280,14 @@ def pairing_rows(
     return {name: Split(part.x, part.targets) for name, part in rows.items()}
 
 
-def encoded(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
+def encode_documents(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
     """Return documents as lists of sentences' tokens."""
-    split = [sentences_of(text) for text in documents]
+    split = [split_sentences(text) for text in documents]
     found = iter(encode([sentence for sentences in split for sentence in sentences]))
     return [[next(found) for _ in sentences] for sentences in split]
 
 
-def words_of(made: Made) -> str:
+def describe(made: PairsMade) -> str:
     """Return ``"120 pairs of sentences, 51.2% of them false"``, and what was left out."""
     left = [f"{made.lone} sentences without a neighbour"] * (made.lone > 0)
     left += [f"{made.single} documents of one sentence"] * (made.single > 0)

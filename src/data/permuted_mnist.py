@@ -10,7 +10,7 @@ import numpy as np
 from ..config.hparams import NATURAL, SEVERAL, hparam
 from ..errors import UserError
 from .base import TaskSequence
-from .sequences import MnistSequence, Pools
+from .sequences import DigitImages, MnistSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class PermutedMnist(MnistSequence):
     tasks: int = hparam(5, SEVERAL)
     permutation_seed: int = hparam(0, NATURAL)
 
-    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
         """Return the tasks, all of the same images."""
         orders = permutations(self.tasks - 1, pools.train.x.shape[1], self.permutation_seed)
         return self.changed(pools, rng, [None, *orders])

@@ -13,9 +13,9 @@ import numpy as np
 from ..config.hparams import FRACTION, hparam
 from ..errors import UserError
 from ..types import Split
-from .base import check_shares
-from .language import Modelling, language_rows
-from .pairs import Lone, Pairing, pairing_rows
+from .base import check_fractions
+from .language import LmObjective, language_rows
+from .pairs import LonePolicy, Pairing, pairing_rows
 from .text_source import TextSource, TextTransfer
 from .tokenization import Vocabulary, read_text
 
@@ -29,16 +29,16 @@ class PlainText(TextSource):
 
     ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden; with ``pairs``, beside that whether
     two texts of a document stand next to each other, or in their order (``lone_sentences``: see
-    :class:`src.data.pairs.Rules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
+    :class:`src.data.pairs.PairRules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
     on; ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by
     ``blank_lines`` or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null``
     cuts fractions off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every
     tenth would test memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
     """
 
-    objective: Modelling = hparam(Modelling.causal)
+    objective: LmObjective = hparam(LmObjective.causal)
     pairs: Pairing | None = hparam(None)
-    lone_sentences: Lone | None = hparam(None)
+    lone_sentences: LonePolicy | None = hparam(None)
     path: str = hparam()
     val_path: str | None = hparam(None)
     test_path: str | None = hparam(None)
@@ -48,7 +48,7 @@ class PlainText(TextSource):
 
     def load(self) -> TextTransfer:
         """Read, cut and encode."""
-        if self.pairs is not None and self.objective is not Modelling.masked:
+        if self.pairs is not None and self.objective is not LmObjective.masked:
             raise UserError(
                 f"data.pairs is {self.pairs.name}, and data.objective is {self.objective.name}; allowed with pairs of "
                 "sentences: masked"
@@ -59,7 +59,7 @@ class PlainText(TextSource):
         vocabulary = self.vocabulary(lambda: corpus)
         rows = self._rows(target, vocabulary, f"data.path={self.path}")
         before = f"data.source_path={self.source_path}"
-        words = self.words(vocabulary)
+        words = self.num_outputs(vocabulary)
         return TextTransfer(
             kind=self.objective.name if self.pairs is None else "pretraining",
             source=self._rows(source, vocabulary, before) if source else {},
@@ -82,13 +82,13 @@ class PlainText(TextSource):
         own = {name: self._read(f"data.{key}", path) for name, (key, path) in given.items() if path is not None}
         shares = {"val": self.val_fraction, "test": self.test_fraction}
         wanted = {name: share for name, share in shares.items() if name not in own}
-        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
         origin = f"data.path={self.path}"
-        return {**blocks(self._read("data.path", self.path), wanted, origin), **own}
+        return {**split_blocks(self._read("data.path", self.path), wanted, origin), **own}
 
     def _source(self, path: str) -> dict[str, list[str]]:
         shares = {"test": self.source_test_fraction}
-        return blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
+        return split_blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
 
     def _read(self, key: str, path: str) -> list[str]:
         """Return the documents of a file or folder, those without a word left out."""
@@ -110,14 +110,14 @@ class PlainText(TextSource):
         if self.train_rows is None:
             return part
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(part.x))
-        rows = np.sort(self.taken(order, None, f"data.path={self.path}"))
+        rows = np.sort(self.train_subset(order, None, f"data.path={self.path}"))
         return Split(part.x[rows], part.y[rows])
 
 
 ROWS_STREAM = 3  # of split_seed
 
 
-def blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
+def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
     """Return ``train`` and the named shares of the documents, as blocks of whole ones in their order.
 
     A share counts characters; a document belongs to the block that holds its middle.

@@ -10,7 +10,7 @@ import numpy as np
 from ..config.hparams import POSITIVE, SEVERAL, hparam
 from ..errors import UserError
 from .base import TaskSequence
-from .sequences import DigitsSequence, Pools
+from .sequences import DigitImages, DigitsSequence
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RotatedDigits(DigitsSequence):
     tasks: int = hparam(4, SEVERAL)
     angle_step: float = hparam(90.0, POSITIVE)
 
-    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
         """Return the tasks, all of the same images."""
         if (self.tasks - 1) * self.angle_step >= 360:
             raise UserError(

@@ -16,15 +16,15 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError
-from .base import ImageTask, Parts, Table, TaskSequence, cut, fewer
+from .base import ImageTask, Parts, Table, TaskSequence, split_off, subsample
 from .embedded import read_embedded
-from .mnist import Files, read_digits
+from .mnist import MnistFiles, read_digits
 
 DIGITS = tuple(range(10))
 Heads = Enum("Heads", ["one", "each"])
 
 
-class Pools(NamedTuple):
+class DigitImages(NamedTuple):
     """The images that tasks are made of: pixels as they were written (uint8), labels 0 to 9 (int32)."""
 
     train: Table  # also what is chosen by
@@ -47,11 +47,11 @@ class SequenceSource:
     train_rows: int | None = hparam(None, COUNT)
     test_rows: int | None = hparam(None, COUNT)
 
-    def pools(self, rng: np.random.Generator) -> Pools:
+    def pools(self, rng: np.random.Generator) -> DigitImages:
         """Return the images to train and to test on, the latter in an order drawn with ``rng``."""
         raise TypeError(f"{type(self).__name__} does not say where its images come from")
 
-    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
         """Return the tasks that are made of these images."""
         raise TypeError(f"{type(self).__name__} does not say what its tasks are")
 
@@ -64,14 +64,16 @@ class SequenceSource:
         rng = np.random.default_rng(self.split_seed)
         return self.sequence(self.pools(rng), rng)
 
-    def parts(self, pools: Pools, digits: Sequence[int], rng: np.random.Generator) -> Parts:
+    def parts(self, pools: DigitImages, digits: Sequence[int], rng: np.random.Generator) -> Parts:
         """Return the images of some digits as ``train``, ``val`` (unless its fraction is 0) and ``test``."""
-        train, test = only(pools.train, digits), only(pools.test, digits)
-        parts = cut(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
-        parts["train"] = fewer(parts["train"], self.train_rows, "classification", train.origin)
-        return parts | {"test": fewer((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
+        train, test = select_digits(pools.train, digits), select_digits(pools.test, digits)
+        parts = split_off(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
+        parts["train"] = subsample(parts["train"], self.train_rows, "classification", train.origin)
+        return parts | {"test": subsample((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
 
-    def changed(self, pools: Pools, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]) -> TaskSequence:
+    def changed(
+        self, pools: DigitImages, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]
+    ) -> TaskSequence:
         """Return tasks of the same images and labels, one for each change of the pixels (of :class:`ImageTask`).
 
         An image is in the same part of every task: no task is tested on what another one was trained on.
@@ -80,7 +82,7 @@ class SequenceSource:
         tasks = tuple(ImageTask(images, pools.ink, change) for change in pixels)
         return TaskSequence("classification", tasks, (len(DIGITS),) * len(tasks), shared_head=True)
 
-    def paired(self, pools: Pools, rng: np.random.Generator, heads: Heads) -> TaskSequence:
+    def paired(self, pools: DigitImages, rng: np.random.Generator, heads: Heads) -> TaskSequence:
         """Return the tasks of telling 0 from 1, 2 from 3, and so on to 8 from 9.
 
         With one head, labels are the digits; with one a task, they are 0 and 1 in each.
@@ -101,10 +103,10 @@ class MnistSequence(SequenceSource):
 
     path: str = hparam()
 
-    def pools(self, rng: np.random.Generator) -> Pools:
+    def pools(self, rng: np.random.Generator) -> DigitImages:
         """Read the four files."""
         shapes, tables = [], []
-        for files in Files:
+        for files in MnistFiles:
             images, labels = read_digits(self.path, files)
             shapes.append(images.shape[1:])
             x = images.reshape(len(images), math.prod(shapes[-1]))
@@ -116,7 +118,7 @@ class MnistSequence(SequenceSource):
             )
         train, test = tables
         order = rng.permutation(len(test.x))  # the published test file has the easier half of its writers first
-        return Pools(train, Table(test.x[order], test.y[order], test.origin), 255.0)
+        return DigitImages(train, Table(test.x[order], test.y[order], test.origin), 255.0)
 
 
 @dataclass(frozen=True)
@@ -128,15 +130,15 @@ class DigitsSequence(SequenceSource):
 
     test_fraction: float = hparam(0.25, FRACTION)
 
-    def pools(self, rng: np.random.Generator) -> Pools:
+    def pools(self, rng: np.random.Generator) -> DigitImages:
         """Read the table and cut off what is for testing."""
         rows, origin = read_embedded("digits.csv.gz"), "the digits"
         table = Table(rows[:, :-1].astype(np.uint8), rows[:, -1].astype(np.int32), origin)
-        kept = cut(table, rng, {"test": self.test_fraction})
-        return Pools(Table(*kept["train"], origin), Table(*kept["test"], origin), 16.0)
+        kept = split_off(table, rng, {"test": self.test_fraction})
+        return DigitImages(Table(*kept["train"], origin), Table(*kept["test"], origin), 16.0)
 
 
-def only(table: Table, digits: Sequence[int]) -> Table:
+def select_digits(table: Table, digits: Sequence[int]) -> Table:
     """Return the images of some digits, of each of which there must be one."""
     for digit in digits:
         if digit not in table.y:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config.hparams import hparam
 from .base import TaskSequence
-from .sequences import DigitsSequence, Heads, Pools
+from .sequences import DigitImages, DigitsSequence, Heads
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class SplitDigits(DigitsSequence):
 
     heads: Heads = hparam(Heads.each)
 
-    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
         """Return the five tasks."""
         return self.paired(pools, rng, self.heads)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..config.hparams import hparam
 from .base import TaskSequence
-from .sequences import Heads, MnistSequence, Pools
+from .sequences import DigitImages, Heads, MnistSequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,6 @@ class SplitMnist(MnistSequence):
 
     heads: Heads = hparam(Heads.each)
 
-    def sequence(self, pools: Pools, rng: np.random.Generator) -> TaskSequence:
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
         """Return the five tasks."""
         return self.paired(pools, rng, self.heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,15 @@ from jaxtyping import Float, Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError
 from ..metrics.text import best_spans, squad_scores
+from ..notices import warn_once
 from ..types import Split
-from .base import Table, check_shares, cut
-from .packing import NOTHING, Example, frame, lay_out, one_a_row, padding_share, special_tokens
-from .text_source import LENGTH, TextSource, TextTransfer, tell
+from .base import Table, check_fractions, split_off
+from .packing import IGNORE, Example, build_example, fill_rows, padding_share, special_tokens, unpacked
+from .text_source import LENGTH, TextSource, TextTransfer
 from .tokenization import Pieces, Vocabulary, read_text
 
 
-class Question(NamedTuple):
+class SquadQuestion(NamedTuple):
     """A question, as it is scored."""
 
     name: str  # its id in the file
@@ -31,20 +33,20 @@ class Question(NamedTuple):
     start: int  # the first answer's first character in the context; -1: it is not there
 
 
-class Windows(NamedTuple):
+class WindowIndex(NamedTuple):
     """What turns predicted tokens of a part's rows back into words."""
 
-    questions: list[Question]
+    questions: list[SquadQuestion]
     question: Int[np.ndarray, " N"]  # that each row asks, by its number in ``questions``
     offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token is made of; -1: it is no part of it
 
 
 @dataclass(frozen=True)
-class Answers(TextTransfer):
+class SquadTransfer(TextTransfer):
     """Rows of questions, whose scores are of answers in words."""
 
     scored: ClassVar[bool] = True
-    questions: Mapping[str, Windows] = field(default_factory=dict)  # by part
+    questions: Mapping[str, WindowIndex] = field(default_factory=dict)  # by part
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N L 2"]) -> dict[str, float]:
         """Return exact match and F1 over the questions, each answered once from all its windows."""
@@ -52,7 +54,7 @@ class Answers(TextTransfer):
         return squad_scores(answers_of(outputs, asked), [one.answers for one in asked.questions])
 
 
-def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: Windows) -> list[str]:
+def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: WindowIndex) -> list[str]:
     """Return the best answer to each question, in words."""
     contexts = [one.context for one in asked.questions]
     return best_spans(outputs[..., 0], outputs[..., 1], asked.offsets, asked.question, contexts)
@@ -74,30 +76,33 @@ class Squad(TextSource):
     test_path: str | None = hparam(None)
     stride: int = hparam(128, COUNT)
     question_length: int = hparam(64, COUNT)
-    length: int = hparam(384, LENGTH)
+    max_seq_len: int = hparam(384, LENGTH)
 
     def load(self) -> TextTransfer:
         """Read, split, encode and find the answers again."""
         origin = f"data.path={self.path}"
         if self.examples > 1:
             raise UserError(f"data.examples is {self.examples}; allowed with data=squad: 1, an example a row")
-        if self.length - self.question_length - 3 < self.stride:
+        if self.max_seq_len - self.question_length - 3 < self.stride:
             raise UserError(
-                f"data.stride is {self.stride}; allowed: at most {self.length - self.question_length - 3}, what "
-                "data.length leaves beside a question of data.question_length and 3 special tokens"
+                f"data.stride is {self.stride}; allowed: at most {self.max_seq_len - self.question_length - 3}, what "
+                "data.max_seq_len leaves beside a question of data.question_length and 3 special tokens"
             )
         parts = self._parts(origin)
         vocabulary = self.vocabulary(lambda: [text for one in parts["train"] for text in (one.context, one.text)])
         cuts = {name: windows(part, vocabulary, self) for name, part in parts.items()}
-        wide = self.wide({name: [one.example for one in part] for name, part in cuts.items()})
-        chosen = set(self.taken(np.arange(len(parts["train"])), None, origin).tolist())
-        cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != NOTHING]
+        wide = self.row_width({name: [one.example for one in part] for name, part in cuts.items()})
+        chosen = set(self.train_subset(np.arange(len(parts["train"])), None, origin).tolist())
+        cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != IGNORE]
         if not cuts["train"]:
             raise UserError(f"{origin}: none of the answers to train on is in a window; allowed: at least one")
-        asked = {name: laid(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
+        asked = {name: window_rows(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
         share = padding_share(asked["train"][0].x)
-        tell(f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding")
-        return Answers(
+        warn_once(
+            f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding",
+            logging.INFO,
+        )
+        return SquadTransfer(
             kind="spans",
             source={},
             target={name: split for name, (split, _) in asked.items()},
@@ -108,24 +113,24 @@ class Squad(TextSource):
             questions={name: kept for name, (_, kept) in asked.items()},
         )
 
-    def _parts(self, origin: str) -> dict[str, list[Question]]:
+    def _parts(self, origin: str) -> dict[str, list[SquadQuestion]]:
         files = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
         own = {name: read_questions(path, f"data.{key}={path}") for name, (key, path) in files.items() if path}
         shares = {"test": self.test_fraction, "val": self.val_fraction}
         wanted = {name: share for name, share in shares.items() if name not in own}
-        check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
-        by_context: dict[str, list[Question]] = {}
+        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
+        by_context: dict[str, list[SquadQuestion]] = {}
         for one in read_questions(self.path, origin):
             by_context.setdefault(one.context, []).append(one)
         contexts, rng = list(by_context.values()), np.random.default_rng(self.split_seed)
         numbers = np.arange(len(contexts))
-        parts = cut(Table(numbers, numbers, origin), rng, wanted)
+        parts = split_off(Table(numbers, numbers, origin), rng, wanted)
         found = {name: [one for row in rows for one in contexts[row]] for name, (rows, _) in parts.items()}
         found["train"] = [found["train"][row] for row in rng.permutation(len(found["train"]))]
         return {name: (found | own)[name] for name in ("train", "val", "test")}
 
 
-def read_questions(path: str, origin: str) -> list[Question]:
+def read_questions(path: str, origin: str) -> list[SquadQuestion]:
     """Return the questions of a file; those without an answer (SQuAD 2.0 has them) are counted and left out.
 
     Raises:
@@ -138,17 +143,17 @@ def read_questions(path: str, origin: str) -> list[Question]:
     silent = len(whole) - len(found)
     if not found:
         raise UserError(f"{origin} has no questions with an answer; allowed: at least one")
-    lost = sum(one.start == NOTHING for one in found)
+    lost = sum(one.start == IGNORE for one in found)
     for count, reason in (
         (silent, "have no answer and are left out"),
         (lost, "have an answer that is not in the text"),
     ):
         if count:
-            tell(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+            warn_once(f"{origin}: {count} of {silent + len(found)} questions {reason}")
     return found
 
 
-def questions_in(content: str, origin: str, answered: bool = True) -> list[Question]:
+def questions_in(content: str, origin: str, answered: bool = True) -> list[SquadQuestion]:
     """Return the questions of text in SQuAD's format, in their order.
 
     Args:
@@ -163,28 +168,31 @@ def questions_in(content: str, origin: str, answered: bool = True) -> list[Quest
         known: Any = json.loads(content)
     except ValueError as error:
         raise UserError(f"{origin} is no JSON: {error}") from error
-    found: list[Question] = []
+    found: list[SquadQuestion] = []
     try:
         for paragraph in (one for article in known["data"] for one in article["paragraphs"]):
             context = str(paragraph["context"])
             for asked in paragraph["qas"]:
                 given = asked["answers"] if answered else ()
                 answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in given]
-                words, start = tuple(text for text, _ in answers), nearest(context, *answers[0]) if answers else NOTHING
-                found.append(Question(str(asked["id"]), str(asked["question"]), context, words, start))
+                words, start = (
+                    tuple(text for text, _ in answers),
+                    find_answer(context, *answers[0]) if answers else IGNORE,
+                )
+                found.append(SquadQuestion(str(asked["id"]), str(asked["question"]), context, words, start))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
     return found
 
 
-def nearest(context: str, answer: str, start: int) -> int:
+def find_answer(context: str, answer: str, start: int) -> int:
     """Return where an answer begins that should be at ``start``: there, or at its nearest occurrence; -1: nowhere."""
     if answer and context.startswith(answer, start):
         return start
     start = max(start, 0)
     before = context.rfind(answer, 0, start + len(answer) - 1)  # one that begins before the place
     places = [place for place in (before, context.find(answer, start)) if answer and place >= 0]
-    return min(places, key=lambda place: abs(place - start), default=NOTHING)
+    return min(places, key=lambda place: abs(place - start), default=IGNORE)
 
 
 # --- windows ---------------------------------------------------------------------------------------------------------
@@ -199,7 +207,7 @@ class Window(NamedTuple):
     offsets: Int[np.ndarray, "T 2"]
 
 
-def windows(questions: Sequence[Question], vocabulary: Vocabulary, settings: Squad) -> list[Window]:
+def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings: Squad) -> list[Window]:
     """Return the windows of each question, in the order of the questions."""
     contexts = sorted({one.context for one in questions})
     pieces = dict(zip(contexts, vocabulary.encode_with_offsets(contexts), strict=True))
@@ -215,39 +223,41 @@ def windows(questions: Sequence[Question], vocabulary: Vocabulary, settings: Squ
 
 def windows_of(
     number: int,
-    question: Question,
+    question: SquadQuestion,
     asked: Int[np.ndarray, " Q"],
     context: Pieces,
     vocabulary: Vocabulary,
     settings: Squad,
 ) -> Iterator[Window]:
     """Yield the windows of a question until one holds the end of its context."""
-    room = settings.length - len(asked) - special_tokens(vocabulary, 2)
+    room = settings.max_seq_len - len(asked) - special_tokens(vocabulary, 2)
     front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
-    answer = tokens_of(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
+    answer = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
     for begin in range(0, len(context.ids), settings.stride):
         end = min(begin + room, len(context.ids))
-        example, _ = frame(vocabulary, asked, context.ids[begin:end], settings.length)
-        offsets = np.full((len(example.ids), 2), NOTHING)
+        example, _ = build_example(vocabulary, asked, context.ids[begin:end], settings.max_seq_len)
+        offsets = np.full((len(example.ids), 2), IGNORE)
         offsets[front : front + end - begin] = context.offsets[begin:end]
-        inside = question.start != NOTHING and begin <= answer[0] <= answer[1] < end
-        span = (front + answer[0] - begin, front + answer[1] - begin) if inside else (NOTHING, NOTHING)
+        inside = question.start != IGNORE and begin <= answer[0] <= answer[1] < end
+        span = (front + answer[0] - begin, front + answer[1] - begin) if inside else (IGNORE, IGNORE)
         yield Window(example, number, span, offsets)
         if end == len(context.ids):
             break
 
 
-def tokens_of(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:
+def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:
     """Return the first and the last token that share a character with ``text[start:end]``; of none, last < first."""
     first = int(np.searchsorted(offsets[:, 1], start, side="right"))
     return first, int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
 
 
-def laid(cuts: Sequence[Window], questions: list[Question], wide: int, pad: int) -> tuple[Split, Windows]:
+def window_rows(
+    cuts: Sequence[Window], questions: list[SquadQuestion], wide: int, pad: int
+) -> tuple[Split, WindowIndex]:
     """Return windows as rows, and what turns predictions of them into words."""
-    rows = lay_out([one.example for one in cuts], one_a_row(len(cuts)), wide, pad)
-    offsets = np.full((len(cuts), wide, 2), NOTHING)
+    rows = fill_rows([one.example for one in cuts], unpacked(len(cuts)), wide, pad)
+    offsets = np.full((len(cuts), wide, 2), IGNORE)
     for row, one in enumerate(cuts):
         offsets[row, : len(one.offsets)] = one.offsets
     spans = np.array([one.span for one in cuts], np.int32)
-    return Split(rows.x, spans), Windows(questions, np.array([one.question for one in cuts]), offsets)
+    return Split(rows.x, spans), WindowIndex(questions, np.array([one.question for one in cuts]), offsets)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, UNIT, hparam
-from .base import Source, Table
+from .base import DataSource, Table
 
 
 @dataclass(frozen=True)
-class Synthetic(Source):
+class Synthetic(DataSource):
     """Targets of two random teachers ``v . tanh(W x)`` with standard normal inputs and additive noise.
 
     ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b``

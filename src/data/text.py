@@ -13,15 +13,16 @@ from typing import NamedTuple
 
 from ..config.hparams import hparam
 from ..errors import UserError, did_you_mean, listed
-from .text_source import LabelledText, Texts, tell
+from ..notices import warn_once
+from .text_source import LabeledTexts, LabeledTextSource
 from .tokenization import read_text
 
-Empty = Enum("Empty", ["refuse", "skip"])
+OnEmpty = Enum("OnEmpty", ["refuse", "skip"])
 FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(LabelledText):
+class Text(LabeledTextSource):
     """Files with a row an example: CSV, TSV (``.tsv``, ``.txt``; without quoting) or JSONL, told by their endings.
 
     ``path``: the texts to train on; ``val_path`` and ``test_path``: those to choose and to report by, ``null`` cuts
@@ -37,9 +38,9 @@ class Text(LabelledText):
     second_text: str | None = hparam(None)
     label: str = hparam("label")
     header: bool = hparam(True)
-    empty: Empty = hparam(Empty.refuse)
+    empty: OnEmpty = hparam(OnEmpty.refuse)
 
-    def texts(self) -> dict[str, Texts]:
+    def texts(self) -> dict[str, LabeledTexts]:
         """Read the files."""
         files = {
             "train": ("path", self.path),
@@ -48,7 +49,7 @@ class Text(LabelledText):
         }
         return {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
 
-    def _read(self, origin: str, path: str) -> Texts:
+    def _read(self, origin: str, path: str) -> LabeledTexts:
         sheet = read_sheet(path, origin, self.header)
         first = sheet.column("data.text", self.text)
         second = None if self.second_text is None else sheet.column("data.second_text", self.second_text)
@@ -56,11 +57,11 @@ class Text(LabelledText):
         bare = next((line for line, label in zip(sheet.lines, labels, strict=True) if not label), None)
         if bare is not None:
             raise UserError(f"{origin}: column '{self.label}' has no value in line {bare}; allowed: a label in each")
-        found = Texts(first, second, labels, origin)
-        return without_empty(found, self.empty, [f"line {line}" for line in sheet.lines])
+        found = LabeledTexts(first, second, labels, origin)
+        return drop_empty(found, self.empty, [f"line {line}" for line in sheet.lines])
 
 
-def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
+def drop_empty(texts: LabeledTexts, empty: OnEmpty, places: Sequence[str]) -> LabeledTexts:
     """Return the texts that have a word in them, and say how many do not.
 
     Raises:
@@ -70,14 +71,14 @@ def without_empty(texts: Texts, empty: Empty, places: Sequence[str]) -> Texts:
     if texts.second is not None:
         kept = [row for row in kept if texts.second[row].strip()]
     count = len(texts.first) - len(kept)
-    if count and empty is Empty.refuse:
+    if count and empty is OnEmpty.refuse:
         first = next(row for row, other in enumerate([*kept, None]) if row != other)
         raise UserError(
             f"{texts.origin} has {count} empty texts, the first in {places[first]}; "
             "allowed: none, or data.empty=skip to leave them out"
         )
     if count:
-        tell(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
+        warn_once(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
     return texts.only(kept)
 
 
@@ -111,14 +112,14 @@ def read_sheet(path: str, origin: str, header: bool) -> Sheet:
         raise UserError(f"{origin}: there is no such file")
     if file.suffix.lower() not in FORMATS:
         raise UserError(f"{origin} ends in '{file.suffix}'; allowed: {listed(FORMATS)}")
-    return sheet_of(read_text(file, origin), FORMATS[file.suffix.lower()], origin, header)
+    return parse_sheet(read_text(file, origin), FORMATS[file.suffix.lower()], origin, header)
 
 
-def sheet_of(content: str, form: str, origin: str, header: bool) -> Sheet:
+def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
     """Return the cells of text in one of the :data:`FORMATS`."""
     if form == "JSONL":
-        return of_json_lines(content, origin)
-    cells, lines = of_csv(content, origin) if form == "CSV" else of_tsv(content)
+        return parse_jsonl(content, origin)
+    cells, lines = parse_csv(content, origin) if form == "CSV" else parse_tsv(content)
     if len(cells) <= header:
         raise UserError(f"{origin} has no rows" + (" below its header" if header else ""))
     columns = cells.pop(0) if header else [str(number) for number in range(len(cells[0]))]
@@ -129,13 +130,13 @@ def sheet_of(content: str, form: str, origin: str, header: bool) -> Sheet:
     return Sheet(origin, [name.strip() for name in columns], cells, lines)
 
 
-def of_tsv(content: str) -> tuple[list[list[str]], list[int]]:
+def parse_tsv(content: str) -> tuple[list[list[str]], list[int]]:
     """Return the cells of text with tabs between them, and each row's line; quotation marks are letters."""
     kept = [(line.split("\t"), number) for number, line in enumerate(content.split("\n"), 1) if line]
     return [cells for cells, _ in kept], [number for _, number in kept]
 
 
-def of_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
+def parse_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
     """Return the cells of comma-separated values (RFC 4180), and the line that each row ends in."""
     before = csv.field_size_limit(len(content) + 1)  # a text is as long as it is
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
@@ -148,7 +149,7 @@ def of_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
     return [cells for cells, _ in kept], [number for _, number in kept]
 
 
-def of_json_lines(content: str, origin: str) -> Sheet:
+def parse_jsonl(content: str, origin: str) -> Sheet:
     """Return the values of a JSON object a line; a key that a line does not have is an empty cell."""
     objects, lines = [], []
     for number, line in enumerate(content.split("\n"), 1):
@@ -165,10 +166,10 @@ def of_json_lines(content: str, origin: str) -> Sheet:
     if not objects:
         raise UserError(f"{origin} has no rows")
     columns = list(dict.fromkeys(key for one in objects for key in one))
-    return Sheet(origin, columns, [as_cells(one, columns) for one in objects], lines)
+    return Sheet(origin, columns, [to_cells(one, columns) for one in objects], lines)
 
 
-def as_cells(values: dict, columns: Sequence[str]) -> list[str]:
+def to_cells(values: dict, columns: Sequence[str]) -> list[str]:
     """Return an object's values as words."""
     found = [values.get(column) for column in columns]
     return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in found]

@@ -11,10 +11,9 @@ Inputs are int32 of shape ``(N, 3, L)`` (see :mod:`src.data.packing`). What targ
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
@@ -23,25 +22,25 @@ from jaxtyping import Float, Int
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
-from ..objectives.base import Objective
-from ..objectives.text import Masked
+from ..notices import warn_once
 from ..types import Split
-from .base import Table, Transfer, check_shares, cut, fewer
-from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
+from .base import LabelKind, Table, Transfer, check_fractions, split_off, subsample
+from .packing import (
+    Example,
+    Rows,
+    build_example,
+    fill_rows,
+    pack,
+    padded_width,
+    padding_share,
+    scatter_by_example,
+    unpacked,
+)
 from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 
-log = logging.getLogger(__name__)
-
-Padding = Enum("Padding", ["fit", "length"])
-Labels = Enum("Labels", ["classification", "regression"])
+Padding = Enum("Padding", ["longest", "max_length"])
 LENGTH = Check("a whole number >= 8", lambda v: v >= 8)
 PACKING_STREAM = 2  # of split_seed: the order of packed rows must not repeat the shuffle that splits them
-
-
-@functools.cache
-def tell(text: str) -> None:
-    """Say something of the data; once, however many runs of a sweep load it."""
-    log.info(text)
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,6 @@ class TextTransfer(Transfer):
         """Return the tokenizer, as its library writes it."""
         return {TOKENIZER: self.vocabulary.written}
 
-    def objective(self, kind: str) -> Objective:
-        """Return what is minimised; of masked words, with this vocabulary's numbers."""
-        found = super().objective(kind)
-        if isinstance(found, Masked) and self.vocabulary is not None:
-            return replace(found, mask_id=self.vocabulary.mask, words=self.vocabulary.size)
-        return found
-
 
 @dataclass(frozen=True)
 class TextSource:
@@ -79,7 +71,7 @@ class TextSource:
     ``vocab_size`` tokens in ``subwords``, kept in ``tokenizer_cache``. ``length``: tokens of a row, special ones
     included; longer examples are cut. ``padding``: rows are as wide as the longest example needs (``fit``: a multiple
     of 8), or of ``length``. ``examples``: the most examples in a row; more than 1 packs them, to ``length``.
-    ``val_fraction``, ``test_fraction``, ``split_seed`` and ``train_rows`` are as in :class:`src.data.base.Source`;
+    ``val_fraction``, ``test_fraction``, ``split_seed`` and ``train_rows`` are as in :class:`src.data.base.DataSource`;
     ``train_rows`` counts examples, and changes neither the tokenizer nor the width of rows.
     """
 
@@ -88,8 +80,8 @@ class TextSource:
     vocab_size: int | None = hparam(None, COUNT)
     subwords: Subwords = hparam(Subwords.wordpiece)
     tokenizer_cache: str | None = hparam("outputs/cache/tokenizers")
-    length: int = hparam(128, LENGTH)
-    padding: Padding = hparam(Padding.fit)
+    max_seq_len: int = hparam(128, LENGTH)
+    padding: Padding = hparam(Padding.longest)
     examples: int = hparam(1, COUNT)
     val_fraction: float = hparam(0.1, FRACTION)
     test_fraction: float = hparam(0.1, FRACTION)
@@ -113,20 +105,22 @@ class TextSource:
         found.check_fits(self.vocab_size)
         return found
 
-    def words(self, vocabulary: Vocabulary) -> int:
+    def num_outputs(self, vocabulary: Vocabulary) -> int:
         """Return the outputs of a language model: of the model's own table where its size is known."""
         return self.vocab_size or vocabulary.size
 
-    def taken(self, part: Int[np.ndarray, " n"], labels: np.ndarray | None, origin: str) -> Int[np.ndarray, " n"]:
+    def train_subset(
+        self, part: Int[np.ndarray, " n"], labels: np.ndarray | None, origin: str
+    ) -> Int[np.ndarray, " n"]:
         """Return ``train_rows`` of the numbers of the rows to train on, of labels as many of each as possible."""
         balanced = "classification" if labels is not None else "regression"
-        return fewer((part, part if labels is None else labels), self.train_rows, balanced, origin)[0]
+        return subsample((part, part if labels is None else labels), self.train_rows, balanced, origin)[0]
 
-    def wide(self, parts: Mapping[str, Sequence[Example]]) -> int:
+    def row_width(self, parts: Mapping[str, Sequence[Example]]) -> int:
         """Return how many tokens a row has: of examples of all parts, so that ``train_rows`` does not change it."""
-        if self.examples > 1 or self.padding is Padding.length:
-            return self.length
-        return width([len(one.ids) for part in parts.values() for one in part], self.length)
+        if self.examples > 1 or self.padding is Padding.max_length:
+            return self.max_seq_len
+        return padded_width([len(one.ids) for part in parts.values() for one in part], self.max_seq_len)
 
     def rows(
         self, parts: Mapping[str, Sequence[Example]], wide: int, vocabulary: Vocabulary, origin: str
@@ -136,24 +130,24 @@ class TextSource:
         for number, (name, part) in enumerate(parts.items()):
             lengths = [len(one.ids) for one in part]
             rng = np.random.default_rng((self.split_seed, PACKING_STREAM, number))
-            groups = one_a_row(len(part)) if self.examples == 1 else packed(lengths, wide, self.examples, rng)
-            found[name] = lay_out(part, groups, wide, vocabulary.pad)
+            groups = unpacked(len(part)) if self.examples == 1 else pack(lengths, wide, self.examples, rng)
+            found[name] = fill_rows(part, groups, wide, vocabulary.pad)
             if name == "train":
-                tell(f"{origin}: {self.waste(lengths, found[name])}")
+                warn_once(f"{origin}: {self.padding_summary(lengths, found[name])}", logging.INFO)
         return found
 
-    def waste(self, lengths: Sequence[int], rows: Rows) -> str:
+    def padding_summary(self, lengths: Sequence[int], rows: Rows) -> str:
         """Say how much of rows is padding, and how much was before they were packed."""
         wide, share = rows.x.shape[2], padding_share(rows.x)
         if self.examples == 1:
             return f"{len(rows.x)} rows of {wide} tokens to train on, {share:.1%} of them padding"
-        alone = width(lengths, self.length)
+        alone = padded_width(lengths, self.max_seq_len)
         return (
             f"{len(lengths)} examples to train on in {len(rows.x)} rows of {wide} tokens, {share:.1%} of them padding; "
             f"one a row they would be of {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
         )
 
-    def framed(
+    def tokenize(
         self,
         texts: Mapping[str, tuple[Sequence[str], Sequence[str] | None]],
         vocabulary: Vocabulary,
@@ -165,14 +159,16 @@ class TextSource:
         for name, (first, second) in texts.items():
             ids = vocabulary.encode(first)
             others = [None] * len(ids) if second is None else vocabulary.encode(second)
-            both = [frame(vocabulary, a, b, self.length) for a, b in zip(ids, others, strict=True)]
+            both = [build_example(vocabulary, a, b, self.max_seq_len) for a, b in zip(ids, others, strict=True)]
             found[name] = [example for example, _ in both]
             cuts[name] = sum(cut for _, cut in both)
         if any(cuts.values()):
-            tell(f"{origin}: cut to data.length={self.length} were {counted(cuts, found)}")
+            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {format_counts(cuts, found)}")
         return found
 
-    def encoded(self, parts: Mapping[str, Texts], vocabulary: Vocabulary, classes: Sequence[str]) -> TextTransfer:
+    def labeled_transfer(
+        self, parts: Mapping[str, LabeledTexts], vocabulary: Vocabulary, classes: Sequence[str]
+    ) -> TextTransfer:
         """Return texts with labels as the target task, without a source task of its own.
 
         Args:
@@ -181,15 +177,15 @@ class TextSource:
             classes: the labels in their order; none of a regression.
         """
         origin = parts["train"].origin
-        targets, scale = numbered_or_scaled(parts, classes)
-        examples = self.framed({name: (part.first, part.second) for name, part in parts.items()}, vocabulary, origin)
-        wide = self.wide(examples)
-        chosen = self.taken(np.arange(len(targets["train"])), targets["train"] if classes else None, origin)
+        targets, scale = encode_targets(parts, classes)
+        examples = self.tokenize({name: (part.first, part.second) for name, part in parts.items()}, vocabulary, origin)
+        wide = self.row_width(examples)
+        chosen = self.train_subset(np.arange(len(targets["train"])), targets["train"] if classes else None, origin)
         examples["train"], targets["train"] = [examples["train"][row] for row in chosen], targets["train"][chosen]
         rows = self.rows(examples, wide, vocabulary, origin)
         many = self.examples > 1
         placed = {
-            name: by_example(part, targets[name], self.examples) if many else targets[name]
+            name: scatter_by_example(part, targets[name], self.examples) if many else targets[name]
             for name, part in rows.items()
         }
         return TextTransfer(
@@ -205,7 +201,7 @@ class TextSource:
         )
 
 
-def counted(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
+def format_counts(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
     """Return ``"3 of 100 (train), 1 of 10 (val)"``, parts with none left out."""
     return ", ".join(f"{count} of {len(of[name])} ({name})" for name, count in some.items() if count)
 
@@ -213,28 +209,28 @@ def counted(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
 # --- rows with a label -----------------------------------------------------------------------------------------------
 
 
-class Texts(NamedTuple):
-    """Texts with labels, as they were found."""
+class LabeledTexts(NamedTuple):
+    """LabeledTexts with labels, as they were found."""
 
     first: list[str]
     second: list[str] | None  # of pairs
     labels: list[str]  # of a regression: numbers as they were written
     origin: str  # the configuration key, or the file, that errors name
 
-    def only(self, rows: Iterable[int]) -> Texts:
+    def only(self, rows: Iterable[int]) -> LabeledTexts:
         """Return some of the rows."""
         rows = list(rows)
         second = None if self.second is None else [self.second[row] for row in rows]
-        return Texts([self.first[row] for row in rows], second, [self.labels[row] for row in rows], self.origin)
+        return LabeledTexts([self.first[row] for row in rows], second, [self.labels[row] for row in rows], self.origin)
 
     def all(self) -> list[str]:
         """Return every text."""
         return [*self.first, *(self.second or [])]
 
 
-def divided(
-    given: Mapping[str, Texts], val_fraction: float, test_fraction: float, rng: np.random.Generator
-) -> dict[str, Texts]:
+def split_texts(
+    given: Mapping[str, LabeledTexts], val_fraction: float, test_fraction: float, rng: np.random.Generator
+) -> dict[str, LabeledTexts]:
     """Return ``train``, ``val`` and ``test``: those that are given, the others cut off the shuffled first.
 
     Raises:
@@ -243,9 +239,9 @@ def divided(
     whole = given["train"]
     shares = {"test": test_fraction, "val": val_fraction}
     wanted = {name: share for name, share in shares.items() if name not in given}
-    check_shares(**{f"{name}_fraction": share for name, share in wanted.items()})
+    check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
     numbers = np.arange(len(whole.first))
-    parts = cut(Table(numbers, numbers, whole.origin), rng, wanted)
+    parts = split_off(Table(numbers, numbers, whole.origin), rng, wanted)
     found = {name: whole.only(rows.tolist()) for name, (rows, _) in parts.items()} | {
         name: part for name, part in given.items() if name != "train"
     }
@@ -256,7 +252,7 @@ def divided(
 
 
 @dataclass(frozen=True)
-class LabelledText(TextSource):
+class LabeledTextSource(TextSource):
     """Base of sources of texts, or pairs of texts, with one label each.
 
     ``kind``: what the label is. Classes are numbered in sorted order (as numbers where all of them are whole numbers);
@@ -264,25 +260,25 @@ class LabelledText(TextSource):
     rows to train on, before ``train_rows``.
     """
 
-    kind: Labels = hparam(Labels.classification)
+    kind: LabelKind = hparam(LabelKind.classification)
 
-    def texts(self) -> dict[str, Texts]:
+    def texts(self) -> dict[str, LabeledTexts]:
         """Return ``train``, and ``val`` and ``test`` where they are files of their own."""
         raise TypeError(f"{type(self).__name__} does not say where its texts come from")
 
     def load(self) -> TextTransfer:
         """Read, check, split, encode and lay out."""
-        if self.examples > 1 and self.kind is Labels.regression:
+        if self.examples > 1 and self.kind is LabelKind.regression:
             raise UserError(f"data.examples is {self.examples}; allowed with a regression: 1, an example a row")
         given = self.texts()
         rng = np.random.default_rng(self.split_seed)
-        parts = divided(given, self.val_fraction, self.test_fraction, rng)
+        parts = split_texts(given, self.val_fraction, self.test_fraction, rng)
         vocabulary = self.vocabulary(parts["train"].all)
-        classes = class_names(given["train"]) if self.kind is Labels.classification else []
-        return self.encoded(parts, vocabulary, classes)
+        classes = class_names(given["train"]) if self.kind is LabelKind.classification else []
+        return self.labeled_transfer(parts, vocabulary, classes)
 
 
-def class_names(texts: Texts) -> list[str]:
+def class_names(texts: LabeledTexts) -> list[str]:
     """Return the labels in their order: as numbers where all are whole numbers, as words otherwise."""
     found = set(texts.labels)
     if len(found) < 2:
@@ -291,18 +287,18 @@ def class_names(texts: Texts) -> list[str]:
     return sorted(found, key=int) if whole else sorted(found)
 
 
-def numbered_or_scaled(
-    parts: Mapping[str, Texts], classes: Sequence[str]
+def encode_targets(
+    parts: Mapping[str, LabeledTexts], classes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
     """Return each part's targets, and the mean and deviation that a regression's were standardised with."""
     if classes:
-        return {name: numbered(part, classes) for name, part in parts.items()}, (0.0, 1.0)
-    raw = {name: as_numbers(part) for name, part in parts.items()}
+        return {name: encode_labels(part, classes) for name, part in parts.items()}, (0.0, 1.0)
+    raw = {name: parse_numbers(part) for name, part in parts.items()}
     mean, deviation = float(raw["train"].mean()), float(raw["train"].std()) or 1.0
     return {name: ((y - mean) / deviation).astype(np.float32) for name, y in raw.items()}, (mean, deviation)
 
 
-def numbered(texts: Texts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
+def encode_labels(texts: LabeledTexts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
     """Return the number of each label.
 
     Raises:
@@ -318,7 +314,7 @@ def numbered(texts: Texts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
     return np.array([index[label] for label in texts.labels], np.int32)
 
 
-def as_numbers(texts: Texts) -> Float[np.ndarray, " N"]:
+def parse_numbers(texts: LabeledTexts) -> Float[np.ndarray, " N"]:
     """Return the labels of a regression.
 
     Raises:

@@ -9,7 +9,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,12 +21,10 @@ import numpy as np
 from jaxtyping import Int
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..store import Store, key_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-log = logging.getLogger(__name__)
 
 Subwords = Enum("Subwords", ["wordpiece", "bpe"])
 
@@ -139,7 +136,7 @@ def survive_forks() -> None:
         )
 
 
-def vocabulary(backend: Tokenizer, origin: str) -> Vocabulary:
+def wrap_tokenizer(backend: Tokenizer, origin: str) -> Vocabulary:
     """Wrap a tokenizer; what its file says of truncation and padding is left aside, and "[SEP]" in a text is text."""
     backend.no_truncation()
     backend.no_padding()
@@ -180,9 +177,9 @@ def load_vocabulary(name: str) -> Vocabulary:
         raise UserError(f"{origin}: the folder has no tokenizer.json and no vocab.txt")
     file = next((file for file in files if file.is_file()), None) or from_hub(name, origin)
     if file.suffix == ".txt":
-        return vocabulary(of_word_list(file, origin), origin)
+        return wrap_tokenizer(from_vocab_txt(file, origin), origin)
     try:
-        return vocabulary(Tokenizer.from_file(str(file)), origin)
+        return wrap_tokenizer(Tokenizer.from_file(str(file)), origin)
     except Exception as error:  # the library raises nothing more precise
         raise UserError(f"{origin}: {file} is no tokenizer: {str(error).splitlines()[0]}") from error
 
@@ -221,7 +218,7 @@ def from_hub(name: str, origin: str) -> Path:
     raise UserError(f"{origin}: the model on the Hub has no tokenizer.json and no vocab.txt")
 
 
-def of_word_list(file: Path, origin: str) -> Tokenizer:
+def from_vocab_txt(file: Path, origin: str) -> Tokenizer:
     """Return the WordPiece tokenizer of a BERT's ``vocab.txt``: a token a line, its number is its id.
 
     Whether it is of lower-cased text says ``do_lower_case`` of the ``tokenizer_config.json`` beside it; without one, a
@@ -242,10 +239,10 @@ def of_word_list(file: Path, origin: str) -> Tokenizer:
         except (ValueError, AttributeError) as error:
             raise UserError(f"{origin}: {config} is no JSON object") from error
     backend = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
-    return dressed(backend, normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer())
+    return add_bert_steps(backend, normalizers.BertNormalizer(lowercase=lower), pre_tokenizers.BertPreTokenizer())
 
 
-def dressed(backend: Tokenizer, normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
+def add_bert_steps(backend: Tokenizer, normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
     """Give a WordPiece model what stands before and behind it in a BERT."""
     from tokenizers import decoders
 
@@ -266,10 +263,10 @@ def read_text(file: Path, origin: str) -> str:
         content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{origin}: {file} cannot be read: {error.strerror}") from error
-    return as_text(content, str(file), origin)
+    return decode_utf8(content, str(file), origin)
 
 
-def as_text(content: bytes, name: str, origin: str) -> str:
+def decode_utf8(content: bytes, name: str, origin: str) -> str:
     """Return what bytes are in UTF-8, as :func:`read_text` does; ``name`` is what errors call them."""
     try:
         text = content.decode("utf-8-sig")
@@ -293,7 +290,7 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
         subwords: WordPiece as in BERT, uncased (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2
             (Radford et al. 2019), which keeps capitals and white space.
         size: tokens, special ones included; ``None``: 8192.
-        folder: where it is kept under a key made of all this; ``None``: nowhere.
+        folder: where it is kept; ``None``: nowhere.
 
     Raises:
         UserError: ``size`` is smaller than the alphabet and the special tokens.
@@ -302,28 +299,22 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
 
     size = size or TRAINED_SIZE
     origin = f"the tokenizer of {size} tokens that is trained on the corpus"
-    file = None if folder is None else Path(folder) / f"{corpus_key(texts, subwords, size)}.json"
-    if file is not None and file.is_file():
-        try:
-            return vocabulary(Tokenizer.from_file(str(file)), origin)
-        except Exception:  # noqa: BLE001  (a file that another version of the library wrote is made again)
-            log.info("%s cannot be read: it is made again", file)
-    survive_forks()
-    backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(file) as beside:
-            beside.write(backend.to_str().encode())
-    return vocabulary(backend, origin)
+    store, key = Store(folder, "tokenizer"), corpus_key(texts, subwords, size)
+    backend = store.get(key, lambda content: Tokenizer.from_buffer(bytes(content)))
+    if backend is None:
+        survive_forks()
+        backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
+        store.put(key, [backend.to_str().encode()])
+    return wrap_tokenizer(backend, origin)
 
 
 def corpus_key(texts: Iterable[str], subwords: Subwords, size: int) -> str:
-    """Return 24 hexadecimal digits of a SHA-256 over what decides a trained tokenizer."""
+    """Return the key of a trained tokenizer; the order of the texts is no matter."""
+    corpus = hashlib.sha256()
+    for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):
+        corpus.update(one)
     settings = {"format": FORMAT, "subwords": subwords.name, "size": size, "library": version("tokenizers")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):  # the order of the rows is no matter
-        digest.update(one)
-    return digest.hexdigest()[:24]
+    return key_of(settings | {"corpus": corpus.hexdigest()})
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
@@ -339,7 +330,7 @@ def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
     distinct = set(words)
     letters = sorted({letter for word in distinct for letter in word})
     inner = sorted({f"##{letter}" for word in distinct for letter in word[1:]})
-    check_alphabet(size, len(WORDPIECE_SPECIAL) + len(letters) + len(inner))
+    check_vocab_size(size, len(WORDPIECE_SPECIAL) + len(letters) + len(inner))
     backend = Tokenizer(models.WordPiece(unk_token=UNKNOWN))  # type: ignore[call-arg]
     backend.normalizer, backend.pre_tokenizer = normalizer, splitter  # type: ignore[assignment]
     trainer = trainers.WordPieceTrainer(
@@ -348,7 +339,7 @@ def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
     backend.train_from_iterator(iter(texts), trainer)
     # Anew: to the trained one, "##a" is a special token that it finds in texts.
     plain = Tokenizer(models.WordPiece(backend.get_vocab(with_added_tokens=False), unk_token=UNKNOWN))
-    return dressed(plain, normalizer, splitter)
+    return add_bert_steps(plain, normalizer, splitter)
 
 
 def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
@@ -356,7 +347,7 @@ def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    check_alphabet(size, 1 + len(letters))
+    check_vocab_size(size, 1 + len(letters))
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
@@ -367,7 +358,7 @@ def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
     return backend
 
 
-def check_alphabet(size: int, least: int) -> None:
+def check_vocab_size(size: int, least: int) -> None:
     """Refuse a vocabulary that could not even spell."""
     if size < least:
         raise UserError(

@@ -17,6 +17,7 @@ from ..errors import UserError, listed
 from ..launch.job import stage_cache
 from ..models.base import head_paths
 from ..models.wrapped import Wrapped
+from ..objectives.kinds import for_kind
 from ..recipe.pretrain import Pretrained, pretrain_or_load
 from ..recipe.resolve import finetune_stage, resolve
 from ..strategies.full import Full
@@ -56,7 +57,7 @@ def eval_stage(job: FinishedJob) -> Stage:
     strategy = job.plan.recipe.strategy
     merged = Full() if set(strategy.adapter_params) <= set(LORA_PARAMS) else strategy
     return replace(
-        finetune_stage(job.plan.recipe, job.data.outputs, job.data.objective(job.data.kind)), strategy=merged
+        finetune_stage(job.plan.recipe, job.data.outputs, for_kind(job.data.kind, job.data.vocabulary)), strategy=merged
     )
 
 

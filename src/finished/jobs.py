@@ -14,7 +14,7 @@ from ..checkpoints.huggingface import build_model
 from ..checkpoints.tensor_files import read_tensors
 from ..config.choices import Kind
 from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study
-from ..data.base import Source, Transfer
+from ..data.base import DataSource, Transfer
 from ..errors import UserError, listed
 from ..models.base import Model, head_paths
 from ..recipe.configure import Plan, make_plan
@@ -108,7 +108,7 @@ class FinishedJob:
 
 
 @functools.cache
-def _load_data(source: Source) -> Transfer:
+def _load_data(source: DataSource) -> Transfer:
     return source.load()
 
 

@@ -18,9 +18,9 @@ from jaxtyping import Float
 
 from ..config.hparams import static_part
 from ..config.schema import option_name
-from ..data.conll import tagged
-from ..data.packing import NOTHING, Example, buckets, frame, lay_out, one_a_row
-from ..data.squad import Question, Squad, answers_of, laid, windows
+from ..data.conll import align_tags
+from ..data.packing import IGNORE, Example, buckets, build_example, fill_rows, unpacked
+from ..data.squad import Squad, SquadQuestion, answers_of, window_rows, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
@@ -74,7 +74,7 @@ class Predictor:
         """Return a class with all probabilities, or a number, for each text or pair."""
         ids = self.vocabulary.encode(first)
         others = [None] * len(ids) if second is None else self.vocabulary.encode(second)
-        framed = [frame(self.vocabulary, a, b, self.max_length) for a, b in zip(ids, others, strict=True)]
+        framed = [build_example(self.vocabulary, a, b, self.max_length) for a, b in zip(ids, others, strict=True)]
         outputs = self.outputs([example for example, _ in framed])
         row = self._class_row if self.labels else self._value_row
         return Prediction([row(own) for own in outputs], sum(cut for _, cut in framed), self.max_length)
@@ -94,22 +94,24 @@ class Predictor:
         """Return the tag of each word of sentences, whose words are separated by white space."""
         words = [text.split() for text in sentences]
         pieces = self.vocabulary.encode_words(words)
-        examples = [tagged(own, [0] * len(own), self.vocabulary, self.max_length) for own in pieces]
+        examples = [align_tags(own, [0] * len(own), self.vocabulary, self.max_length) for own in pieces]
         rows = []
         for own, row, outputs in zip(words, examples, self.outputs([row.example for row in examples]), strict=True):
-            tags: list[str | None] = [self.labels[int(i)] for i in np.argmax(outputs[row.labels != NOTHING], axis=-1)]
+            tags: list[str | None] = [self.labels[int(i)] for i in np.argmax(outputs[row.labels != IGNORE], axis=-1)]
             rows.append({"words": own, "tags": [*tags, *[None] * (len(own) - len(tags))]})
-        return Prediction(rows, sum(row.cut for row in examples), self.max_length)
+        return Prediction(rows, sum(row.truncated for row in examples), self.max_length)
 
     def predict_answers(self, questions: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of each context that answers its question, over all windows of the context."""
-        source: Squad = replace(self.source, length=self.max_length)
+        source: Squad = replace(self.source, max_seq_len=self.max_length)
         max_length = min(source.question_length, self.max_length // 2)
         stride = min(source.stride, self.max_length - max_length - 3)
         settings = replace(source, question_length=max_length, stride=stride)
-        asked = [Question("", text, context, (), NOTHING) for text, context in zip(questions, contexts, strict=True)]
+        asked = [
+            SquadQuestion("", text, context, (), IGNORE) for text, context in zip(questions, contexts, strict=True)
+        ]
         examples = windows(asked, self.vocabulary, settings)
-        _, kept = laid(examples, asked, self.max_length, self.vocabulary.pad)
+        _, kept = window_rows(examples, asked, self.max_length, self.vocabulary.pad)
         outputs = np.zeros((len(examples), self.max_length, 2), np.float32)
         for row, own in enumerate(self.outputs([one.example for one in examples])):
             outputs[row, : len(own)] = own
@@ -128,7 +130,7 @@ class Predictor:
         found: list[Any] = [None] * len(examples)
         for bucket in buckets(lengths, self.max_length):
             rows = bucket.rows.tolist()
-            x = lay_out([examples[row] for row in rows], one_a_row(len(rows)), bucket.width, self.vocabulary.pad).x
+            x = fill_rows([examples[row] for row in rows], unpacked(len(rows)), bucket.width, self.vocabulary.pad).x
             outputs: list[np.ndarray] = []
             for piece, count in chunks(self.stage.model, x):
                 outputs.extend(np.asarray(run(hyper, trainable, frozen, {"new": piece})["new"])[:count])
@@ -161,7 +163,7 @@ def load_predictor(folder: Path) -> Predictor:
         vocabulary=load_vocabulary(str(folder / TOKENIZER)),
         labels=labels,
         scale=(mean, deviation),
-        max_length=min(source.length, model.sizes.positions),  # type: ignore[attr-defined]
+        max_length=min(source.max_seq_len, model.sizes.positions),  # type: ignore[attr-defined]
     )
 
 

@@ -1,18 +1,35 @@
-"""What is minimised, by the kind of a task."""
+"""The objective of each kind of task."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
 
 from .base import Objective
 from .pairs import MaskedPairs
 from .supervised import Classification, Regression
 from .text import Causal, Labels, Masked, Spans
 
-OBJECTIVES: dict[str, Objective] = {
-    "regression": Regression(),
-    "classification": Classification(),
-    "labels": Labels(),
-    "spans": Spans(),
-    "causal": Causal(),
-    "masked": Masked(),  # its numbers of tokens are the data's
-    "pretraining": MaskedPairs(),  # and this one's
+CLASSES: dict[str, type[Objective]] = {
+    "regression": Regression,
+    "classification": Classification,
+    "labels": Labels,
+    "spans": Spans,
+    "causal": Causal,
+    "masked": Masked,
+    "pretraining": MaskedPairs,
 }
+
+
+def for_kind(kind: str, vocabulary: Any = None) -> Objective:
+    """Return what a task of a kind minimises.
+
+    Args:
+        kind: a key of :data:`CLASSES`.
+        vocabulary: of the task's texts, with ``mask``, the id of its [MASK] token, and ``size``, its number of tokens;
+            only objectives that mask tokens read it.
+    """
+    objective = CLASSES[kind]()
+    if isinstance(objective, Masked) and vocabulary is not None:
+        return replace(objective, mask_id=vocabulary.mask, words=vocabulary.size)
+    return objective

@@ -15,6 +15,7 @@ from ..optim.schedules import Schedule
 if TYPE_CHECKING:
     from ..data.base import Transfer
 from ..objectives.base import Objective
+from ..objectives.kinds import for_kind
 
 
 class PretrainTask(NamedTuple):
@@ -45,7 +46,7 @@ class Pretraining:
             UserError: the data or the model is not of the kind that this takes.
         """
         kind = data.source_kind
-        return PretrainTask(model.with_head(kind), data.source_outputs, data.objective(kind), data.new_head)
+        return PretrainTask(model.with_head(kind), data.source_outputs, for_kind(kind, data.vocabulary), data.new_head)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
         """Refuse what this cannot learn, before anything is trained.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..models.base import Model
+from ..objectives.kinds import for_kind
 from .base import Pretraining, PretrainTask
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Checkpoint(Pretraining):
 
     def pretrain_task(self, model: Model, data: Transfer) -> PretrainTask:
         """Return the target task's network and objective: what the files are read into."""
-        return PretrainTask(model, data.outputs, data.objective(data.kind), new_head=False)
+        return PretrainTask(model, data.outputs, for_kind(data.kind, data.vocabulary), new_head=False)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
         """Refuse a model without files."""

@@ -13,7 +13,7 @@ from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study, build, option_cl
 from ..errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
-    from ..data.base import Source
+    from ..data.base import DataSource
     from .spec import Recipe
 
 
@@ -22,7 +22,7 @@ class Plan:
     """What a composed configuration describes, every value checked."""
 
     recipe: Recipe
-    source: Source  # of the data
+    source: DataSource  # of the data
     tracker: Any
     study: Study
 

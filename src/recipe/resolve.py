@@ -20,6 +20,7 @@ from ..data.base import Transfer
 from ..errors import UserError, listed
 from ..models.base import Model, head_paths, is_statistic
 from ..objectives.base import Objective
+from ..objectives.kinds import for_kind
 from ..optim.optimizers import FreezeImpl
 from ..optim.partition import ParamLabels
 from ..pretraining.base import PretrainTask
@@ -179,7 +180,7 @@ def finetune_phases(recipe: Recipe, data: Transfer, freeze_impl: FreezeImpl | No
     lengths = recipe.strategy.lengths(count, recipe.finetune_steps, -(-rows // batch))
     for length in lengths:
         recipe.schedule.check(length)
-    stage = replace(finetune_stage(recipe, data.outputs, data.objective(data.kind)), freeze_impl=freeze_impl)
+    stage = replace(finetune_stage(recipe, data.outputs, for_kind(data.kind, data.vocabulary)), freeze_impl=freeze_impl)
     firsts = [sum(lengths[:phase]) for phase in range(count)]
     return tuple(
         replace(stage, phase=phase, steps=length, first=first)

@@ -20,7 +20,7 @@ from ..data.base import TaskSequence
 from ..errors import UserError
 from ..metrics import continual
 from ..models.base import head_paths
-from ..objectives.kinds import OBJECTIVES
+from ..objectives.kinds import for_kind
 from ..retention.base import Kept, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.full import Full
@@ -92,7 +92,7 @@ class ResolvedSequence:
 
 def sequence_stage(recipe: Recipe, data: TaskSequence, task: int) -> Stage:
     """Return the stage that learns a task of a sequence."""
-    stage = finetune_stage(recipe, data.outputs[task], OBJECTIVES[data.kind])
+    stage = finetune_stage(recipe, data.outputs[task], for_kind(data.kind))
     first_task = {} if task else {"strategy": Full(), "retention": NoRetention()}
     return replace(stage, first=task * recipe.finetune_steps, **first_task)
 
@@ -128,7 +128,7 @@ def resolve_sequence(recipe: Recipe, data: TaskSequence) -> ResolvedSequence:
         if name.endswith("_train"):
             recipe.trainer.check(data.kind, min(recipe.batch_size or rows, rows))
     recipe.schedule.check(recipe.finetune_steps)
-    summary = summarize_trainable([sequence_stage(recipe, data, 1)], data.features, OBJECTIVES[data.kind])
+    summary = summarize_trainable([sequence_stage(recipe, data, 1)], data.features, for_kind(data.kind))
     return ResolvedSequence(recipe, data, summary)
 
 
@@ -187,7 +187,7 @@ def _retention_state(run: ResolvedSequence, number: int, end: Params, previous: 
     task = SourceTask(
         run.recipe.model,
         data.outputs[number],
-        OBJECTIVES[data.kind],
+        for_kind(data.kind),
         end,
         run.heads,
         not data.shared_head,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,10 +12,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, NON_NEGATIVE, RATIO, hparam
+from ..notices import warn_once
 from ..objectives.base import Network, Objective, StepContext
 from .base import Kept, Retention, SourceTask, source_rows, task_of
-
-log = logging.getLogger(__name__)
 
 RESERVOIR_STREAM = 0x2E5E2
 LEARNING_STREAM = 1  # of an update's key: what the objective draws
@@ -51,7 +48,7 @@ class Replay(Retention):
         x, y = source_rows(self, task)
         size = max(1, math.floor(self.fraction * len(x) + 0.5)) if self.count is None else self.count
         if size > len(x):
-            _say(size)
+            warn_once(f"retention.count is {size} and the task to be kept has fewer rows: all of them are kept")
         chosen = reservoir(len(x), size, np.random.default_rng([task.seed, RESERVOIR_STREAM]))
         return {"x": jnp.asarray(x)[chosen], "y": jnp.asarray(y)[chosen], "task": task_of(task)}
 
@@ -74,12 +71,6 @@ class Replay(Retention):
         task = kept["task"]
         memory = task.objective.init_memory(draw.key, source.params, task.outputs)
         return self.strength * task.objective.loss_and_aux(source, (old_x, old_y), draw, memory)[0]
-
-
-@functools.cache
-def _say(size: int) -> None:
-    """Once, however many runs of a sweep, or tasks of a sequence, it holds for."""
-    log.warning("retention.count is %d and the task to be kept has fewer rows: all of them are kept", size)
 
 
 def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:

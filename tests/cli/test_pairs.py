@@ -6,7 +6,7 @@ from tests.commands import command, summary, train
 
 SMALL = (
     *("model=bert", "model.width=16", "model.layers=1", "model.heads=2", "model.vocab_size=600"),
-    *("data=docstrings", "data.length=16", "data.train_rows=64", "data.source_test_fraction=0.02"),
+    *("data=docstrings", "data.max_seq_len=16", "data.train_rows=64", "data.source_test_fraction=0.02"),
     *("batch_size=8", "pretrain_steps=2", "finetune_steps=2", "log_every=2", "cache=off"),
 )
 

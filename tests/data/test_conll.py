@@ -6,11 +6,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from src.data.conll import Conll, read_sentences, tagged, to_iob2
-from src.data.text_source import tell
+from src.data.conll import Conll, align_tags, read_sentences, to_iob2
 from src.data.tokenization import load_vocabulary
 from src.errors import UserError
 from src.metrics.text import entities
+from src.notices import warn_once
 from tests.data.texts import minilm, real, write_word_list
 
 TEXT = """-DOCSTART- -X- O
@@ -29,7 +29,7 @@ dog X I-PER
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -60,22 +60,22 @@ def test_the_first_piece_has_the_tag(tmp_path):
     words = load_vocabulary(write_word_list(tmp_path))
     number = {word: words.encode([word])[0] for word in ("the", "cats", "saw", "playing")}
     pieces = [number[word] for word in ("the", "cats", "saw", "playing")]
-    whole = tagged(pieces, [4, 5, 6, 7], words, 8)
+    whole = align_tags(pieces, [4, 5, 6, 7], words, 8)
     assert whole.example.ids.tolist() == [2, 5, 6, 17, 8, 15, 16, 3]
     assert whole.labels.tolist() == [-1, 4, 5, -1, 6, 7, -1, -1]
-    assert not whole.cut
+    assert not whole.truncated
     for length in (7, 6):  # no half words
-        short = tagged(pieces, [4, 5, 6, 7], words, length)
+        short = align_tags(pieces, [4, 5, 6, 7], words, length)
         assert short.example.ids.tolist() == [2, 5, 6, 17, 8, 3]
-        assert short.cut
-    assert tagged(pieces, [4, 5, 6, 7], words, 5).labels.tolist() == [-1, 4, 5, -1, -1]
+        assert short.truncated
+    assert align_tags(pieces, [4, 5, 6, 7], words, 5).labels.tolist() == [-1, 4, 5, -1, -1]
 
 
 @pytest.mark.parametrize("examples", [1, 5])
 def test_rows_hold_every_tag_in_its_place(tmp_path, examples):
     path = tmp_path / "a.txt"
     path.write_text(TEXT * 20)
-    data = Conll(path=str(path), tokenizer=write_word_list(tmp_path), length=32, examples=examples).load()
+    data = Conll(path=str(path), tokenizer=write_word_list(tmp_path), max_seq_len=32, examples=examples).load()
     assert data.kind == "labels"
     assert data.labels == ("B-LOC", "B-PER", "I-LOC", "I-PER", "O")
     assert (data.outputs, data.source, data.new_head) == (5, {}, True)
@@ -99,16 +99,16 @@ def test_fewer_rows_and_cuts(tmp_path, caplog):
     path = tmp_path / "a.txt"
     path.write_text(TEXT * 20)
     words = write_word_list(tmp_path)
-    whole = Conll(path=str(path), tokenizer=words, length=8).load()
-    few = Conll(path=str(path), tokenizer=words, length=8, train_rows=7).load()
+    whole = Conll(path=str(path), tokenizer=words, max_seq_len=8).load()
+    few = Conll(path=str(path), tokenizer=words, max_seq_len=8, train_rows=7).load()
     assert (whole.rows()["train"], few.rows()["train"]) == (32, 7)
     np.testing.assert_array_equal(few.target["train"].x, whole.target["train"].x[:7])
     np.testing.assert_array_equal(few.target["test"].y, whole.target["test"].y)
     assert not any("cut to" in line for line in caplog.messages)
     longer = TEXT.replace("a X I-LOC", "a X I-LOC\n" + "dogs X O\n" * 5 + "a X O")
     path.write_text(longer * 20)
-    Conll(path=str(path), tokenizer=words, length=8).load()
-    assert any("cut to data.length=8 were" in line and "of 32 (train)" in line for line in caplog.messages)
+    Conll(path=str(path), tokenizer=words, max_seq_len=8).load()
+    assert any("cut to data.max_seq_len=8 were" in line and "of 32 (train)" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_the_published_entities():
     tags = [line.split()[-1] if line.strip() else "O" for line in text.split("\n")]
     runs = Counter(tag[2:] for before, tag in zip(["O", *tags], tags, strict=False) if tag != "O" and tag != before)
     assert runs == kinds
-    data = Conll(path=path, tokenizer=minilm(), length=256).load()
+    data = Conll(path=path, tokenizer=minilm(), max_seq_len=256).load()
     first = [data.labels[i] for part in data.target.values() for i in part.y[part.y >= 0]]
     assert len(first) == 39007  # nothing was cut
     assert Counter(tag[2:] for tag in first if tag[:2] == "B-") == kinds

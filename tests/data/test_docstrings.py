@@ -13,23 +13,25 @@ from src.data.docstrings import (
     PACKAGES,
     Docstring,
     Docstrings,
-    Task,
+    DocstringsTask,
+    collapse_whitespace,
     docstrings_of,
-    paired,
-    plain,
+    exclude_containing,
+    make_pairs,
     read_library,
-    without,
 )
 from src.data.pairs import Pairing
-from src.data.text_source import Texts, tell
+from src.data.text_source import LabeledTexts
 from src.errors import UserError
+from src.notices import warn_once
+from src.objectives.kinds import for_kind
 from src.objectives.pairs import MaskedPairs
 from tests.data.texts import word_level
 
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def small(monkeypatch):
 
 
 def source(**settings):
-    return Docstrings(**({"tokenizer_cache": None, "vocab_size": 400, "length": 64} | settings))
+    return Docstrings(**({"tokenizer_cache": None, "vocab_size": 400, "max_seq_len": 64} | settings))
 
 
 def squeezed(text):
@@ -68,7 +70,7 @@ def decoded(split, data):
     return [squeezed(data.vocabulary.decode(ids)) for ids in split.x[:, 0]]
 
 
-@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("task", DocstringsTask)
 @pytest.mark.parametrize("examples", [1, 4])
 def test_nothing_that_is_tested_on_was_read_before(small, task, examples):
     """Whatever rows it was cut into: the corpus is put together again and searched."""
@@ -81,7 +83,7 @@ def test_nothing_that_is_tested_on_was_read_before(small, task, examples):
         rows = [data.vocabulary.decode(row[0][row[2] == n]) for row in split.x for n in range(1, row[2].max() + 1)]
         return [squeezed(row) in where for row in rows]
 
-    if task is Task.package:
+    if task is DocstringsTask.package:
         assert not any(found(data.target["val"], read) + found(data.target["test"], read))
         assert any(found(data.target["test"], quoted))  # so that leaving out had something to do
         assert np.mean(found(data.target["train"], read)) > 0.5 or examples > 1
@@ -143,7 +145,7 @@ def test_the_source_is_pairs_too(small, pairing, caplog):
     assert len(said) == len(data.source)
     share = f"{data.source['train'].y[:, 0].mean():.1%} of them false"
     assert share in said[0]
-    objective = data.objective("pretraining")
+    objective = for_kind("pretraining", data.vocabulary)
     assert isinstance(objective, MaskedPairs)
     assert (objective.mask_id, objective.words) == (words.mask, words.size)
     alone = source().load()
@@ -159,7 +161,7 @@ def test_pairs_need_a_mask(small, tmp_path):
 
 
 def test_sentences_that_follow(small):
-    data = source(task=Task.follows).load()
+    data = source(task=DocstringsTask.follows).load()
     made = {tuple(map(squeezed, docstrings.two_sentences(one.text))) for one in small[0]}
     assert data.labels == ("follows", "other")
     for x, y in data.target.values():
@@ -170,8 +172,8 @@ def test_sentences_that_follow(small):
 
 
 def test_second_sentences_are_handed_round():
-    texts = Texts([f"First {i}. Second {i}. Third." for i in range(7)], None, ["follows"] * 7, "here")
-    made = paired(texts)
+    texts = LabeledTexts([f"First {i}. Second {i}. Third." for i in range(7)], None, ["follows"] * 7, "here")
+    made = make_pairs(texts)
     assert made.first == [f"First {i}." for i in range(7)]
     assert made.second == [f"Second {i}." for i in (0, 3, 2, 5, 4, 1, 6)]
     assert made.labels == ["follows", "other"] * 3 + ["follows"]
@@ -179,9 +181,9 @@ def test_second_sentences_are_handed_round():
 
 def test_without():
     documents = ["a b c d e f", "x a b c d y", "b c d e", "a b c", "a b c"]
-    assert without(documents, ["a b c d"]) == ["a b c", "b c d e"]
-    assert without(documents, ["a b"]) == ["b c d e"]
-    assert without(documents, []) == sorted(set(documents))
+    assert exclude_containing(documents, ["a b c d"]) == ["a b c", "b c d e"]
+    assert exclude_containing(documents, ["a b"]) == ["b c d e"]
+    assert exclude_containing(documents, []) == sorted(set(documents))
 
 
 def test_docstrings_are_what_inspect_finds():
@@ -213,7 +215,7 @@ def test_docstrings_are_what_inspect_finds():
         "In a handler.",
     ]
     assert list(docstrings_of(b"def (")) == []
-    assert next(docstrings_of(json.__loader__.get_source("json").encode())) == plain(inspect.getdoc(json))
+    assert next(docstrings_of(json.__loader__.get_source("json").encode())) == collapse_whitespace(inspect.getdoc(json))
 
 
 @pytest.mark.slow
@@ -227,7 +229,7 @@ def test_the_standard_library(cache, monkeypatch, caplog):
     again = Docstrings(tokenizer_cache=cache).load()
     assert again.fingerprint == data.fingerprint
     assert any("tokens in" in line and "rows to train on" in line for line in caplog.messages)
-    follows = Docstrings(tokenizer_cache=cache, task=Task.follows, examples=4).load()
+    follows = Docstrings(tokenizer_cache=cache, task=DocstringsTask.follows, examples=4).load()
     assert follows.kind == "labels"
 
 

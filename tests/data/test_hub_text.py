@@ -6,7 +6,7 @@ import types
 import pytest
 
 from src.data.hub_text import HubText
-from src.data.text import Empty
+from src.data.text import OnEmpty
 from src.errors import UserError
 from tests.data.texts import some_texts
 
@@ -54,7 +54,7 @@ def test_parts_and_labels(hub):
     assert [data.vocabulary.decode(ids) for ids in data.target["val"].x[:, 0]] == some_texts(6, 1)
     pairs = source(second_text="sentence").load()
     assert pairs.target["train"].x[:, 1].any()
-    gaps = source(train_split="gaps", val_split=None, empty=Empty.skip).load()
+    gaps = source(train_split="gaps", val_split=None, empty=OnEmpty.skip).load()
     assert sum(gaps.rows().values()) == 16
 
 

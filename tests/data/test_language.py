@@ -6,21 +6,21 @@ import logging
 import numpy as np
 import pytest
 
-from src.data.language import Modelling, one_stream
-from src.data.plain_text import Documents, PlainText, blocks
-from src.data.text_source import tell
+from src.data.language import LmObjective, one_stream
+from src.data.plain_text import Documents, PlainText, split_blocks
 from src.data.tokenization import Subwords, load_vocabulary
 from src.errors import UserError
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts, word_level, write_word_list
 
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def source(path, **settings):
-    return PlainText(path=str(path), **({"tokenizer_cache": None, "vocab_size": 400, "length": 16} | settings))
+    return PlainText(path=str(path), **({"tokenizer_cache": None, "vocab_size": 400, "max_seq_len": 16} | settings))
 
 
 def written(folder, texts, name="a.txt"):
@@ -33,7 +33,7 @@ def test_a_causal_stream(length):
     words = word_level([f"w{i}" for i in range(60)])
     documents = [np.arange(1, 8, dtype=np.int32), np.arange(10, 40, dtype=np.int32)]
     stream = [*range(1, 8), 0, *range(10, 40), 0]
-    x, y = one_stream(documents, length, words, Modelling.causal)
+    x, y = one_stream(documents, length, words, LmObjective.causal)
     there = x[:, 2] == 1
     assert x[:, 0][there].tolist() == stream[:-1]
     assert y[there].tolist() == stream[1:]  # across rows too: no token but the first goes unpredicted
@@ -47,7 +47,7 @@ def test_a_causal_stream(length):
 def test_a_masked_stream(tmp_path, length):
     words = load_vocabulary(write_word_list(tmp_path))
     documents = [np.arange(5, 12, dtype=np.int32), np.array([1, *range(6, 20)], np.int32)]
-    x, y = one_stream(documents, length, words, Modelling.masked)
+    x, y = one_stream(documents, length, words, LmObjective.masked)
     ids, there = x[:, 0], x[:, 2] == 1
     assert (ids[:, 0] == words.cls).all()
     read = []
@@ -58,10 +58,10 @@ def test_a_masked_stream(tmp_path, length):
     np.testing.assert_array_equal(y, np.where(there & (ids > 4), ids, -1))  # 0 to 4 are special
 
 
-@pytest.mark.parametrize("objective", Modelling)
+@pytest.mark.parametrize("objective", LmObjective)
 def test_documents_side_by_side_do_not_see_each_other(tmp_path, objective):
     texts = some_texts(60)
-    subwords = Subwords.bpe if objective is Modelling.causal else Subwords.wordpiece
+    subwords = Subwords.bpe if objective is LmObjective.causal else Subwords.wordpiece
     data = source(written(tmp_path, texts), objective=objective, examples=4, subwords=subwords).load()
     words = data.vocabulary
     found = []
@@ -71,7 +71,7 @@ def test_documents_side_by_side_do_not_see_each_other(tmp_path, objective):
             for number in range(1, row[2].max() + 1):
                 own = row[2] == number
                 ids, wanted = row[0][own], targets[own]
-                if objective is Modelling.causal:
+                if objective is LmObjective.causal:
                     assert wanted.tolist() == [*ids[1:], -1]
                     found.append(words.decode(ids[:-1]))
                 else:
@@ -88,7 +88,7 @@ def test_documents_side_by_side_do_not_see_each_other(tmp_path, objective):
 
 def test_blocks_are_contiguous_and_of_the_asked_sizes():
     documents = [f"{i:03d}" * (1 + i % 5) for i in range(200)]
-    parts = blocks(documents, {"val": 0.1, "test": 0.2}, "here")
+    parts = split_blocks(documents, {"val": 0.1, "test": 0.2}, "here")
     assert list(itertools.chain(*parts.values())) == documents
     total = sum(map(len, documents))
     for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
@@ -96,7 +96,7 @@ def test_blocks_are_contiguous_and_of_the_asked_sizes():
     with pytest.raises(
         UserError, match=r"here has 2 documents, which leaves its val part empty; give it more, or a file"
     ):
-        blocks(["a" * 50, "b" * 50], {"val": 0.1, "test": 0.5}, "here")
+        split_blocks(["a" * 50, "b" * 50], {"val": 0.1, "test": 0.5}, "here")
 
 
 def test_files_folders_and_documents(tmp_path):
@@ -120,7 +120,7 @@ def test_kinds_and_parts(tmp_path):
     data = source(target).load()
     assert (data.kind, data.source_kind, data.source, data.new_head) == ("causal", "causal", {}, False)
     assert data.outputs == data.source_outputs == 400
-    data = source(target, source_path=before, objective=Modelling.masked, vocab_size=500).load()
+    data = source(target, source_path=before, objective=LmObjective.masked, vocab_size=500).load()
     assert (data.kind, data.source_kind, set(data.source)) == ("masked", "masked", {"train", "test"})
     assert (data.outputs, data.features) == (500, (3, 16))
     assert data.vocabulary.size <= 500
@@ -167,7 +167,7 @@ def test_texts_that_cannot_be_used(tmp_path):
         (path, {"val_fraction": 0.5, "test_fraction": 0.5}, r"data.val_fraction \+ data.test_fraction is 1; allowed"),
         (
             path,
-            {"objective": Modelling.masked, "subwords": Subwords.bpe},
+            {"objective": LmObjective.masked, "subwords": Subwords.bpe},
             r"has no \[MASK\] token, which masked language",
         ),
     ):
@@ -180,7 +180,7 @@ def test_texts_that_cannot_be_used(tmp_path):
 
 def test_shakespeare_is_read_to_the_last_letter(tmp_path):
     play, small = real("tinyshakespeare") / "input.txt", written(tmp_path, some_texts(60))
-    settings = {"documents": Documents.files, "subwords": Subwords.bpe, "length": 256}
+    settings = {"documents": Documents.files, "subwords": Subwords.bpe, "max_seq_len": 256}
     x, y = source(small, val_path=small, test_path=str(play), **settings).load().target["test"]
     words = source(small, val_path=small, test_path=small, **settings).load().vocabulary
     assert words.decode(np.append(x[0, 0, :1], y[y >= 0])) == play.read_text().strip("\n")
@@ -191,7 +191,7 @@ def test_published_articles():
     data = source(
         folder / "valid.txt",
         test_path=str(folder / "test.txt"),
-        objective=Modelling.masked,
+        objective=LmObjective.masked,
         tokenizer=minilm(),
         vocab_size=None,
     ).load()

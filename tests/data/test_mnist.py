@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data.mnist import Files, Mnist
+from src.data.mnist import Mnist, MnistFiles
 from src.errors import UserError
 
 ROWS = 200
@@ -76,7 +76,7 @@ def test_fewer_rows_are_part_of_more_and_follow_the_split_seed(tmp_path):
 def test_the_other_pair_of_files(tmp_path):
     write(tmp_path, *digits())
     write(tmp_path, *digits(100), name="t10k")
-    low, high, _ = Mnist(path=str(tmp_path), files=Files.t10k, source_rows=None, target_rows=None).tables()
+    low, high, _ = Mnist(path=str(tmp_path), files=MnistFiles.t10k, source_rows=None, target_rows=None).tables()
     assert len(low.x) + len(high.x) == 100
 
 
@@ -96,7 +96,7 @@ BROKEN = [
     ({"labels": idx(digits()[1] + 1)}, "holds the label 10; allowed: 0 to 9"),
     ({"source_rows": 101}, "data.source_rows is 101; allowed: at most 100, the digits 0 to 4 in the file"),
     ({"target_rows": 101}, "data.target_rows is 101; allowed: at most 100, the digits 5 to 9"),
-    ({"files": Files.t10k}, "has no file t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"),
+    ({"files": MnistFiles.t10k}, "has no file t10k-images-idx3-ubyte or t10k-images-idx3-ubyte.gz"),
     ({"train_rows": 31, "target_rows": 60}, "data.train_rows is 31; allowed: at most 30"),
 ]
 

@@ -8,16 +8,16 @@ import pytest
 from src.data.packing import (
     Example,
     buckets,
-    by_example,
-    by_token,
-    frame,
-    lay_out,
-    longest_first,
-    packed,
+    build_example,
+    fill_rows,
+    num_tokens,
+    pack,
+    padded_width,
     padding_share,
+    scatter_by_example,
+    scatter_by_token,
     special_tokens,
-    used,
-    width,
+    truncate_longest_first,
 )
 from src.data.tokenization import load_vocabulary
 from tests.data.texts import word_level, write_word_list
@@ -35,24 +35,24 @@ def token_by_token(first, second, room):
 
 def test_the_longer_text_is_cut_first():
     for first, second, room in itertools.product(range(13), range(13), range(14)):
-        assert longest_first(first, second, room) == token_by_token(first, second, room), (first, second, room)
+        assert truncate_longest_first(first, second, room) == token_by_token(first, second, room), (first, second, room)
 
 
 def test_frames(tmp_path):
     words = load_vocabulary(write_word_list(tmp_path))
     a, b = np.array([5, 6, 7], np.int32), np.array([8, 9], np.int32)
-    alone, cut = frame(words, a, None, 5)
+    alone, cut = build_example(words, a, None, 5)
     assert ([*map(list, alone)], cut) == ([[2, 5, 6, 7, 3], [0] * 5], False)
-    pair, cut = frame(words, a, b, 8)
+    pair, cut = build_example(words, a, b, 8)
     assert ([*map(list, pair)], cut) == ([[2, 5, 6, 7, 3, 8, 9, 3], [0, 0, 0, 0, 0, 1, 1, 1]], False)
-    pair, cut = frame(words, a, b, 7)
+    pair, cut = build_example(words, a, b, 7)
     assert ([*map(list, pair)], cut) == ([[2, 5, 6, 3, 8, 9, 3], [0, 0, 0, 0, 1, 1, 1]], True)
-    alone, cut = frame(words, a, None, 4)
+    alone, cut = build_example(words, a, None, 4)
     assert ([*map(list, alone)], cut) == ([[2, 5, 6, 3], [0] * 4], True)
     assert alone.ids.dtype == alone.types.dtype == np.int32
     assert [special_tokens(words, 1), special_tokens(words, 2)] == [2, 3]
     gpt = word_level(["x"])  # no [CLS], and one token that ends texts
-    pair, _ = frame(gpt, a, b, 8)
+    pair, _ = build_example(gpt, a, b, 8)
     assert [*map(list, pair)] == [[5, 6, 7, 0, 8, 9, 0], [0, 0, 0, 0, 1, 1, 1]]
     assert special_tokens(gpt, 2) == 2
 
@@ -71,10 +71,10 @@ def test_every_example_is_in_one_row_and_whole(most, seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(1, 33, 150).tolist()
     examples = made_up(lengths)
-    groups = packed(lengths, 32, most, np.random.default_rng(7))
+    groups = pack(lengths, 32, most, np.random.default_rng(7))
     assert sorted(itertools.chain(*groups)) == list(range(150))
     assert max(map(len, groups)) <= most
-    rows = lay_out(examples, groups, 32, pad=99)
+    rows = fill_rows(examples, groups, 32, pad=99)
     assert rows.x.shape == (len(groups), 3, 32)
     assert rows.x.dtype == np.int32
     for i, (row, number, column) in enumerate(rows.places):
@@ -88,7 +88,7 @@ def test_every_example_is_in_one_row_and_whole(most, seed):
     assert (rows.x[:, 0][padding] == 99).all()
     assert not rows.x[:, 1][padding].any()
     assert padding_share(rows.x) == pytest.approx(1 - sum(lengths) / (32 * len(groups)))
-    assert used(rows.x).sum() == sum(lengths)
+    assert num_tokens(rows.x).sum() == sum(lengths)
     # The numbers of a row's examples rise from 1 without a gap, padding at its end only.
     for numbers in rows.x[:, 2]:
         real = numbers[numbers > 0]
@@ -102,18 +102,18 @@ def test_packing_is_tight():
     rng = np.random.default_rng(0)
     whole = [(31, 64 - 31), (50, 10, 4), (20, 20, 24), (64,)] * 20  # fills 80 rows without a gap
     lengths = rng.permutation([n for row in whole for n in row]).tolist()
-    assert len(packed(lengths, 64, 8, rng)) <= 80 * 11 / 9 + 1
+    assert len(pack(lengths, 64, 8, rng)) <= 80 * 11 / 9 + 1
     halves = rng.integers(1, 64, 100)
     pairs = rng.permutation([*halves, *(64 - halves)]).tolist()
-    assert len(packed(pairs, 64, 2, rng)) == 100  # of two a row, each finds its complement
+    assert len(pack(pairs, 64, 2, rng)) == 100  # of two a row, each finds its complement
     lengths = np.clip(rng.lognormal(3, 0.5, 2000).astype(int) + 2, 3, 128).tolist()
-    groups = packed(lengths, 128, 16, rng)
+    groups = pack(lengths, 128, 16, rng)
     assert len(groups) * 128 < 1.01 * sum(lengths) + 128
 
 
 def test_the_order_of_packed_rows_is_drawn_and_repeats():
     lengths = np.random.default_rng(1).integers(1, 33, 400).tolist()
-    first, again, other = (packed(lengths, 32, 4, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    first, again, other = (pack(lengths, 32, 4, np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert first == again
     assert first != other
     assert sorted(first) == sorted(other)
@@ -124,15 +124,15 @@ def test_the_order_of_packed_rows_is_drawn_and_repeats():
 def test_values_stand_where_their_examples_do():
     lengths = [5, 3, 8, 2]
     groups = [[2], [0, 1], [3]]
-    rows = lay_out(made_up(lengths), groups, 8, pad=0)
-    assert by_example(rows, [10, 11, 12, 13], 3).tolist() == [[12, -1, -1], [10, 11, -1], [13, -1, -1]]
-    marked = by_token(rows, [np.full(n, i) for i, n in enumerate(lengths)])
+    rows = fill_rows(made_up(lengths), groups, 8, pad=0)
+    assert scatter_by_example(rows, [10, 11, 12, 13], 3).tolist() == [[12, -1, -1], [10, 11, -1], [13, -1, -1]]
+    marked = scatter_by_token(rows, [np.full(n, i) for i, n in enumerate(lengths)])
     assert marked.tolist() == [[2] * 8, [0] * 5 + [1] * 3, [3, 3] + [-1] * 6]
 
 
 def test_width_is_the_smallest_multiple_of_8():
-    assert [width([3, n], 64) for n in (3, 8, 9, 57, 63, 64, 65)] == [8, 8, 16, 64, 64, 64, 64]
-    assert width([30], 30) == 30
+    assert [padded_width([3, n], 64) for n in (3, 8, 9, 57, 63, 64, 65)] == [8, 8, 16, 64, 64, 64, 64]
+    assert padded_width([30], 30) == 30
 
 
 def fewest_tokens(needed, shapes):

@@ -5,20 +5,20 @@ import itertools
 import numpy as np
 import pytest
 
-from src.data.docstrings import plain, read_library, read_topics
-from src.data.packing import frame
+from src.data.docstrings import collapse_whitespace, read_library, read_topics
+from src.data.packing import build_example
 from src.data.pairs import (
-    Lone,
+    LonePolicy,
     Pairing,
-    Rules,
-    cut,
-    documents_of,
-    encoded,
-    of_another,
+    PairRules,
+    describe,
+    encode_documents,
     pair_rows,
+    sample_other,
     sentence_pairs,
-    sentences_of,
-    words_of,
+    split_documents,
+    split_sentences,
+    truncate_pair,
 )
 from src.data.tokenization import load_vocabulary
 from src.errors import UserError
@@ -41,7 +41,7 @@ def corpus(documents, most=15, longest=40, seed=0):
 
 
 def made(documents, pairing, seed=1, **rules):
-    return sentence_pairs(documents, Rules(pairing, **{"room": 61, **rules}), np.random.default_rng(seed), "here")
+    return sentence_pairs(documents, PairRules(pairing, **{"room": 61, **rules}), np.random.default_rng(seed), "here")
 
 
 def noise(share, count):
@@ -63,7 +63,7 @@ def known(request):
     return documents, place
 
 
-@pytest.mark.parametrize(("pairing", "lone"), [*itertools.product(Pairing, Lone)])
+@pytest.mark.parametrize(("pairing", "lone"), [*itertools.product(Pairing, LonePolicy)])
 def test_a_pair_is_what_its_label_says(known, pairing, lone):
     documents, place = known
     found = made(documents, pairing, lone=lone)
@@ -83,7 +83,7 @@ def test_a_pair_is_what_its_label_says(known, pairing, lone):
         assert label == 0 or pairing is Pairing.order
         assert before[-1] + 1 == after[0] if whole else before[-1] < after[0]
     ones = sum(pair.label for pair in found.pairs)
-    if lone is Lone.random:
+    if lone is LonePolicy.random:
         assert found.lone == 0
         assert of_others == ones if pairing is Pairing.next else 0 < of_others < ones
     else:  # each pair is a fair coin's
@@ -166,9 +166,9 @@ def test_the_longer_text_is_cut_at_either_end():
         return first, second
 
     for sizes in rng.integers(1, 40, (300, 2)).tolist():
-        pair = cut(*map(np.arange, sizes), 0, 30, rng)
+        pair = truncate_pair(*map(np.arange, sizes), 0, 30, rng)
         assert (len(pair.first), len(pair.second)) == one_by_one(*sizes, 30)
-    fronts = np.array([cut(np.arange(50), np.arange(4), 1, 20, rng).first[0] for _ in range(5000)])
+    fronts = np.array([truncate_pair(np.arange(50), np.arange(4), 1, 20, rng).first[0] for _ in range(5000)])
     assert fronts.mean() == pytest.approx(34 / 2, abs=5 * np.sqrt(34 / 4 / 5000))  # a fair coin for each of 34 tokens
     assert fronts.var() == pytest.approx(34 / 4, rel=0.15)
 
@@ -177,7 +177,7 @@ def test_the_longer_text_is_cut_at_either_end():
 def test_another_document_is_never_the_own_one(count):
     documents = numbered([[1] * 4] * count)
     rng = np.random.default_rng(0)
-    drawn = [of_another(documents, 1, 2, rng) for _ in range(4000)]
+    drawn = [sample_other(documents, 1, 2, rng) for _ in range(4000)]
     owners = np.bincount([sentences[0][0] // DOCUMENT for sentences in drawn], minlength=count)
     assert owners[1] == 0
     share = 1 / (count - 1)
@@ -185,7 +185,7 @@ def test_another_document_is_never_the_own_one(count):
     begins = np.bincount([sentences[0][0] % DOCUMENT // SENTENCE for sentences in drawn])
     np.testing.assert_allclose(begins / 4000, 0.25, atol=noise(0.25, 4000))
     assert {len(sentences) for sentences in drawn} == {1, 2}  # the last sentence has none after it
-    assert {len(of_another(documents, 1, 0, rng)) for _ in range(20)} == {1}  # never nothing
+    assert {len(sample_other(documents, 1, 0, rng)) for _ in range(20)} == {1}  # never nothing
 
 
 def test_the_same_seed_makes_the_same_pairs():
@@ -203,10 +203,10 @@ def test_documents_of_one_sentence_are_left_out_and_counted():
     whole = numbered([[3, 3], [4], [], [2, 2, 2], [0, 5, 0]])
     found = made(whole, Pairing.order)
     assert (len(found.pairs), found.lone, found.single) == (2, 0, 3)
-    assert words_of(found).endswith("of them false (left out: 3 documents of one sentence)")
+    assert describe(found).endswith("of them false (left out: 3 documents of one sentence)")
     long = made(numbered([[70, 70, 3, 3]] * 4), Pairing.order, short=0.0)
     assert (len(long.pairs), long.lone) == (4, 8)
-    assert "8 sentences without a neighbour" in words_of(long)
+    assert "8 sentences without a neighbour" in describe(long)
 
 
 def test_nothing_to_pair_is_refused():
@@ -215,7 +215,7 @@ def test_nothing_to_pair_is_refused():
     with pytest.raises(UserError, match="here has one document of two sentences or more, and false pairs need another"):
         made(numbered([[3, 3], [4]]), Pairing.next)
     with pytest.raises(UserError, match="false pairs need another"):
-        made(numbered([[3, 3]]), Pairing.order, lone=Lone.random)
+        made(numbered([[3, 3]]), Pairing.order, lone=LonePolicy.random)
     assert len(made(numbered([[3, 3]]), Pairing.order).pairs) == 1
     with pytest.raises(UserError, match=r"here has no two sentences in a row that share 61 tokens; allowed: longer"):
         made(numbered([[70, 70]] * 3), Pairing.order, short=0.0)
@@ -225,16 +225,16 @@ def test_nothing_to_pair_is_refused():
 
 
 def test_sentences_end_before_a_capital():
-    assert sentences_of(' One, e.g. this. Two!  Is it\nthree? No:\n"four". ') == [
+    assert split_sentences(' One, e.g. this. Two!  Is it\nthree? No:\n"four". ') == [
         "One, e.g. this.",
         "Two!",
         "Is it\nthree?",
         'No:\n"four".',
     ]
-    assert sentences_of("version 3.14 is out") == ["version 3.14 is out"]
+    assert split_sentences("version 3.14 is out") == ["version 3.14 is out"]
     text = "\n\nA one. B two.\nC three.\n \t\n\nD four.\n\n  \n"
-    assert documents_of(text) == [["A one.", "B two.", "C three."], ["D four."]]
-    assert documents_of(" \n\n ") == []
+    assert split_documents(text) == [["A one.", "B two.", "C three."], ["D four."]]
+    assert split_documents(" \n\n ") == []
 
 
 @pytest.fixture
@@ -243,9 +243,9 @@ def words(tmp_path):
 
 
 def test_rows_of_pairs(words):
-    (document,) = encoded(["The cat saw. A dog playing."], words.encode)
+    (document,) = encode_documents(["The cat saw. A dog playing."], words.encode)
     assert [len(sentence) for sentence in document] == [4, 5]
-    examples = [frame(words, *document, 16)[0], frame(words, *document[::-1], 16)[0]]
+    examples = [build_example(words, *document, 16)[0], build_example(words, *document[::-1], 16)[0]]
     found = pair_rows(examples, [0, 1], 16, words)
     the, cat, saw, a, dog, play, ing, end = 5, 6, 8, 9, 7, 15, 16, 18
     one, two = [the, cat, saw, end], [a, dog, play, ing, end]
@@ -270,15 +270,18 @@ def test_python_s_own_words(tmp_path):
     ids = {}
 
     def encode(texts):
-        return [np.array([ids.setdefault(word, len(ids)) for word in plain(text).split()]) for text in texts]
+        return [
+            np.array([ids.setdefault(word, len(ids)) for word in collapse_whitespace(text).split()]) for text in texts
+        ]
 
-    split = encoded(documents, encode)
+    split = encode_documents(documents, encode)
     found = {
-        (pairing, lone): made(split, pairing, lone=lone, room=125) for pairing, lone in itertools.product(Pairing, Lone)
+        (pairing, lone): made(split, pairing, lone=lone, room=125)
+        for pairing, lone in itertools.product(Pairing, LonePolicy)
     }
     assert all(len(part.pairs) > 2000 for part in found.values())
-    assert 0.55 < found[Pairing.next, Lone.random].false < 2 / 3
+    assert 0.55 < found[Pairing.next, LonePolicy.random].false < 2 / 3
     for pairing in Pairing:
-        fair = found[pairing, Lone.skip]
+        fair = found[pairing, LonePolicy.skip]
         assert fair.false == pytest.approx(0.5, abs=noise(0.5, len(fair.pairs)))
-        assert fair.single == found[pairing, Lone.random].single > 0
+        assert fair.single == found[pairing, LonePolicy.random].single > 0

@@ -32,7 +32,7 @@ def conll(tmp_path, **settings):
     content = "\n\n".join("\n".join(f"{word} {tag}" for word, tag in one) for one in tagged)
     path = tmp_path / "tags.txt"
     path.write_text(content + "\n")
-    more = {"path": str(path), "val_path": str(path), "test_path": str(path), "vocab_size": 60, "length": 24}
+    more = {"path": str(path), "val_path": str(path), "test_path": str(path), "vocab_size": 60, "max_seq_len": 24}
     return Conll(tokenizer_cache=None, **(more | settings)).load()
 
 
@@ -70,7 +70,7 @@ def squad(tmp_path, **settings):
     path = tmp_path / "asked.json"
     path.write_text(json.dumps({"data": [{"title": "a", "paragraphs": paragraphs}]}))
     more = {"path": str(path), "val_path": str(path), "test_path": str(path), "vocab_size": 90}
-    sizes = {"length": 12, "question_length": 4, "stride": 4}
+    sizes = {"max_seq_len": 12, "question_length": 4, "stride": 4}
     return Squad(tokenizer_cache=None, **(more | sizes | settings)).load()
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes, load_digits
 
-from src.data.base import Source, Table
-from src.data.csv import Csv, Kind
+from src.data.base import DataSource, Table
+from src.data.csv import Csv, LabelKind
 from src.data.diabetes import Diabetes, Sex
 from src.data.digits import Digits
 from src.data.synthetic import Synthetic
@@ -48,9 +48,9 @@ def test_statistics_come_from_the_pretraining_rows_alone():
     source, target, _ = Diabetes().tables()
     raw = {tuple(np.round(row, 4)) for row in target.x}
     seen = {"test": 0.2}
-    from src.data.base import cut
+    from src.data.base import split_off
 
-    kept = cut(source, np.random.default_rng(0), seen)["train"][0]
+    kept = split_off(source, np.random.default_rng(0), seen)["train"][0]
     for part in data.target.values():
         for row in part.x:
             assert tuple(np.round(row * kept.std(0) + kept.mean(0), 4)) in raw
@@ -86,7 +86,7 @@ def test_synthetic_similarity(similarity):
 
 def test_a_constant_feature_is_only_centred():
     @dataclasses.dataclass(frozen=True)
-    class Flat(Source):
+    class Flat(DataSource):
         def tables(self):
             x = np.c_[np.full(40, 7.0), np.arange(40.0)]
             return Table(x, np.arange(40.0), "a"), Table(x + 1, np.arange(40.0), "b"), "regression"
@@ -123,16 +123,22 @@ def test_csv_classification_with_text_labels(tmp_path):
     def table(labels):
         return "a,y\n" + "\n".join(f"{i},{labels[i % len(labels)]}" for i in range(20))
 
-    source = Csv(
-        source_path=write(tmp_path / "s.csv", table(["cat", "dog"])),
-        target_path=write(tmp_path / "t.csv", table(["cow", "dog", "cat"])),
-        label="y",
-        kind=Kind.classification,
-    )
-    data = source.load()
+    def loaded(source, target):
+        first, second = write(tmp_path / "s.csv", table(source)), write(tmp_path / "t.csv", table(target))
+        return Csv(source_path=first, target_path=second, label="y", kind=LabelKind.classification).load()
+
+    data = loaded(["cat", "dog"], ["cow", "ant", "bee"])
     assert (data.source_outputs, data.outputs, data.new_head) == (2, 3, True)
-    same = dataclasses.replace(source, target_path=source.source_path).load()
-    assert not same.new_head
+    same = loaded(["cat", "dog"], ["dog", "cat"])
+    assert (same.outputs, same.new_head) == (2, False)
+    for target, named in (
+        (["cow", "dog", "cat"], r"\(cow in data.target_path=\S+ only\)"),
+        (["cat", "cow"], r"\(dog in data.source_path=\S+ only, cow in data.target_path=\S+ only\)"),
+    ):
+        with pytest.raises(UserError, match=rf"share some of their classes and not all {named}; allowed: the same"):
+            loaded(["cat", "dog"], target)
+    with pytest.raises(UserError, match=r"\(3, 4 in data.source_path=\S+ only\)"):  # a subset would be numbered anew
+        loaded([1, 2, 3, 4], [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -141,7 +147,12 @@ def test_csv_classification_with_text_labels(tmp_path):
         (None, {}, r"data.target_path=.*t.csv: there is no such file"),
         ("a,c,y\n1,2,3", {"features": ("a", "b")}, "has no column 'b'.*it has a, c, y"),
         ("a,b,z\n1,2,3", {}, "data.label: .* has no column 'y'.*it has a, b, z"),
-        ("a,y\n1,2\n2,3\n3,4\n4,5\n5,6\n6,7", {}, "has 2 features and .* has 1"),
+        ("a,y\n1,2\n2,3", {}, r"t.csv has no column b, which the other file has; allowed: .*data.features"),
+        ("a,b,c,y\n1,2,3,4", {}, r"s.csv has no column c, which the other file has"),
+        ("y,b,a\n1,2,3", {}, r"t.csv has the column 'b' where .*s.csv has 'a'"),
+        ("a,b,a,y\n1,2,3,4", {}, "has the column 'a' twice"),
+        (HEAD + "0,1,2,3\n" * 9, {}, "more cells than its header; allowed"),
+        (HEAD + "0,1,2,3\n" + "1,2,3\n" * 9, {}, "more cells than its header"),
         (HEAD + "1,oops,2\n" * 9, {}, "column 'b' holds 'oops'; allowed: numbers"),
         (HEAD + "1,2,bad\n" * 9, {}, "column 'y' holds 'bad'; allowed: numbers"),
         (HEAD + "1,2,3\n1,,3\n" * 9, {}, "9 missing or infinite values in x, the first in row 1"),
@@ -152,7 +163,17 @@ def test_csv_classification_with_text_labels(tmp_path):
         ("", {}, "cannot be read as CSV"),
         (HEAD + "1,2,3\n1,2,3,4,5\n", {}, "cannot be read as CSV"),
         (HEAD + "1,2,3\n" * 9, {"features": ("a", "y")}, "names the label 'y'"),
-        (HEAD + "1,2,3\n" * 9, {"kind": Kind.classification}, "one label only"),
+        (HEAD + "1,2,3\n" * 9, {"kind": LabelKind.classification}, "one label only"),
+        (
+            HEAD + "1,2,0.5\n1,2,1\n" * 9,
+            {"kind": LabelKind.classification},
+            "column 'y' holds 0.5; allowed with data.kind",
+        ),
+        (
+            HEAD + "".join(f"1,2,{i}\n" for i in range(51)),
+            {"kind": LabelKind.classification},
+            "column 'y' holds 51 different values; allowed with data.kind=classification: at most 50",
+        ),
     ],
 )
 def test_csv_that_cannot_be_used(tmp_path, target, settings, message):

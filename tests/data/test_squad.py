@@ -6,16 +6,16 @@ import logging
 import numpy as np
 import pytest
 
-from src.data.squad import Squad, nearest, read_questions, tokens_of
-from src.data.text_source import tell
+from src.data.squad import Squad, find_answer, read_questions, token_span
 from src.errors import UserError
 from src.metrics.text import best_spans, squad_scores
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts
 
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def published(paragraphs):
@@ -63,7 +63,10 @@ def path(tmp_path):
 def source(path, **settings):
     return Squad(
         path=path,
-        **({"tokenizer_cache": None, "vocab_size": 300, "length": 64, "question_length": 16, "stride": 20} | settings),
+        **(
+            {"tokenizer_cache": None, "vocab_size": 300, "max_seq_len": 64, "question_length": 16, "stride": 20}
+            | settings
+        ),
     )
 
 
@@ -134,16 +137,16 @@ def test_parts_share_no_context(path):
 
 
 def test_where_an_answer_is():
-    assert nearest("a cat, a cat", "cat", 9) == 9
-    assert nearest("a cat, a cat", "cat", 8) == 9
-    assert nearest("a cat, a cat", "cat", 3) == 2
-    assert nearest("a cat", "dog", 2) == -1
-    assert nearest("a cat", "", 2) == -1
+    assert find_answer("a cat, a cat", "cat", 9) == 9
+    assert find_answer("a cat, a cat", "cat", 8) == 9
+    assert find_answer("a cat, a cat", "cat", 3) == 2
+    assert find_answer("a cat", "dog", 2) == -1
+    assert find_answer("a cat", "", 2) == -1
     offsets = np.array([[0, 2], [3, 5], [5, 8], [9, 10]])
-    assert tokens_of(offsets, 3, 8) == (1, 2)
-    assert tokens_of(offsets, 4, 6) == (1, 2)  # parts of tokens
-    assert tokens_of(offsets, 0, 10) == (0, 3)
-    first, last = tokens_of(offsets, 2, 3)
+    assert token_span(offsets, 3, 8) == (1, 2)
+    assert token_span(offsets, 4, 6) == (1, 2)  # parts of tokens
+    assert token_span(offsets, 0, 10) == (0, 3)
+    first, last = token_span(offsets, 2, 3)
     assert last < first
 
 
@@ -173,7 +176,7 @@ def test_files_that_cannot_be_used(tmp_path, path):
         source("nowhere").load()
     with pytest.raises(UserError, match=r"data.examples is 2; allowed with data=squad: 1"):
         source(path, examples=2).load()
-    with pytest.raises(UserError, match=r"data.stride is 46; allowed: at most 45, what data.length leaves"):
+    with pytest.raises(UserError, match=r"data.stride is 46; allowed: at most 45, what data.max_seq_len leaves"):
         source(path, stride=46).load()
 
 
@@ -181,7 +184,7 @@ def test_published_questions():
     """XQuAD as published (Artetxe et al. 2020): 240 paragraphs, 1,190 questions; each answer is in a window."""
     file = str(real("xquad_en") / "xquad.en.json")
     for length, stride in ((384, 128), (192, 64)):
-        data = Squad(path=file, tokenizer=minilm(), length=length, stride=stride).load()
+        data = Squad(path=file, tokenizer=minilm(), max_seq_len=length, stride=stride).load()
         assert sum(len(kept.questions) for kept in data.questions.values()) == 1190
         whole = 0
         for name, (_, y) in data.target.items():

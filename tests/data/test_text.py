@@ -1,4 +1,4 @@
-"""Texts with labels: what is read, how it is split and numbered, and what is refused."""
+"""LabeledTexts with labels: what is read, how it is split and numbered, and what is refused."""
 
 import json
 import logging
@@ -6,11 +6,11 @@ import logging
 import numpy as np
 import pytest
 
-from src.data import text_source
 from src.data.packing import padding_share
-from src.data.text import Empty, Text
-from src.data.text_source import LabelledText, Labels, Padding, TextSource
+from src.data.text import OnEmpty, Text
+from src.data.text_source import LabeledTextSource, LabelKind, Padding, TextSource
 from src.errors import UserError
+from src.notices import warn_once
 from tests.data.texts import minilm, real, some_texts, write_word_list
 
 NAMES = ["good", "bad", "so so"]
@@ -18,7 +18,7 @@ NAMES = ["good", "bad", "so so"]
 
 @pytest.fixture(autouse=True)
 def _say_again():
-    text_source.tell.cache_clear()
+    warn_once.cache_clear()
 
 
 def written(folder, texts, labels, name="a.tsv", header="text\tlabel"):
@@ -136,7 +136,7 @@ def test_files_of_their_own(tmp_path):
 
 def test_regression_is_standardised_by_the_rows_to_train_on(tmp_path):
     values = np.random.default_rng(0).normal(3, 2, 50).round(3)
-    data = source(written(tmp_path, some_texts(50), values), kind=Labels.regression).load()
+    data = source(written(tmp_path, some_texts(50), values), kind=LabelKind.regression).load()
     assert (data.kind, data.outputs, data.labels) == ("regression", 1, ())
     y = data.target["train"].y.astype(np.float64)
     assert data.target["train"].y.dtype == np.float32
@@ -149,7 +149,7 @@ def test_regression_is_standardised_by_the_rows_to_train_on(tmp_path):
 def test_packed_rows_say_the_same(tmp_path):
     texts, labels = some_texts(200), [i % 3 for i in range(200)]
     path = written(tmp_path, texts, labels)
-    one, many = source(path, length=64).load(), source(path, length=64, examples=6).load()
+    one, many = source(path, max_seq_len=64).load(), source(path, max_seq_len=64, examples=6).load()
     assert many.kind == "labels"
     for name, part in many.target.items():
         assert part.y.shape == (len(part.x), 6)
@@ -168,10 +168,10 @@ def test_packed_rows_say_the_same(tmp_path):
 
 def test_width_of_rows(tmp_path):
     path = written(tmp_path, some_texts(50), [i % 2 for i in range(50)])
-    fit = source(path, length=128).load()
+    fit = source(path, max_seq_len=128).load()
     longest = max(part.x[:, 2].sum(1).max() for part in fit.target.values())
     assert fit.features[1] == -(-longest // 8) * 8
-    assert source(path, length=128, padding=Padding.length).load().features == (3, 128)
+    assert source(path, max_seq_len=128, padding=Padding.max_length).load().features == (3, 128)
 
 
 def test_what_the_terminal_is_told(tmp_path, caplog):
@@ -179,17 +179,17 @@ def test_what_the_terminal_is_told(tmp_path, caplog):
     texts = ["the cat"] * 9 + ["the cat saw the dog and the bird ran away"]
     path = written(tmp_path, texts * 10, [i % 2 for i in range(100)])
     words = write_word_list(tmp_path)
-    source(path, tokenizer=words, length=8).load()
-    (cut,) = [line for line in caplog.messages if "cut to data.length=8" in line]
+    source(path, tokenizer=words, max_seq_len=8).load()
+    (cut,) = [line for line in caplog.messages if "cut to data.max_seq_len=8" in line]
     total = [int(word) for word in cut.replace("(", " ").split() if word.isdigit()]
     assert sum(total[::2]) == 10
     assert any("80 rows of 8 tokens to train on" in line and "of them padding" in line for line in caplog.messages)
     caplog.clear()
-    source(path, tokenizer=words, length=16, examples=4).load()
+    source(path, tokenizer=words, max_seq_len=16, examples=4).load()
     (line,) = [line for line in caplog.messages if "one a row they would be of 16 tokens" in line]
     assert "80 examples to train on in " in line
     caplog.clear()
-    source(path, tokenizer=words, length=16, examples=4).load()
+    source(path, tokenizer=words, max_seq_len=16, examples=4).load()
     assert caplog.messages == []  # once is enough, however many runs load it
 
 
@@ -204,14 +204,14 @@ BROKEN = [
     (b"text\tlabel\na\xe9b\t1\n", {}, r"byte 12 of .*a.tsv \(0xe9\) is not UTF-8; allowed: text in UTF-8"),
     (b"\xef\xbb\xbftext\tlabel\na\xe9b\t1\n", {}, r"byte 15 of .*a.tsv \(0xe9\) is not UTF-8"),
     ("text\tlabel\n" + "a\t1\n" * 20, {}, r"has one label only \(1\); allowed: at least two"),
-    (LINES + "a\tnan\n" * 20, {"kind": Labels.regression}, "has the label 'nan'; allowed with a regression: finite"),
+    (LINES + "a\tnan\n" * 20, {"kind": LabelKind.regression}, "has the label 'nan'; allowed with a regression: finite"),
     (LINES, {}, "which leaves its (test|val) part empty; give it more"),
     (
         LINES,
         {"val_fraction": 0.5, "test_fraction": 0.6},
         r"data.test_fraction \+ data.val_fraction is 1.1; allowed: less",
     ),
-    (LINES, {"kind": Labels.regression, "examples": 2}, "data.examples is 2; allowed with a regression: 1"),
+    (LINES, {"kind": LabelKind.regression, "examples": 2}, "data.examples is 2; allowed with a regression: 1"),
 ]
 
 
@@ -239,8 +239,8 @@ def test_other_files_that_cannot_be_used(tmp_path):
             source(str(tmp_path / "a.jsonl")).load()
     with pytest.raises(TypeError, match="TextSource does not say"):
         TextSource().load()
-    with pytest.raises(TypeError, match="LabelledText does not say"):
-        LabelledText().load()
+    with pytest.raises(TypeError, match="LabeledTextSource does not say"):
+        LabeledTextSource().load()
 
 
 def test_labels_that_were_not_trained_on(tmp_path):
@@ -258,7 +258,7 @@ def test_whole_numbers_are_sorted_as_numbers(tmp_path):
 def test_empty_texts_are_left_out_where_that_is_asked_for(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     path = written(tmp_path, [*some_texts(30), "", " "], [i % 2 for i in range(32)])
-    assert sum(source(path, empty=Empty.skip).load().rows().values()) == 30
+    assert sum(source(path, empty=OnEmpty.skip).load().rows().values()) == 30
     assert any("2 of 32 rows have an empty text and are left out" in line for line in caplog.messages)
 
 

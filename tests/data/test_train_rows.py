@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from src.data.base import Source, Table, rank_in_class
+from src.data.base import DataSource, Table, rank_in_class
 from src.data.diabetes import Diabetes
-from src.data.digits import Digits, Task
+from src.data.digits import Digits, DigitsTask
 from src.data.synthetic import Synthetic
 from src.errors import UserError
 
-SOURCES = [Diabetes(), Digits(), Digits(task=Task.union), Synthetic()]
+SOURCES = [Diabetes(), Digits(), Digits(task=DigitsTask.union), Synthetic()]
 WITH_ALL = pytest.mark.parametrize("source", SOURCES, ids=["diabetes", "digits", "union", "synthetic"])
 
 
@@ -50,12 +50,12 @@ def test_labels_are_balanced():
         seen = np.bincount(loaded(Digits(), count).target["train"].y, minlength=5)
         assert seen.max() - seen.min() <= 1, count
     assert np.bincount(loaded(Digits(), 10).target["train"].y).tolist() == [2] * 5
-    assert np.bincount(loaded(Digits(task=Task.rotated), 30).target["train"].y).tolist() == [3] * 10
+    assert np.bincount(loaded(Digits(task=DigitsTask.rotated), 30).target["train"].y).tolist() == [3] * 10
 
 
 def test_a_rare_label_gives_all_it_has():
     @dataclasses.dataclass(frozen=True)
-    class Rare(Source):
+    class Rare(DataSource):
         def tables(self):
             labels = np.array(["rare"] * 6 + ["often"] * 94)
             return (

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from src.data.tokenization import END_OF_TEXT, WORDPIECE_SPECIAL, vocabulary
+from src.data.tokenization import END_OF_TEXT, WORDPIECE_SPECIAL, wrap_tokenizer
 
 WORDS = ["the", "cat", "dog", "saw", "a", "red", "bird", "and", "ran", "away", "play", "##ing", "##s", ".", ","]
 
@@ -23,7 +23,7 @@ def word_level(words, special=END_OF_TEXT):
     backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate([special, *words])}, unk_token=special))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens([special])
-    return vocabulary(backend, "data.tokenizer=words")
+    return wrap_tokenizer(backend, "data.tokenizer=words")
 
 
 def some_texts(count=200, seed=0):

@@ -9,7 +9,7 @@ from src.models.base import PLAIN
 from src.models.bert import Bert, Head
 from src.models.transformer import MASK_VALUE
 from src.objectives.base import Network, StepContext
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.objectives.pairs import MaskedPairs, PairLabels
 from src.objectives.text import Masked
 from tests.objectives.test_text import log_softmax
@@ -96,7 +96,7 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
     alone = Masked(**settings).corrupt(key, x, ids)
     np.testing.assert_array_equal(seen, alone[0])
     np.testing.assert_array_equal(wanted, np.concatenate([labels, alone[1]], axis=1))
-    assert OBJECTIVES["pretraining"] == MaskedPairs()
+    assert for_kind("pretraining") == MaskedPairs()
     assert MaskedPairs.corrupts
 
 

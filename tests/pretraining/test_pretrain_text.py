@@ -15,7 +15,7 @@ from tests.config.test_config import composed
 from tests.runs import pretraining_stage, run
 
 TINY = (
-    *("data=docstrings", "data.tokenizer_cache=null", "data.length=24", "model=bert", "model.vocab_size=200"),
+    *("data=docstrings", "data.tokenizer_cache=null", "data.max_seq_len=24", "model=bert", "model.vocab_size=200"),
     *("model.width=8", "model.layers=1", "model.heads=2", "model.positions=24", "tracker=disk"),
     *("batch_size=8", "pretrain_steps=2", "finetune_steps=2", "log_every=1", "lr_pre=0.01"),
 )
@@ -78,6 +78,7 @@ def test_the_settings_of_masking_reach_the_objective():
     )
     objective = pretraining_stage(recipe, data).objective
     assert (objective.rate, objective.exact, objective.most) == (0.5, True, 7)
+    assert data.vocabulary is not None
     written = data.vocabulary.backend.get_vocab()
     assert set(objective.continues) == {number for token, number in written.items() if token.startswith("##")} != set()
     part = data.source["train"]

@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.models.base import head_paths, same_bits
 from src.models.bert import Bert, Head, Pooling
 from src.models.mlp import Mlp
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.objectives.text import Masked
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
@@ -39,7 +39,7 @@ class Words(Transfer):
     """A corpus with words missing, then labels."""
 
     def objective(self, kind):
-        found = OBJECTIVES[kind]
+        found = for_kind(kind)
         return replace(found, mask_id=1, words=WORDS) if isinstance(found, Masked) else found
 
 

@@ -10,7 +10,7 @@ from src.config.hparams import static_part
 from src.data.digits import Digits
 from src.models.cnn import Cnn
 from src.models.mlp import Mlp
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.optim.optimizers import Adam, Momentum
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
@@ -133,7 +133,7 @@ OTHER_STAGES = [{"pretrain_steps": 6}, {"lr_pre": 0.01}, {"pretrain": Supervised
 
 
 def information(model, **changes):
-    task = Task(static_part(model), 5, OBJECTIVES["classification"])
+    task = Task(static_part(model), 5, for_kind("classification"))
     return dataclasses.replace(Information(task, Estimator.exact, 100, 256, True), **changes)
 
 

@@ -15,7 +15,7 @@ from src.config.schema import build, option_class, option_names
 from src.errors import UserError
 from src.models.mlp import Mlp
 from src.objectives.base import Network, Objective
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.objectives.supervised import Classification
 from src.objectives.text import Masked
 from src.pretraining.augmentation import Augmentation
@@ -48,7 +48,7 @@ def keeping(seed=0, kind="classification", **changes):
     outputs = CLASSES if kind == "classification" else 1
     source = SOURCE if kind == "classification" else Split(SOURCE.x, RNG.normal(size=ROWS).astype(np.float32))
     params = MODEL.init(jax.random.PRNGKey(seed), (FEATURES,), outputs)
-    task = SourceTask(MODEL, outputs, OBJECTIVES[kind], params, HEAD, False, source, seed)
+    task = SourceTask(MODEL, outputs, for_kind(kind), params, HEAD, False, source, seed)
     return task._replace(**changes)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from src.config.hparams import bind, static_part
 from src.models.mlp import Mlp
-from src.objectives.kinds import OBJECTIVES
+from src.objectives.kinds import for_kind
 from src.optim.optimizers import Adamw
 from src.optim.schedules import Constant
 from src.strategies.full import Full
@@ -24,7 +24,7 @@ def stage(strategy):
     return Stage(
         model=Mlp(widths=(256,) * 5),
         outputs=1,
-        objective=OBJECTIVES["regression"],
+        objective=for_kind("regression"),
         strategy=strategy,
         optimizer=Adamw(clip_norm=1.0),
         schedule=Constant(),

@@ -115,12 +115,12 @@ def blended(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float,
 def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFrame:
     """Return the metrics of weighted sums of jobs' adapters, a row a point."""
     from ...finished.weighted_adapters import search_weights
-    from ...objectives.kinds import OBJECTIVES
+    from ...objectives.kinds import for_kind
 
     model = jobs[0].model
     outputs = jobs[0].base[f"{head_of(model)}"].shape[-1]
     adapters = [job.adapter for job in jobs]
-    return search_weights(model, jobs[0].base, adapters, part, OBJECTIVES["classification"], outputs, points, head=0)
+    return search_weights(model, jobs[0].base, adapters, part, for_kind("classification"), outputs, points, head=0)
 
 
 def head_of(model: Any) -> str:
