@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..objectives.base import Objective
-from ..objectives.text import Masked
+from ..objectives.text import MaskedLm
 from ..types import Split
 from .base import Table, Transfer, check_shares, cut, fewer
 from .packing import Example, Rows, by_example, frame, lay_out, one_a_row, packed, padding_share, width
@@ -66,7 +66,7 @@ class TextTransfer(Transfer):
     def objective(self, kind: str) -> Objective:
         """Return what is minimised; of masked words, with this vocabulary's numbers."""
         found = super().objective(kind)
-        if isinstance(found, Masked) and self.vocabulary is not None:
+        if isinstance(found, MaskedLm) and self.vocabulary is not None:
             return replace(found, mask_id=self.vocabulary.mask, words=self.vocabulary.size)
         return found
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from .base import Objective
 from .pairs import MaskedPairs
 from .supervised import Classification, Regression
-from .text import Causal, Labels, Masked, Spans
+from .text import Causal, Spans
+from .text import MaskedLm as Masked
+from .text import TokenClassification as Labels
 
 OBJECTIVES: dict[str, Objective] = {
     "regression": Regression(),

@@ -29,7 +29,7 @@ from ..optim.partition import ParamLabels, split
 from ..optim.schedules import Constant, Schedule
 from ..pretraining.base import Features, Pretraining
 from ..pretraining.supervised import Supervised
-from ..retention.base import CacheFn, Kept, Retention, SourceTask
+from ..retention.base import CacheFn, Retention, RetentionState, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.base import Strategy
 from ..strategies.frozen import Frozen
@@ -362,7 +362,7 @@ def finetune(
 
 def keep_source(
     recipes: Sequence[Recipe], data: Transfer, before: Sequence[Params], cache: StageCache | None = None
-) -> list[Kept] | None:
+) -> list[RetentionState] | None:
     """Return what the retention method keeps of the source task, a lane each; ``None`` where it keeps nothing.
 
     ``own`` is the method's; ``head`` is the source's head where fine-tuning replaces it. Lanes of one pre-training and
@@ -371,7 +371,7 @@ def keep_source(
     """
     if not recipes[0].retention.needs_state:
         return None
-    made: dict[Any, Kept] = {}
+    made: dict[Any, RetentionState] = {}
     for recipe, params in zip(recipes, before, strict=True):
         if (key := (id(params), recipe.seed)) not in made:
             task = source_task(recipe, data, params)

@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..metrics import continual
 from ..models.base import head_paths
 from ..objectives.kinds import OBJECTIVES
-from ..retention.base import Kept, SourceTask
+from ..retention.base import RetentionState, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.full import Full
 from ..training.compiled import Cost
@@ -116,7 +116,7 @@ def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row],
     heads = head_paths(recipe.model, shared)
     apart = recipe.retention.isolates
     own: list[Params] = []  # each task's own leaves: its head where heads are not shared, what a strategy added
-    kept: Kept | None = None
+    kept: RetentionState | None = None
     matrix: list[list[float]] = []
     baseline: list[float] = []
     cost, fit = Cost(0.0, 0), None
@@ -153,8 +153,8 @@ def run_sequence(recipe: Recipe, data: TaskSequence, watch: Callable[[str, Row],
 
 
 def init_state(
-    recipe: Recipe, data: TaskSequence, number: int, end: Params, heads: frozenset[str], before: Kept | None
-) -> Kept | None:
+    recipe: Recipe, data: TaskSequence, number: int, end: Params, heads: frozenset[str], before: RetentionState | None
+) -> RetentionState | None:
     """Return what the retention method keeps after one more task."""
     retention = recipe.retention
     if not retention.needs_state:

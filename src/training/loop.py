@@ -19,7 +19,7 @@ from jaxtyping import Array
 from ..config.hparams import bind, static_part
 from ..models.base import is_statistic
 from ..optim.partition import join
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import LogFn, Params, Row, Split
 from .compiled import Cost
 from .stage import Best, Losses, Stage, State, carry_over, eval_params, frozen_paths, start, traced, with_added
@@ -142,7 +142,7 @@ class Training:
         splits: Mapping[str, Split],
         own_rows: bool = False,
         final: bool = True,
-        kept: Sequence[Kept] | None = None,
+        kept: Sequence[RetentionState] | None = None,
         look: EvalHook | None = None,
     ) -> list[Params]:
         """Train one phase and return each lane's parameters.
@@ -249,7 +249,7 @@ class PhaseRunner:
         lanes: Lanes,
         own_rows: bool,
         before: PhaseRunner | None,
-        kept: Sequence[Kept] | None = None,
+        kept: Sequence[RetentionState] | None = None,
     ) -> None:
         stage, self.count = stages[0], len(stages)
         self.shared = share_start(params, stages, lanes)
@@ -266,7 +266,7 @@ class PhaseRunner:
         if before is not None:
             self.state = carry_over(self.state, before.state)
         alone = self.shared or lanes is Lanes.one
-        self.kept: Kept = jax.device_put({} if kept is None else kept[0] if alone else stacked(kept))
+        self.kept: RetentionState = jax.device_put({} if kept is None else kept[0] if alone else stacked(kept))
         rows = data.y.shape[1 if own_rows else 0]
         minibatches = stage.batch_size is not None and stage.batch_size < rows
         # Lanes that share the order of their rows have it computed once, as a single run would.
@@ -364,7 +364,7 @@ class Shapes:
         return hash((self._structure, self._leaves))
 
 
-def update_cost(stage: Stage, params: Params, data: Split, kept: Kept | None = None) -> Cost:
+def update_cost(stage: Stage, params: Params, data: Split, kept: RetentionState | None = None) -> Cost:
     """Return what one update of a single run costs, gathering its rows included.
 
     Of the compiled program that :func:`fit` runs: what XLA found dead, such as the backward pass through a frozen

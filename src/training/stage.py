@@ -19,11 +19,11 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import hparam, hyperparameters
 from ..models.base import ApplyOptions, Model, head_paths, is_statistic
-from ..objectives.base import Network, Objective, StepAux, StepContext
+from ..objectives.base import NetworkFns, Objective, StepAux, StepContext
 from ..optim.optimizers import FreezeImpl, Optimizer, transformation
 from ..optim.partition import FROZEN, ParamLabels, join, match_rules, split
 from ..optim.schedules import Schedule
-from ..retention.base import Kept, Retention
+from ..retention.base import Retention, RetentionState
 from ..retention.none import NoRetention
 from ..strategies.base import Strategy
 from ..types import Params, Split
@@ -263,7 +263,7 @@ def gradients(
     batch: Split,
     moving: frozenset[str],
     keys: Keys,
-    kept: Kept,
+    kept: RetentionState,
     number: Any = 0,
 ) -> tuple[Float[Array, ""], Params, StepAux]:
     """Return the batch's loss, its gradients, and what else it leaves behind, computed in ``trainer.accumulate`` parts.
@@ -323,25 +323,25 @@ def keys_of(stage: Stage, number: Any) -> Keys:
     )
 
 
-def network_of(stage: Stage, params: Params, rest: Params, how: ApplyOptions) -> Network:
+def network_of(stage: Stage, params: Params, rest: Params, how: ApplyOptions) -> NetworkFns:
     """Return a stage's network as an objective sees it; where both halves have a leaf, a head, it is the rest's."""
 
     def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
         own = how._replace(places=places)
         return forward(stage, params, rest, x, own) if other is None else forward(stage, other, {}, x, own)
 
-    return Network(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, how))
+    return NetworkFns(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, how))
 
 
-def source_network(stage: Stage, params: Params, rest: Params, kept: Kept) -> Network:
+def source_network(stage: Stage, params: Params, rest: Params, kept: RetentionState) -> NetworkFns:
     """Return the network under training as the source task has it, with that task's own head where it has one."""
-    task = kept["own"]["task"]
+    task = kept["own"]["source"]
     source = replace(stage, model=task.model, outputs=task.outputs)
     return network_of(source, params, {**rest, **kept["head"]}, ApplyOptions())
 
 
 def update(
-    stage: Stage, state: State, frozen: Params, batch: Split, number: Any, kept: Kept | None = None
+    stage: Stage, state: State, frozen: Params, batch: Split, number: Any, kept: RetentionState | None = None
 ) -> tuple[State, Losses]:
     """Make update ``number`` (from 0) of a stage on one batch.
 
@@ -394,7 +394,7 @@ def advance(
     order: Int[Array, "log_every B"] | None,
     step: Any,
     count: Any,
-    kept: Kept,
+    kept: RetentionState,
 ) -> tuple[State, Losses]:
     """Make ``count`` updates (at most ``log_every``) after the first ``step``.
 

@@ -116,7 +116,7 @@ def test_presets_of_digits_draw_views_in_which_a_digit_stays_readable(name, opti
 @pytest.mark.parametrize("name", [name for name in SWEPT if {"simclr", "moco"} <= set(SWEPT[name])])
 def test_presets_compare_simclr_and_moco_with_one_projection_head(name):
     options = [composed(f"experiment={name}", f"pretrain={option}").pretrain for option in ("simclr", "moco")]
-    assert [(option.hidden, option.outputs) for option in options] == [(128, 64)] * 2
+    assert [(option.proj_hidden_dim, option.proj_output_dim) for option in options] == [(128, 64)] * 2
 
 
 def test_debug_presets_build_and_win():

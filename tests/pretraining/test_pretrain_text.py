@@ -73,12 +73,18 @@ def test_each_option_asks_for_its_own_pairs(option):
 
 def test_the_settings_of_masking_reach_the_objective():
     recipe, data = planned(
-        "pretrain=mlm", "pretrain.rate=0.5", "pretrain.exact=true", "pretrain.most=7", "pretrain.whole_words=true"
+        "pretrain=mlm",
+        "pretrain.mask_prob=0.5",
+        "pretrain.fixed_count=true",
+        "pretrain.max_predictions_per_seq=7",
+        "pretrain.whole_word_mask=true",
     )
     objective = pretraining_stage(recipe, data).objective
-    assert (objective.rate, objective.exact, objective.most) == (0.5, True, 7)
+    assert (objective.mask_prob, objective.fixed_count, objective.max_predictions_per_seq) == (0.5, True, 7)
     written = data.vocabulary.backend.get_vocab()
-    assert set(objective.continues) == {number for token, number in written.items() if token.startswith("##")} != set()
+    assert (
+        set(objective.continuations) == {number for token, number in written.items() if token.startswith("##")} != set()
+    )
     part = data.source["train"]
     _, wanted = objective.corrupt(jax.random.PRNGKey(0), part.x, part.y)
     missing = (np.asarray(wanted) >= 0).sum(axis=1)
@@ -90,7 +96,7 @@ def test_the_settings_of_masking_reach_the_objective():
 @pytest.mark.parametrize("exact", ["true", "false"])
 def test_how_many_words_are_missing(option, exact):
     """Of each row ``max(1, round(0.3 * length))``; or on average, within 5 standard deviations of a binomial."""
-    recipe, data = planned(f"pretrain={option}", "pretrain.rate=0.3", f"pretrain.exact={exact}")
+    recipe, data = planned(f"pretrain={option}", "pretrain.mask_prob=0.3", f"pretrain.fixed_count={exact}")
     part = data.source["train"]
     objective = pretraining_stage(recipe, data).objective
     x, wanted = (np.asarray(found) for found in objective.corrupt(jax.random.PRNGKey(1), part.x, part.y))
@@ -111,17 +117,20 @@ SHARE = "allowed: a number strictly between 0 and 1"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pretrain=mlm", "pretrain.rate=0"], f"pretrain.rate is 0.0; {SHARE}"),
-        (["pretrain=mlm_nsp", "pretrain.rate=1"], f"pretrain.rate is 1.0; {SHARE}"),
+        (["pretrain=mlm", "pretrain.mask_prob=0"], f"pretrain.mask_prob is 0.0; {SHARE}"),
+        (["pretrain=mlm_nsp", "pretrain.mask_prob=1"], f"pretrain.mask_prob is 1.0; {SHARE}"),
         (
-            ["pretrain=mlm", "pretrain.most=3"],
-            r"pretrain.most is 3; allowed: null, or a number with",
+            ["pretrain=mlm", "pretrain.max_predictions_per_seq=3"],
+            r"pretrain.max_predictions_per_seq is 3; allowed: null, or a number with",
         ),
         (
-            ["pretrain=mlm", "pretrain.exact=true", "pretrain.most=0"],
-            r"pretrain.most is 0; allowed: a whole number",
+            ["pretrain=mlm", "pretrain.fixed_count=true", "pretrain.max_predictions_per_seq=0"],
+            r"pretrain.max_predictions_per_seq is 0; allowed: a whole number",
         ),
-        (["pretrain=mlm_sop", "pretrain.mask=0.9", "pretrain.random=0.2"], r"pretrain.mask . pretrain.random is 1.1"),
+        (
+            ["pretrain=mlm_sop", "pretrain.mask_replace_prob=0.9", "pretrain.random_replace_prob=0.2"],
+            r"pretrain.mask_replace_prob . pretrain.random_replace_prob is 1.1",
+        ),
         (["pretrain=sop", "pretrain.pairs=next"], "pretrain.pairs is next; allowed: order"),
         (["pretrain=sop", "data.pairs=next"], r"pretrain=sop learns .*, and data.pairs is next; .*data.pairs=order"),
         (["pretrain=mlm_nsp", "data.pairs=null"], r"pretrain=mlm_nsp learns .* the data has none; .*data.pairs=next"),
@@ -144,11 +153,11 @@ def test_other_data_has_no_pairs():
 
 def test_whole_words_need_a_tokenizer_that_tells(monkeypatch):
     """A vocabulary without a piece that continues a word, as a byte-level one is."""
-    recipe, data = planned("pretrain=mlm", "pretrain.whole_words=true")
+    recipe, data = planned("pretrain=mlm", "pretrain.whole_word_mask=true")
     resolve_trainable(recipe, data)
     monkeypatch.setitem(vars(data.vocabulary), "continuations", ())
     with pytest.raises(
-        UserError, match=r"pretrain.whole_words is true, and .* has no token that begins with ##; allowed"
+        UserError, match=r"pretrain.whole_word_mask is true, and .* has no token that begins with ##; allowed"
     ):
         resolve_trainable(recipe, data)
 

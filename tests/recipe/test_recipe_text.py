@@ -13,7 +13,7 @@ from src.models.base import head_paths, same_bits
 from src.models.bert import Bert, Head, Pooling
 from src.models.mlp import Mlp
 from src.objectives.kinds import OBJECTIVES
-from src.objectives.text import Masked
+from src.objectives.text import MaskedLm
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
@@ -37,7 +37,7 @@ class Words(Transfer):
 
     def objective(self, kind):
         found = OBJECTIVES[kind]
-        return replace(found, mask_id=1, words=WORDS) if isinstance(found, Masked) else found
+        return replace(found, mask_id=1, words=WORDS) if isinstance(found, MaskedLm) else found
 
 
 def rows(count, words=WORDS, seed=0):
