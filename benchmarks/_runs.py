@@ -12,7 +12,7 @@ from src.recipe.pretrain import pretrain as pretrain_steps
 from src.recipe.resolve import ResolvedRun, resolve
 from src.recipe.run import RunResult, finetune_together
 from src.recipe.spec import Recipe
-from src.retention.base import Kept
+from src.retention.base import RetentionState
 from src.training.calls import execute
 from src.training.loop import PhaseData, PhaseRun, PhaseRunner, RunProgress
 from src.training.stage import Stage
@@ -35,12 +35,12 @@ def pretrain(recipe: Recipe, data: Transfer) -> Pretrained:
     return execute(pretrain_steps(resolve(recipe, data), ignore))
 
 
-def retention_state(recipe: Recipe, data: Transfer, params: Params) -> Kept | None:
+def retention_state(recipe: Recipe, data: Transfer, params: Params) -> RetentionState | None:
     """Return what the retention method keeps of the source task."""
     return execute(retention_state_of(resolve(recipe, data), params, None))
 
 
-def runner(stage: Stage, params: Params, data: Split, state: Kept | None = None) -> PhaseRunner:
+def runner(stage: Stage, params: Params, data: Split, state: RetentionState | None = None) -> PhaseRunner:
     """Return what makes the updates of a stage."""
     return PhaseRunner([PhaseRun(stage, params, RunProgress(ignore), state)], PhaseData(data), RunAxis.none)
 

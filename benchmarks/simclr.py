@@ -59,9 +59,10 @@ class Ready(Augmentation):
 
 def stages(batch: int, width: int) -> dict[str, Stage]:
     """Return what is timed."""
-    own = {"optimizer": Momentum(weight_decay=1e-4), "schedule": Constant(), "hidden": 8 * width, "outputs": OUTPUTS}
+    head = {"proj_hidden_dim": 8 * width, "proj_output_dim": OUTPUTS}
+    own = {"optimizer": Momentum(weight_decay=1e-4), "schedule": Constant(), **head}
     found = {}
-    for name, option in (("SimCLR", Simclr(**own)), ("MoCo", Moco(**own, queue=4096))):
+    for name, option in (("SimCLR", Simclr(**own)), ("MoCo", Moco(**own, queue_size=4096))):
         recipe = Recipe(
             model=Resnet(depth=18, width=width), pretrain=option, lr_pre=1e-3, pretrain_steps=10**6, batch_size=batch,
             log_every=UPDATES,

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.errors import UserError, run_script
-from src.training.stage_cache import CacheMode, Kept, StageCache, parse_size
+from src.training.stage_cache import CacheMode, EntryInfo, StageCache, parse_size
 
 
 def read_arguments() -> argparse.Namespace:
@@ -36,13 +36,13 @@ def read_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def amount(entries: Sequence[Kept]) -> str:
+def amount(entries: Sequence[EntryInfo]) -> str:
     """Return ``"2 entries, 1.3 MB"``."""
     size = decimal(sum(entry.bytes for entry in entries))
     return f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'}, {size}"
 
 
-def description(entry: Kept) -> str:
+def description(entry: EntryInfo) -> str:
     """Say what a kept stage is and how it ended."""
     metrics = entry.facts.get("metrics") or {}
     ended = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, (int, float))]
@@ -51,7 +51,7 @@ def description(entry: Kept) -> str:
     return "; ".join(filter(None, (entry.label, ", ".join(ended))))
 
 
-def show(entries: Sequence[Kept]) -> None:
+def show(entries: Sequence[EntryInfo]) -> None:
     """Print a table, the most recently used first; in a pipe, which has no width to fit into, a line an entry."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("key", no_wrap=True)

@@ -1,7 +1,7 @@
-"""What a sequence of tasks left behind: averages over the table of accuracies, task by task.
+"""Metrics of continual learning, computed from a matrix of accuracies.
 
-``R[i][j]`` is the accuracy on task ``j`` after task ``i`` has been learned, shape (T, T). Above the diagonal, where a
-task had not been learned yet, only :func:`forward_transfer` looks; what is not looked at may be NaN.
+``R[i][j]`` is the accuracy on task ``j`` after learning task ``i``, shape (T, T). Entries above the diagonal are used
+by :func:`forward_transfer` only; unused entries may be NaN.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from numpy.typing import ArrayLike
 
 
 def average_accuracy(R: ArrayLike) -> float:
-    """Return ``mean_j R[T-1][j]``: how good the final model is at everything (ACC in arXiv 1706.08840, eq. 2).
+    """Return ``mean_j R[T-1][j]``: the final accuracy over all tasks (ACC in arXiv 1706.08840, eq. 2).
 
     Raises:
-        ValueError: ``R`` is not square, is empty, or is not finite where it is needed.
+        ValueError: ``R`` is not square, is empty, or is not finite in the entries that are used.
     """
     return float(_needed(_square(R)[-1], "the last row").mean())
 
 
 def learning_accuracy(R: ArrayLike) -> float:
-    """Return ``mean_i R[i][i]``: how good the model was at each task just after learning it.
+    """Return ``mean_i R[i][i]``: the accuracy on each task just after learning it.
 
     Riemer et al. (arXiv 1810.11910, section 5). Errors as in :func:`average_accuracy`.
     """
@@ -29,9 +29,9 @@ def learning_accuracy(R: ArrayLike) -> float:
 
 
 def backward_transfer(R: ArrayLike) -> float:
-    """Return ``mean_{i<T-1} R[T-1][i] - R[i][i]``, -1 to 1: what learning the later tasks did to the earlier ones.
+    """Return ``mean_{i<T-1} R[T-1][i] - R[i][i]``, -1 to 1: the effect of later tasks on earlier ones.
 
-    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 3). Negative: they were forgotten. 0 where there is one task only.
+    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 3). Negative values mean forgetting; 0 if there is one task only.
     Errors as in :func:`average_accuracy`.
     """
     table = _square(R)
@@ -40,11 +40,11 @@ def backward_transfer(R: ArrayLike) -> float:
 
 
 def forgetting(R: ArrayLike) -> float:
-    """Return ``mean_{j<T-1} max_{j<=l<T-1} R[l][j] - R[T-1][j]``, -1 to 1: how far below its best each task ended.
+    """Return ``mean_{j<T-1} max_{j<=l<T-1} R[l][j] - R[T-1][j]``, -1 to 1: the drop of each task from its best.
 
-    Chaudhry et al. (arXiv 1801.10112, eq. 3). The best is one of the rows before the last, so a task that ended better
-    than ever counts as negative; some codes take the last row into the maximum, which hides that. 0 where there is one
-    task only. Errors as in :func:`average_accuracy`; what is needed is the lower triangle.
+    Chaudhry et al. (arXiv 1801.10112, eq. 3). The best is over the rows before the last, so a task that ended better
+    than before counts as negative; some codes include the last row in the maximum, which hides that. 0 if there is one
+    task only. Errors as in :func:`average_accuracy`; the lower triangle is used.
     """
     table = _square(R)
     _needed(table[np.tril_indices(len(table))], "the lower triangle")
@@ -52,13 +52,13 @@ def forgetting(R: ArrayLike) -> float:
 
 
 def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
-    """Return ``mean_{j>=1} R[j-1][j] - baseline[j]``, -1 to 1: what the tasks before did for one not yet learned.
+    """Return ``mean_{j>=1} R[j-1][j] - baseline[j]``, -1 to 1: the effect of earlier tasks on one not yet learned.
 
-    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 4). 0 where there is one task only.
+    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 4). 0 if there is one task only.
 
     Args:
-        R: the table; what is needed is the diagonal above the main one.
-        baseline: accuracy on each task of the model as it was initialised, shape (T,); the first is not needed.
+        R: the matrix; the diagonal above the main one is used.
+        baseline: accuracy of the initial model on each task, shape (T,); the first is not used.
 
     Raises:
         ValueError: as in :func:`average_accuracy`, or a baseline of another length.

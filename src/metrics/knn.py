@@ -1,4 +1,4 @@
-"""Labels by the nearest neighbours of a bank of features: how good features are, without training anything on them."""
+"""k-nearest-neighbour classification, which evaluates features without training on them."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def knn_predict(
     temperature: Any,
     classes: int,
 ) -> Int[Array, " Q"]:
-    """Return the label that the ``k`` nearest rows of a bank vote for, by cosine similarity.
+    """Return the label by a vote of the ``k`` nearest rows of a bank, by cosine similarity.
 
     Wu et al. (arXiv 1805.01978, section 3.4): each neighbour votes with weight ``exp(similarity / temperature)``. At a
-    high temperature that is the plain majority, at a low one the nearest neighbour decides. Of rows that are equally
-    near the first in the bank is taken, of labels with equal votes the lowest.
+    high temperature the majority decides, at a low one the nearest neighbour. Ties are broken by the first row of the
+    bank and the lowest label.
 
     Args:
         bank: features of the training rows, of any length.
-        labels: theirs, from 0 to ``classes - 1``; others do not vote.
+        labels: their labels, from 0 to ``classes - 1``; others do not vote.
         queries: features to be labelled.
-        k: number of neighbours. A bank of fewer rows votes as a whole, so that one setting serves a bank of any size.
+        k: number of neighbours; at most the bank's rows are used.
         temperature: > 0, possibly traced; 0.07 in the paper, with ``k`` of 200.
-        classes: how many there are. It is given, since labels to be predicted must not say it.
+        classes: number of classes, which must not be inferred from the labels to predict.
 
     Raises:
         ValueError: ``k`` or ``classes`` is below 1, or the bank has no rows.
@@ -46,9 +46,9 @@ def knn_predict(
 
     def vote(query: Array) -> Array:
         nearest, places = jax.lax.top_k(jnp.matmul(bank, query, precision=PRECISE), k)
-        weights = jnp.exp((nearest - nearest[0]) / temperature)  # the nearest has 1: nothing overflows
-        # A sum under a mask, since scattered additions have no fixed order on a GPU.
-        mine = labels[places][:, None] == jnp.arange(classes)[None, :]
-        return jnp.argmax(jnp.sum(jnp.where(mine, weights[:, None], 0.0), axis=0))
+        weights = jnp.exp((nearest - nearest[0]) / temperature)  # the nearest has weight 1, so nothing overflows
+        # A masked sum, as scattered additions have no fixed order on a GPU.
+        one_hot = labels[places][:, None] == jnp.arange(classes)[None, :]
+        return jnp.argmax(jnp.sum(jnp.where(one_hot, weights[:, None], 0.0), axis=0))
 
     return jax.lax.map(vote, unit(queries), batch_size=CHUNK)

@@ -1,1 +1,1 @@
-"""Losses and metrics, by kind of task."""
+"""Losses and metrics by kind of task."""

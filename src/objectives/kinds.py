@@ -8,7 +8,9 @@ from typing import Any
 from .base import Objective
 from .pairs import MaskedPairs
 from .supervised import Classification, Regression
-from .text import Causal, Labels, Masked, Spans
+from .text import Causal, Spans
+from .text import MaskedLm as Masked
+from .text import TokenClassification as Labels
 
 CLASSES: dict[str, type[Objective]] = {
     "regression": Regression,

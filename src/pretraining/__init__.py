@@ -1,1 +1,1 @@
-"""Ways to learn the source task: one small file each."""
+"""Options of ``pretrain``: ways to learn the source task, one file each."""

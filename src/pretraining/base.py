@@ -1,55 +1,62 @@
-"""What an option of the group ``pretrain`` says."""
+"""The base class of the options of ``pretrain``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ..config.hparams import COUNT, hparam
+from ..data.base import Transfer
 from ..errors import UserError
 from ..models.base import Model
+from ..objectives.base import Objective
+from ..objectives.kinds import for_kind
 from ..optim.optimizers import Optimizer
 from ..optim.schedules import Schedule
 
-if TYPE_CHECKING:
-    from ..data.base import Transfer
-from ..objectives.base import Objective
-from ..objectives.kinds import for_kind
-
 
 class PretrainTask(NamedTuple):
-    """What pre-training is: a network, its outputs, what it minimises, and whether its head is of no use afterwards."""
+    """What is trained: a network, the units of its head, and its objective."""
 
     model: Model
     outputs: int
     objective: Objective
-    new_head: bool
+    new_head: bool  # whether fine-tuning replaces the head
+
+
+class Features(NamedTuple):
+    """Functions from rows to features below the head and to embeddings (the head's outputs)."""
+
+    learned: Callable[[Any], Any]  # features of the network as trained so far
+    initial: Callable[[Any], Any]  # features of the untrained network
+    embedded: Callable[[Any], Any]  # embeddings of the network as trained so far
+    cache: dict[Any, dict[str, float]]  # metrics that do not depend on training, shared by all runs of a sweep
 
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Base of the options: with its own optimizer, schedule and batches, so that fine-tuning's leave it alone.
+    """Base of the options of ``pretrain``, each with its own optimizer, schedule and batch size.
 
-    ``batch_size``: rows of an update, ``None`` for as many as fine-tuning takes.
+    ``batch_size``: rows an update; ``None`` takes the batch size of fine-tuning.
     """
 
-    trains: ClassVar[bool] = True  # whether there is any
+    trains: ClassVar[bool] = True  # whether anything is trained
     optimizer: Optimizer = hparam()
     schedule: Schedule = hparam()
     batch_size: int | None = hparam(None, COUNT)
 
     def pretrain_task(self, model: Model, data: Transfer) -> PretrainTask:
-        """Return what is learned: by default the source task as the data has it.
+        """Return what is trained; the default is the data's source task.
 
         Raises:
-            UserError: the data or the model is not of the kind that this takes.
+            UserError: the data or the model is of a kind that this option does not support.
         """
         kind = data.source_kind
         return PretrainTask(model.with_head(kind), data.source_outputs, for_kind(kind, data.vocabulary), data.new_head)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
-        """Refuse what this cannot learn, before anything is trained.
+        """Refuse what this option does not support, before anything is trained.
 
         Args:
             model: as configured.
@@ -59,62 +66,38 @@ class Pretraining:
         self.pretrain_task(model, data)
 
     def warnings(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> list[str]:
-        """Return what the logged rows warn of, a sentence each.
+        """Return warnings about a run, a sentence each.
 
         Args:
-            rows: of pre-training.
-            epoch: updates in which every row of the data is seen once.
+            rows: the logged rows of pre-training.
+            epoch: updates of one pass over the data.
             batch: rows of an update.
         """
         return []
 
     def stability(self, rows: Sequence[Mapping[str, Any]], epoch: int, batch: int) -> dict[str, float]:
-        """Return the numbers that :meth:`warnings` is about, by name; the arguments are the same."""
+        """Return the numbers that :meth:`warnings` is based on, by name; the arguments are the same."""
         return {}
 
     def evaluate_features(self, features: Features, data: Transfer) -> dict[str, float]:
-        """Return what the features below the head are worth, by name, measured on the source task's test part.
-
-        Args:
-            features: of rows, as pre-training left them and as they were at first.
-            data: both tasks.
-        """
+        """Return metrics of the features on the source task's test part, computed once after training."""
         return {}
 
     def feature_eval_every(self) -> int | None:
-        """Return the updates between two calls of :meth:`evaluate_features_during`; ``None``: there are none."""
+        """Return the updates between two calls of :meth:`evaluate_features_during`; ``None``: it is not called."""
         return None
 
     def evaluate_features_during(self, features: Features, data: Transfer, step: int) -> dict[str, float]:
-        """Return what is measured on the way, by its name in the row of that step; the test part is not looked at.
-
-        Args:
-            features: of rows, as they are by now and as they were at first.
-            data: both tasks.
-            step: updates made so far.
-        """
+        """Return metrics of the features after ``step`` updates, computed without the source task's test part."""
         return {}
 
     def feature_eval_settings(self) -> dict[str, Any]:
-        """Return what :meth:`evaluate_features` and :meth:`evaluate_features_during` depend on, as JSON can say it: a kept stage is named by it."""
+        """Return the settings of both evaluations, JSON-compatible; they are part of a cached stage's key."""
         return {}
 
 
-class Features(NamedTuple):
-    """What lies below a network's head, computed of any rows.
-
-    ``embedded`` is what the head makes of it. ``known`` is a place for what has been measured of what pre-training does
-    not change; all lanes share it.
-    """
-
-    learned: Callable[[Any], Any]
-    initial: Callable[[Any], Any]
-    embedded: Callable[[Any], Any]
-    known: dict[Any, dict[str, float]]
-
-
-def need_source(option: str, kind: str, data: Transfer, words: str) -> None:
-    """Refuse data whose source task is of another kind than an option of ``pretrain`` learns."""
+def need_source(option: str, kind: str, data: Transfer, allowed: str) -> None:
+    """Refuse data whose source task is of another kind than an option of ``pretrain`` needs."""
     if data.source_kind != kind or not data.source:
         has = f"is {data.source_kind}" if data.source else "is none"
-        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {words}")
+        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {allowed}")

@@ -1,7 +1,7 @@
-"""Learning by comparing: views of one sample are to be alike, those of others are not (SimCLR, MoCo).
+"""Contrastive losses (SimCLR, MoCo), MoCo's queue and momentum encoder, and schedules of the temperature.
 
-Embeddings come as a network's head returns them and are divided by their lengths here, in float32 at least. All of it
-is pure; temperatures, momentums and steps may be traced, so a sweep over them is one compiled program.
+Embeddings are normalised here, in float32 at least. All functions are pure; temperatures, momentums and steps may be
+traced, so that one compiled program serves a sweep over them.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ def nt_xent(
     """Return the normalised, temperature-scaled cross-entropy of two views, in nats.
 
     Chen et al. (arXiv 2002.05709, eq. 1): each of the 2N embeddings has to find its other view among the 2N - 1 other
-    embeddings by cosine similarity. The mean over all 2N; SimCLR's own code adds the means of the two views, which is
-    twice that. If all embeddings are equal it is log(2N - 1); of a single sample it is 0, as there is nothing to tell
-    it from.
+    embeddings by cosine similarity. This is the mean over all 2N; SimCLR's own code adds the means of the two views,
+    which is twice as much. The loss is log(2N - 1) if all embeddings are equal, and 0 for a single sample, which has no
+    negatives.
 
     Args:
         z_a: embeddings of the first view, of any length.
-        z_b: of the second, in the same order.
+        z_b: embeddings of the second view, in the same order.
         temperature: > 0, possibly traced.
-        chunk: how many of the 2N rows of similarities exist at a time (``None``: all). The backward pass computes them
-            again, so memory grows with ``2N * chunk`` instead of ``(2N)**2``, for a third more time in the products.
+        chunk: rows of the 2N x 2N similarities that exist at a time (``None``: all). The backward pass computes them
+            again: memory grows with ``2N * chunk`` instead of ``(2N)**2``, and the products take a third more time.
     """
     z = jnp.concatenate([unit(z_a), unit(z_b)])
     places = jnp.arange(len(z))
 
-    def row(own: tuple[Array, Array]) -> Array:
-        embedding, place = own
+    def row_loss(row: tuple[Array, Array]) -> Array:
+        embedding, place = row
         logits = jnp.matmul(z, embedding, precision=PRECISE) / temperature
-        # The positive is read from the logits, since a product of its own would be rounded differently.
+        # The positive is read from the logits, since a separate product would be rounded differently.
         positive = jnp.sum(jnp.where(places == (place + len(z_a)) % len(z), logits, 0.0))
         return jax.nn.logsumexp(logits, where=places != place) - positive
 
     if chunk is None:
-        return jnp.mean(jax.vmap(row)((z, places)))
-    return jnp.mean(jax.lax.map(jax.checkpoint(row, prevent_cse=False), (z, places), batch_size=chunk))
+        return jnp.mean(jax.vmap(row_loss)((z, places)))
+    return jnp.mean(jax.lax.map(jax.checkpoint(row_loss, prevent_cse=False), (z, places), batch_size=chunk))
 
 
 def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str, Float[Array, ""]]:
-    """Return what :func:`nt_xent` compares: the mean cosine similarity of positive and of negative pairs.
+    """Return the mean cosine similarity of positive and of negative pairs of :func:`nt_xent`, from -1 to 1.
 
-    ``pos_similarity`` is over the N pairs of views, ``neg_similarity`` over all pairs of different samples (0 where
-    there is only one), from -1 to 1. The sum over all pairs is the squared length of the sum: no matrix is made.
+    ``pos_similarity`` is over the N pairs of views, ``neg_similarity`` over all pairs of different samples (0 if there
+    is only one). The sum over all pairs is the squared length of the sum, so no matrix is formed.
     """
     a, b = unit(z_a), unit(z_b)
     positive, n = jnp.mean(jnp.sum(a * b, axis=-1)), len(a)
@@ -77,11 +77,11 @@ def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str
 def queue_info_nce(
     q: Float[Array, "N D"], k: Float[Array, "N D"], queue: Float[Array, "D K"], temperature: Any
 ) -> Float[Array, ""]:
-    """Return the mean cross-entropy of finding a query's own key among it and a queue of others, in nats.
+    """Return the mean cross-entropy of finding a query's key among it and the keys of a queue, in nats.
 
-    He et al. (arXiv 1911.05722, eq. 1): of the K + 1 logits the positive one is the first. No gradient reaches the keys
-    and the queue. If all embeddings are equal it is log(K + 1), and ``log(K + 1)`` minus the loss bounds the mutual
-    information of the views from below (van den Oord et al., arXiv 1807.03748, eq. 5, which counts the positive too).
+    He et al. (arXiv 1911.05722, eq. 1): of the K + 1 logits the positive one is the first. Keys and queue have no
+    gradient. The loss is log(K + 1) if all embeddings are equal, and ``log(K + 1)`` minus the loss is a lower bound of
+    the mutual information of the views (van den Oord et al., arXiv 1807.03748, eq. 5, which also counts the positive).
 
     Args:
         q: queries, of any length.
@@ -105,32 +105,32 @@ def queue_similarities(
     return {"pos_similarity": jnp.mean(jnp.sum(queries * unit(k), axis=-1)), "neg_similarity": negative}
 
 
-def initial_queue(key: Array, dim: int, size: int) -> Float[Array, "dim size"]:
-    """Return a queue of random directions, evenly spread: what a run begins with."""
+def init_queue(key: Array, dim: int, size: int) -> Float[Array, "dim size"]:
+    """Return the first queue: random directions, uniformly distributed."""
     return unit(jax.random.normal(key, (size, dim))).T
 
 
 def check_queue(size: int, batch_size: int) -> None:
-    """Refuse a queue that batches do not fill evenly: the oldest keys could not be replaced by one batch at a time.
+    """Refuse a queue that a whole number of batches does not fill.
 
     Raises:
         UserError: ``size`` is no multiple of ``batch_size``.
     """
     if size < 1 or size % batch_size:
-        raise UserError(f"pretrain.queue is {size}; allowed: a multiple of batch_size ({batch_size})")
+        raise UserError(f"pretrain.queue_size is {size}; allowed: a multiple of batch_size ({batch_size})")
 
 
 def enqueue(
     queue: Float[Array, "D K"], keys: Float[Array, "N D"], pointer: Int[Array, ""] | int
 ) -> tuple[Float[Array, "D K"], Int[Array, ""]]:
-    """Return the queue with its oldest keys replaced by new ones (of length 1), and where the next ones go.
+    """Return the queue with its oldest keys replaced by new ones (of length 1), and the next pointer.
 
-    To be called after the loss: the keys of a batch are no negatives of its own.
+    To be called after the loss: the keys of a batch are no negatives of the same batch.
 
     Args:
         queue: keys, one a column.
-        keys: of a batch.
-        pointer: the column of the oldest key: 0 at first, then what the call before returned.
+        keys: keys of a batch.
+        pointer: the column of the oldest key: 0 at first, then the pointer that the previous call returned.
 
     Raises:
         UserError: K is no multiple of N.
@@ -142,11 +142,12 @@ def enqueue(
 
 
 def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params:
-    """Return the key network after a step towards the query network: ``m * key + (1 - m) * query``.
+    """Return the key network's parameters after an update: ``m * key + (1 - m) * query``.
 
-    He et al. (arXiv 1911.05722, eq. 2). To be called before the keys of a batch are computed. Batch statistics stay
-    the key network's own: they are means already, of what it has seen itself.
+    He et al. (arXiv 1911.05722, eq. 2). To be called before the keys of a batch are computed. The key network keeps its
+    own batch statistics, which are averages already.
     """
+    # `optax.incremental_update` adds the terms in the other order, which a fused multiply-add rounds differently.
     return {
         path: leaf if is_statistic(path) else momentum * leaf + (1.0 - momentum) * params[path]
         for path, leaf in key_params.items()
@@ -159,36 +160,36 @@ def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params
 def cosine_temperature(step: Any, total_steps: Any, hot: Any, cold: Any, fraction: Any) -> Any:
     """Return the temperature of an update: from ``hot`` down to ``cold`` along half a cosine, then ``cold``.
 
-    ``cold + (hot - cold) / 2 * (1 + cos(pi * min(t / (fraction * T), 1)))``: similarities of a network that has learned
-    nothing are noise, and a cold softmax would blow it up.
+    ``cold + (hot - cold) / 2 * (1 + cos(pi * min(t / (fraction * T), 1)))``. The similarities of an untrained network
+    are noise, which a low temperature would amplify.
 
     Args:
         step: updates already made, a number or an array.
         total_steps: updates of the run.
         hot: temperature of the first update.
-        cold: temperature after the fall.
-        fraction: share of the updates that the fall takes, 0 to 1; 0 is cold from the start.
+        cold: temperature after the decay.
+        fraction: share of the updates that the decay takes, 0 to 1; 0 is ``cold`` from the start.
     """
-    return cold + 0.5 * (hot - cold) * (1.0 + jnp.cos(jnp.pi * _fallen(step, total_steps, fraction)))
+    return cold + 0.5 * (hot - cold) * (1.0 + jnp.cos(jnp.pi * _progress(step, total_steps, fraction)))
 
 
 def linear_temperature(step: Any, total_steps: Any, hot: Any, cold: Any, fraction: Any) -> Any:
-    """Return the temperature of an update: evenly from ``hot`` to ``cold``; else as :func:`cosine_temperature`."""
-    return cold + (hot - cold) * (1.0 - _fallen(step, total_steps, fraction))
+    """Return the temperature of an update: linearly from ``hot`` to ``cold``; else as :func:`cosine_temperature`."""
+    return cold + (hot - cold) * (1.0 - _progress(step, total_steps, fraction))
 
 
-def _fallen(step: Any, total_steps: Any, fraction: Any) -> Any:
-    """Return how much of the fall is done, 0 to 1."""
+def _progress(step: Any, total_steps: Any, fraction: Any) -> Any:
+    """Return the share of the decay that is done, 0 to 1."""
     length = fraction * total_steps
     return jnp.where(length > 0, jnp.minimum(step / jnp.where(length > 0, length, 1.0), 1.0), 1.0)
 
 
-Shape = Enum("Shape", ["constant", "cosine", "linear"])  # of the way from hot to cold
+Shape = Enum("Shape", ["constant", "cosine", "linear"])  # of the decay from hot to cold
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """What similarities are divided by, over a run: ``hot`` at first, ``cold`` after ``share`` of the updates.
+    """The divisor of similarities over a run: ``hot`` at first, ``cold`` after a ``fraction`` of the updates.
 
     ``shape=constant`` is ``cold`` throughout. The defaults fall from SimCLR's 0.5 (for CIFAR-10) to MoCo's 0.07.
     """
@@ -196,11 +197,11 @@ class Temperature:
     shape: Shape = hparam(Shape.cosine)
     hot: float = hparam(0.5, POSITIVE, traced=True)
     cold: float = hparam(0.07, POSITIVE, traced=True)
-    share: float = hparam(0.1, UNIT, traced=True)
+    fraction: float = hparam(0.1, UNIT, traced=True)
 
     def at(self, step: Any, total_steps: Any) -> Any:
         """Return the temperature of update number ``step`` of ``total_steps``."""
         if self.shape is Shape.constant:
             return self.cold
-        fall = cosine_temperature if self.shape is Shape.cosine else linear_temperature
-        return fall(step, total_steps, self.hot, self.cold, self.share)
+        schedule = cosine_temperature if self.shape is Shape.cosine else linear_temperature
+        return schedule(step, total_steps, self.hot, self.cold, self.fraction)

@@ -1,113 +1,109 @@
-"""``pretrain=moco``: a view is to be found by its key among a queue of other images' keys."""
+"""``pretrain=moco``: find the key of a view among a queue of other images' keys (momentum contrast)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, UNIT, hparam
+from ..data.base import Transfer
 from ..errors import UserError
 from ..models.base import Model
-from ..models.projected import Projected
-from ..objectives.base import Network, StepAux, StepContext
+from ..objectives.base import NetworkFns, StepAux, StepContext
 from ..types import Params
-from .base import PretrainTask
 from .contrastive import (
     Shape,
     Temperature,
     check_queue,
     enqueue,
-    initial_queue,
+    init_queue,
     momentum_update,
     queue_info_nce,
     queue_similarities,
 )
-from .simclr import SIGNALS, Contrastive, Views, in_parts, signals_of
-
-if TYPE_CHECKING:
-    from ..data.base import Transfer
+from .online_probe import OnlineProbe
+from .simclr import SIGNALS, Contrastive, ContrastiveObjective, contrastive_signals, in_splits
 
 
 @dataclass(frozen=True)
-class Queue(Views):
-    """MoCo's loss of a batch. The memory: the key network's parameters, the queue, and where its oldest key lies."""
+class MocoObjective(ContrastiveObjective):
+    """InfoNCE against a queue. Its memory: the key network's parameters, the queue, and its pointer."""
 
-    size: int = 4096
+    queue_size: int = 4096
     momentum: float = hparam(0.99, traced=True)
-    splits: int = 1
-    per_example_loss = False  # the queue ends with pre-training
+    bn_splits: int = 1
+    per_example_loss = False  # the loss needs the queue, which exists during pre-training only
     signals = (*SIGNALS, "queue_age")
 
     def init_memory(self, key: Array, params: Params, outputs: int) -> dict[str, Any]:
         """Return a copy of the network, and a queue of random directions."""
-        queue = initial_queue(key, outputs, self.size)
-        own = {"network": dict(params), "queue": queue, "pointer": jnp.zeros((), jnp.int32)}
-        return own | super().init_memory(key, params, outputs)
+        queue = init_queue(key, outputs, self.queue_size)
+        memory = {"network": dict(params), "queue": queue, "pointer": jnp.zeros((), jnp.int32)}
+        return memory | super().init_memory(key, params, outputs)
 
     def loss_and_aux(
-        self, network: Network, batch: tuple[Array, Array], draw: StepContext, memory: Any, smoothing: Any = None
+        self, network: NetworkFns, batch: tuple[Array, Array], context: StepContext, memory: Any, smoothing: Any = None
     ) -> tuple[Float[Array, ""], StepAux]:
-        """Return InfoNCE of the queries; the key network moves before the keys are made, they are enqueued afterwards.
+        """Return InfoNCE of the queries. The key network is updated before the keys, the queue after the loss.
 
-        Keys are normalised (by batch normalisation) among other images than their queries: each of ``splits`` parts of
-        a shuffled batch by itself, so that its statistics give nothing away (He et al., section 3.3).
+        Keys are batch-normalised among other images than their queries, each of ``bn_splits`` parts of a shuffled batch
+        separately, so that batch statistics do not identify the positive (He et al., section 3.3).
         """
-        first, second = self.augmentation.two_views(draw.key, batch[0])
-        q, h, seen = self.embed(network, first, self.splits)
-        slow = jax.lax.stop_gradient(momentum_update(memory["network"], network.params, self.momentum))
-        order = jax.random.permutation(jax.random.fold_in(draw.key, 1), len(second))
-        shuffled, own = in_parts(lambda x: network.run(x, None, slow), second[order], self.splits)
+        first, second = self.augmentation.two_views(context.key, batch[0])
+        q, h, statistics = self.embed(network, first, self.bn_splits)
+        key_params = jax.lax.stop_gradient(momentum_update(memory["network"], network.params, self.momentum))
+        order = jax.random.permutation(jax.random.fold_in(context.key, 1), len(second))
+        shuffled, key_stats = in_splits(lambda x: network.run(x, None, key_params), second[order], self.bn_splits)
         k = jax.lax.stop_gradient(shuffled[jnp.argsort(order)])
-        temperature = self.temperature.at(draw.step, draw.steps)
+        temperature = self.temperature.at(context.step, context.steps)
         loss = queue_info_nce(q, k, memory["queue"], temperature)
         queue, pointer = enqueue(memory["queue"], k, memory["pointer"])
-        kept = {"network": jax.lax.stop_gradient({**slow, **own}), "queue": queue, "pointer": pointer}
-        beside, of_labels = self.beside(memory, h, batch[1])
-        # Updates that the oldest key has waited: of a queue that is not full yet, since the first.
-        age = jnp.minimum(draw.step, self.size // len(k)).astype(jnp.float32)
-        of_queue = queue_similarities(jax.lax.stop_gradient(q), k, memory["queue"])
-        signals = {**signals_of(q, k, temperature), **of_queue, **of_labels, "queue_age": age}
-        return loss, StepAux(seen, kept | beside, signals)
+        new = {"network": jax.lax.stop_gradient({**key_params, **key_stats}), "queue": queue, "pointer": pointer}
+        probe, probe_signals = self.update_probe(memory, h, batch[1])
+        # Updates since the oldest key was enqueued; those since the start while the queue is not full.
+        age = jnp.minimum(context.step, self.queue_size // len(k)).astype(jnp.float32)
+        from_queue = queue_similarities(jax.lax.stop_gradient(q), k, memory["queue"])
+        signals = {**contrastive_signals(q, k, temperature), **from_queue, **probe_signals, "queue_age": age}
+        return loss, StepAux(statistics, new | probe, signals)
 
 
 @dataclass(frozen=True)
 class Moco(Contrastive):
     """MoCo (He et al., arXiv 1911.05722); the defaults are those of its authors' demonstration on CIFAR-10.
 
-    ``queue``: keys that are remembered, a multiple of ``batch_size``. ``momentum``: of the key network, an update.
-    ``splits``: parts of a batch that batch normalisation sees apart; it divides ``batch_size``.
+    ``queue_size``: keys in the queue, a multiple of ``batch_size``. ``momentum``: of the key network, per update.
+    ``bn_splits``: parts of a batch that are batch-normalised separately; it divides ``batch_size``.
     """
 
     temperature: Temperature = hparam(Temperature(Shape.constant, cold=0.1))
-    hidden: int | None = hparam(None, COUNT)
-    outputs: int = hparam(128, COUNT)
-    queue: int = hparam(4096, COUNT)
+    proj_hidden_dim: int | None = hparam(None, COUNT)
+    proj_output_dim: int = hparam(128, COUNT)
+    queue_size: int = hparam(4096, COUNT)
     momentum: float = hparam(0.99, UNIT, traced=True)
-    splits: int = hparam(8, COUNT)
+    bn_splits: int = hparam(8, COUNT)
 
     def negatives(self, batch: int) -> int:
-        """Return the queue."""
-        return self.queue
+        """Return the size of the queue."""
+        return self.queue_size
 
-    def pretrain_task(self, model: Model, data: Transfer) -> PretrainTask:
-        """Return the projected network and InfoNCE against a queue."""
-        own = {"size": self.queue, "momentum": self.momentum, "splits": self.splits}
-        objective = Queue(self.temperature, self.augmentation, None, self.online(model, data), **own)
-        return PretrainTask(Projected(model, self.hidden), self.outputs, objective, new_head=True)
+    def objective(self, online: OnlineProbe | None) -> MocoObjective:
+        """Return InfoNCE against a queue."""
+        settings = (self.queue_size, self.momentum, self.bn_splits)
+        return MocoObjective(self.temperature, self.augmentation, None, online, *settings)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
-        """Refuse what are no images, and a queue or splits that a batch does not fit."""
+        """Refuse data other than images, and a queue or splits that do not fit the batch."""
         super().check(model, data, batch)
         rows = len((data.source or data.target)["train"].x)
         if batch > rows:
             raise UserError(f"batch_size is {batch}, and there are {rows} rows to fill it; allowed: at most {rows}")
         if batch < 2:
             raise UserError("batch_size is 1, and batch normalisation needs two rows; allowed: at least 2")
-        check_queue(self.queue, batch)
-        if batch % self.splits or batch // self.splits < 2:
-            words = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"
-            raise UserError(f"pretrain.splits is {self.splits}; allowed: {words}")
+        check_queue(self.queue_size, batch)
+        if batch % self.bn_splits or batch // self.bn_splits < 2:
+            allowed = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"
+            raise UserError(f"pretrain.bn_splits is {self.bn_splits}; allowed: {allowed}")

@@ -1,15 +1,12 @@
-"""``pretrain=nsp``: say whether the second text follows the first (next-sentence prediction)."""
+"""``pretrain=nsp``: predict whether the second text follows the first (next-sentence prediction)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config.hparams import hparam
-from .pairs import NEXT, OfPairs
+from .pairs import PairPretraining
 
 
 @dataclass(frozen=True)
-class Nsp(OfPairs):
-    """Next-sentence prediction (Devlin et al., arXiv 1810.04805, section 3.1) alone."""
-
-    pairs: str = hparam("next", NEXT)
+class Nsp(PairPretraining):
+    """Next-sentence prediction (Devlin et al., arXiv 1810.04805, section 3.1) without masked tokens."""

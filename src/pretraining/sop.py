@@ -1,15 +1,15 @@
-"""``pretrain=sop``: say whether two texts stand in their order (sentence-order prediction)."""
+"""``pretrain=sop``: predict whether two texts are in their original order (sentence-order prediction)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..config.hparams import hparam
-from .pairs import ORDER, OfPairs
+from .pairs import ORDER, PairPretraining
 
 
 @dataclass(frozen=True)
-class Sop(OfPairs):
-    """Sentence-order prediction (Lan et al., arXiv 1909.11942, section 3.1) alone."""
+class Sop(PairPretraining):
+    """Sentence-order prediction (Lan et al., arXiv 1909.11942, section 3.1) without masked tokens."""
 
     pairs: str = hparam("order", ORDER)

@@ -1,4 +1,4 @@
-"""``pretrain=supervised``: the source task as the data has it."""
+"""``pretrain=supervised``: train on the data's source task."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from .base import Pretraining
 
 @dataclass(frozen=True)
 class Supervised(Pretraining):
-    """``pretrain=supervised``: learn the source task as the data has it: from its labels, or its texts' own words."""
+    """Train on the data's source task: on its labels, or on the tokens of its texts."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..models.base import head_paths, new_head
-from ..retention.base import CacheFn, Kept, SourceTask, compute_anew
+from ..retention.base import CacheFn, RetentionState, SourceTask, compute_anew
 from ..training.calls import CacheFeatures, InitParams, Share, Steps, TrainPhase, UpdateCost
 from ..training.compiled import Cost
 from ..training.feature_cache import Inputs
@@ -84,7 +84,7 @@ def mean_cost(costs: Sequence[Cost], phases: Sequence[Stage]) -> Cost:
 # --- what the retention method keeps of the source task -------------------------------------------------------------
 
 
-def retention_state_of(run: ResolvedRun, pretrained: Params, cache: StageCache | None) -> Steps[Kept | None]:
+def retention_state_of(run: ResolvedRun, pretrained: Params, cache: StageCache | None) -> Steps[RetentionState | None]:
     """Return the retention method's state, once for all runs of one pre-training and one seed; ``None``: no state.
 
     ``own`` is the method's; ``head`` is the source's head where fine-tuning replaces it.
@@ -92,7 +92,7 @@ def retention_state_of(run: ResolvedRun, pretrained: Params, cache: StageCache |
     if not run.recipe.retention.needs_state:
         return None
 
-    def make() -> Kept:
+    def make() -> RetentionState:
         # Initial parameters belong to no cached stage.
         cached = cache_in(run, pretrained, cache) if cache is not None and run.recipe.strategy.pretrained else None
         task = source_task(run, pretrained, cached or compute_anew)

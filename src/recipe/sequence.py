@@ -21,7 +21,7 @@ from ..errors import UserError
 from ..metrics import continual
 from ..models.base import head_paths
 from ..objectives.kinds import for_kind
-from ..retention.base import Kept, SourceTask
+from ..retention.base import RetentionState, SourceTask
 from ..retention.none import NoRetention
 from ..strategies.full import Full
 from ..training.calls import Evaluate, InitParams, Steps, TrainPhase, UpdateCost, execute
@@ -148,7 +148,7 @@ def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -
     started = time.perf_counter()
     shared: Params = yield InitParams(run.stage(0), data.features)
     own: list[Params] = []  # of each learned task: the leaves that belong to it alone
-    retention_state: Kept | None = None
+    retention_state: RetentionState | None = None
     matrix: list[list[float]] = []
     baseline: list[float] = []  # accuracy of the initial network on each task
     cost, fit = Cost(0.0, 0), None
@@ -179,7 +179,9 @@ def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -
     return SequenceResult(params, matrix, metrics, False, last, cost, seconds, per_update)
 
 
-def _retention_state(run: ResolvedSequence, number: int, end: Params, previous: Kept | None) -> Kept | None:
+def _retention_state(
+    run: ResolvedSequence, number: int, end: Params, previous: RetentionState | None
+) -> RetentionState | None:
     """Return the retention method's state after one more task."""
     retention, data = run.recipe.retention, run.data
     if not retention.needs_state:

@@ -1,4 +1,4 @@
-"""What protects the source task while the target task is learned: one small file each."""
+"""Methods that protect the source task during fine-tuning, one file each."""
 
 from .fisher import fisher_diagonal
 

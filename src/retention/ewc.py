@@ -1,4 +1,4 @@
-"""``retention=ewc``: parameters are pulled back the harder, the more the source task depends on them."""
+"""``retention=ewc``: parameters are pulled to their old values, weighted by their importance for the source task."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ..config.hparams import COUNT, NON_NEGATIVE, hparam
 from ..objectives.base import Objective
 from ..objectives.supervised import Classification, Regression
 from ..types import Params
-from .base import Kept, Retention, SourceTask, Task, anchors, distance, source_rows, task_of
-from .fisher import Estimator, fisher_diagonal, gaussian_fisher_diagonal
+from .base import Retention, RetentionState, SourceModel, SourceTask, anchors, distance, source_model, source_rows
+from .fisher import CATEGORICAL, GAUSSIAN, Estimator, fisher_diagonal
 
-SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # of the seed: which rows, and which labels are drawn for them
+SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # streams of the seed: which rows, and the labels drawn for them
 
 
 @dataclass(frozen=True)
-class Information:
-    """Which Fisher information it is: what decides it beside the parameters, the source task's rows and the seed."""
+class FisherSpec:
+    """What the Fisher information depends on beside the parameters, the source task's rows and the seed."""
 
-    task: Task
+    task: SourceModel
     estimator: Estimator
-    rows: int  # how many of the source's rows it is of: all, or as many as the seed has chosen
-    chunk: int  # rows at a time; sums are rounded in their order
+    rows: int  # number of the source's rows: all, or a random subset
+    chunk: int  # rows computed at a time, which decides the rounding of sums
     new_head: bool  # whether the source's head is left out
 
     def __str__(self) -> str:
@@ -40,13 +40,13 @@ class Ewc(Retention):
     """Elastic weight consolidation (Kirkpatrick et al., arXiv 1612.00796, eq. 3).
 
     ``strength / 2 * sum F (w - w0)**2`` with F the diagonal of the Fisher information at ``w0`` over the source's rows,
-    without dropout or augmentation. ``fisher`` names its estimate (``src/retention/fisher.py``; of a regression: with
-    variance 1), ``samples`` how many rows it takes, chosen by the seed (null: all), ``chunk`` how many at a time;
-    ``batched`` depends on that, and it alone. A new head is left out: the penalty is of what both tasks share.
+    without dropout or augmentation. ``fisher``: its estimator (``src/retention/fisher.py``; a regression has variance
+    1). ``samples``: number of rows, chosen by the seed (null: all). ``chunk``: rows computed at a time; it only affects
+    the result of ``batched``. A new head is left out: the penalty is on parameters of both tasks.
     """
 
     needs_source: ClassVar[bool] = True
-    wants: ClassVar[str] = "needs a likelihood of one label or number a row"
+    requirement: ClassVar[str] = "needs a likelihood of one label or number a row"
 
     strength: float = hparam(100.0, NON_NEGATIVE, traced=True)
     fisher: Estimator = hparam(Estimator.exact)
@@ -54,8 +54,8 @@ class Ewc(Retention):
     chunk: int = hparam(256, COUNT)
 
     @classmethod
-    def fits(cls, objective: Objective) -> bool:
-        """Tell whether the loss of a row is its likelihood."""
+    def supports(cls, objective: Objective) -> bool:
+        """Tell whether the loss of a row is a negative log-likelihood."""
         return type(objective) in (Classification, Regression)
 
     @property
@@ -63,32 +63,32 @@ class Ewc(Retention):
         """Always."""
         return True
 
-    def init_state(self, task: SourceTask) -> Kept:
+    def init_state(self, task: SourceTask) -> RetentionState:
         """Return the parameters that fine-tuning starts from, and the importance of each."""
         return {"anchor": anchors(task), "importance": self.importance(task)}
 
-    def update(self, kept: Kept, task: SourceTask) -> Kept:
-        """Return one penalty that stands for those of all tasks: each has its own anchor and importance.
+    def update(self, state: RetentionState, task: SourceTask) -> RetentionState:
+        """Return one penalty that equals the sum of all tasks' penalties, each with its own anchor and importance.
 
-        ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` and a constant, with ``F`` the sum of the importances and ``a``
-        the mean of the anchors weighted by them: the gradients are the same, and memory does not grow with the tasks.
+        ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` plus a constant, with ``F`` the sum of the importances and ``a``
+        the mean of the anchors weighted by them: the gradients are equal, and memory does not grow with the tasks.
         """
         new = self.init_state(task)
-        importance = {path: kept["importance"][path] + F for path, F in new["importance"].items()}
+        importance = {path: state["importance"][path] + F for path, F in new["importance"].items()}
 
         def mean(path: str) -> Array:
-            weighted = kept["importance"][path] * kept["anchor"][path] + new["importance"][path] * new["anchor"][path]
+            weighted = state["importance"][path] * state["anchor"][path] + new["importance"][path] * new["anchor"][path]
             total = importance[path]
             return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), new["anchor"][path])
 
         return {"anchor": {path: mean(path) for path in importance}, "importance": importance}
 
-    def penalty(self, params: Params, kept: Kept) -> Float[Array, ""]:
-        """Return the weighted sum over what moves and was pre-trained."""
-        return self.strength * distance(params, kept["anchor"], kept["importance"])
+    def penalty(self, params: Params, state: RetentionState) -> Float[Array, ""]:
+        """Return the weighted sum over trainable parameters that were pre-trained."""
+        return self.strength * distance(params, state["anchor"], state["importance"])
 
     def importance(self, task: SourceTask) -> Params:
-        """Return the diagonal of the Fisher information, of what is anchored only.
+        """Return the diagonal of the Fisher information of the parameters with an anchor.
 
         Raises:
             UserError: there are no rows of the source task.
@@ -99,19 +99,21 @@ class Ewc(Retention):
             x, y = np.asarray(x)[chosen], np.asarray(y)[chosen]
         anchor = anchors(task)
         rest = {path: leaf for path, leaf in task.params.items() if path not in anchor}
-        draws = jax.random.fold_in(jax.random.PRNGKey(task.seed), LABELS_STREAM)
-        which = Information(task_of(task), self.fisher, len(x), self.chunk, task.new_head)
-        return task.cached(which, lambda: _diagonal(which, anchor, rest, x, y, draws))
+        key = jax.random.fold_in(jax.random.PRNGKey(task.seed), LABELS_STREAM)
+        spec = FisherSpec(source_model(task), self.fisher, len(x), self.chunk, task.new_head)
+        return task.cached(spec, lambda: _diagonal(spec, anchor, rest, x, y, key))
 
 
 @partial(jax.jit, static_argnums=0)
-def _diagonal(which: Information, params: Params, rest: Params, x: Any, y: Any, key: Array) -> Params:
+def _diagonal(spec: FisherSpec, params: Params, rest: Params, x: Any, y: Any, key: Array) -> Params:
     """Return the diagonal for ``params``; compiled once for all runs of these shapes."""
-    task = which.task
+    task = spec.task
+    likelihood = CATEGORICAL if isinstance(task.objective, Classification) else GAUSSIAN
 
     def outputs(params: Params, row: Array) -> Array:
         out = task.infer({**params, **rest}, row[None])[0]
-        return jax.nn.log_softmax(out) if isinstance(task.objective, Classification) else out
+        return jax.nn.log_softmax(out) if likelihood is CATEGORICAL else out
 
-    diagonal = fisher_diagonal if isinstance(task.objective, Classification) else gaussian_fisher_diagonal
-    return diagonal(outputs, params, x, estimator=which.estimator, key=key, targets=y, chunk=which.chunk)
+    return fisher_diagonal(
+        outputs, params, x, likelihood=likelihood, estimator=spec.estimator, key=key, targets=y, chunk=spec.chunk
+    )

@@ -1,16 +1,16 @@
-"""The diagonal of the Fisher information: how much the outputs depend on each parameter, in four estimates.
+"""The diagonal of the Fisher information, in four estimators.
 
 The Fisher information of ``p(y | x, w)`` is ``E_x E_{y ~ p(y | x, w)} [g g^T]`` with ``g = d log p(y | x, w) / d w``
-(Martens, arXiv 1412.1193, section 5). The labels are the model's own. What else goes by that name differs (van de Ven,
-arXiv 2502.11756, compares them), so it has to be named:
+(Martens, arXiv 1412.1193, section 5); the labels are drawn from the model. Estimators of that name differ (van de Ven,
+arXiv 2502.11756, compares them):
 
-- ``exact``: the mean over all labels, each with its probability.
+- ``exact``: the mean over all labels, weighted by their probabilities.
 - ``sampled``: one label for each input, drawn from ``p``: unbiased, noisy, one backward pass instead of K.
-- ``empirical``: the label of the data set. Goes to 0 as the model fits its data perfectly.
-- ``batched``: the square of a batch's mean gradient, with the labels of the data set. That is about ``1/b`` of the
-  empirical one for batches of ``b`` rows, and depends on their size; some libraries compute it (Avalanche).
+- ``empirical``: the label of the data set. Tends to 0 as the model fits its data perfectly.
+- ``batched``: the square of a batch's mean gradient, with the labels of the data set. It is about ``1/b`` of the
+  empirical one for batches of ``b`` rows; some libraries compute it (Avalanche).
 
-In the first three each row's gradient is squared, and then the mean is taken.
+The first three average the squared gradients of the rows.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ import jax
 import jax.numpy as jnp
 from jax.core import eval_jaxpr
 from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, Var
-from jaxtyping import Array, Float, Int, Shaped
+from jaxtyping import Array, Float, Shaped
 
 from ..errors import UserError, listed
 
 Estimator = Enum("Estimator", ["exact", "sampled", "empirical", "batched"])
-BUDGET = 256e6  # bytes that the gradients of a chunk's rows may take together
+BUDGET = 256e6  # bytes that the gradients of a chunk's rows may occupy
 
 Params = Mapping[str, Array]
 Outputs = Callable[[Params, Array], Float[Array, " K"]]  # of ONE row
@@ -39,16 +39,16 @@ Outputs = Callable[[Params, Array], Float[Array, " K"]]  # of ONE row
 class Categorical:
     """The outputs are log-probabilities of K classes.
 
-    The methods return, for one row, ``v`` such that the squares of ``d (v . outputs) / d w`` add up to what the
-    estimate is named for. Only ``exact`` has more than one ``v``: as many as outputs, numbered by ``c``.
+    For one row, each method returns a direction ``v``; the estimator is the square of ``d (v . outputs) / d w``.
+    ``exact`` is the sum over K directions, numbered by ``c``; the others have one.
     """
 
     def exact(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
-        """Return class c's share: its gradient, with the root of its probability."""
+        """Return the direction of class c, scaled by the root of its probability."""
         return _one_hot(c, log_p) * jnp.exp(log_p[c] / 2)
 
     def sampled(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
-        """Return the direction of a class that is drawn."""
+        """Return the direction of a random class."""
         return _one_hot(jax.random.categorical(key, log_p), log_p)
 
     def empirical(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
@@ -57,22 +57,27 @@ class Categorical:
 
 
 class Gaussian:
-    """The outputs are means of normal distributions of variance 1: ``d log p = (y - mean) d mean``."""
+    """The outputs are means of normal distributions of variance 1: ``d log p = (y - mean) d mean``.
+
+    ``log p`` is ``-(y - mean)**2 / 2``. The loss ``(y - mean)**2``, without the half, corresponds to a variance of 1/2
+    and twice this Fisher information.
+    """
 
     def exact(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return output c's direction, since the mean of ``(y - mean)**2`` is 1."""
+        """Return the direction of output c, as the mean of ``(y - mean)**2`` is 1."""
         return _one_hot(c, mean)
 
     def sampled(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return the direction with ``y - mean`` drawn."""
+        """Return a random ``y - mean``."""
         return jax.random.normal(key, mean.shape, mean.dtype)
 
     def empirical(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return the direction with the row's own residual."""
+        """Return the row's residual ``y - mean``."""
         return target.reshape(mean.shape) - mean
 
 
 Likelihood = Categorical | Gaussian
+CATEGORICAL, GAUSSIAN = Categorical(), Gaussian()
 
 
 def _one_hot(place: Any, outputs: Array) -> Array:
@@ -80,64 +85,33 @@ def _one_hot(place: Any, outputs: Array) -> Array:
 
 
 def fisher_diagonal(
-    log_prob: Callable[[Any, Array], Array],
+    function: Callable[[Any, Array], Array],
     params: Params,
     inputs: Float[Any, "N ..."],
     *,
+    likelihood: Likelihood = CATEGORICAL,
     estimator: str | Estimator = "exact",
     key: Array | None = None,
-    targets: Int[Any, " N"] | None = None,
+    targets: Shaped[Any, "N ..."] | None = None,
     chunk: int = 256,
 ) -> dict[str, Array]:
-    """Return the diagonal of the Fisher information of a classifier, by path like ``params``.
+    """Return the diagonal of the Fisher information, by path like ``params``.
 
     Args:
-        log_prob: ``(params, x)`` to the log-probabilities of the K classes: (K,) for one row of inputs. A function that
-            takes batches only, (1, D) to (1, K), will do.
+        function: ``(params, x)`` to the log-probabilities of K classes, or to K means for a :class:`Gaussian`: (K,) for
+            one row of inputs, or (1, K) for a batch of one row.
         params: a flat dict; all of it is differentiated.
         inputs: rows, without augmentation.
+        likelihood: of the targets.
         estimator: ``exact``, ``sampled``, ``empirical`` or ``batched``.
-        key: of the labels that ``sampled`` draws.
-        targets: the rows' labels, for ``empirical`` and ``batched``.
-        chunk: the most rows that are computed at once, fewer where their gradients would take more than a quarter of a
-            gigabyte; it changes no number. For ``batched`` it is the size of a batch.
+        key: random key of the labels of ``sampled``.
+        targets: the rows' labels or numbers, for ``empirical`` and ``batched``.
+        chunk: the most rows computed at a time, fewer if their gradients would exceed a quarter of a gigabyte; without
+            effect on the result. For ``batched`` it is the size of a batch.
 
     Raises:
-        UserError: no rows, another estimator, no targets or no key where they are needed, shapes that do not fit.
+        UserError: no rows, an unknown estimator, missing targets or a missing key, shapes that do not fit.
     """
-    return _diagonal(log_prob, Categorical(), params, inputs, estimator, key, targets, chunk)
-
-
-def gaussian_fisher_diagonal(
-    mean: Callable[[Any, Array], Array],
-    params: Params,
-    inputs: Float[Any, "N ..."],
-    *,
-    estimator: str | Estimator = "exact",
-    key: Array | None = None,
-    targets: Float[Any, "N ..."] | None = None,
-    chunk: int = 256,
-) -> dict[str, Array]:
-    """Return the same of a regression that predicts the mean of a normal distribution of variance 1.
-
-    So ``log p = -(y - mean)**2 / 2``, and the exact one is the mean squared derivative of the outputs. The objective
-    is ``(y - mean)**2``, without the half: a loss of variance 1/2, whose Fisher information would be twice this.
-
-    Args: as :func:`fisher_diagonal`; ``mean`` returns the K predictions, (1,) or (K,).
-    """
-    return _diagonal(mean, Gaussian(), params, inputs, estimator, key, targets, chunk)
-
-
-def _diagonal(
-    function: Callable[[Any, Array], Array],
-    likelihood: Likelihood,
-    params: Params,
-    inputs: Any,
-    estimator: str | Estimator,
-    key: Array | None,
-    targets: Any,
-    chunk: int,
-) -> dict[str, Array]:
     name = estimator.name if isinstance(estimator, Estimator) else str(estimator)
     _check(name, inputs, key, targets, chunk)
     inputs = jnp.asarray(inputs)
@@ -146,14 +120,14 @@ def _diagonal(
     outputs = _of_one_row(function, params, inputs[0])
     labels = jnp.zeros(rows, jnp.int32) if targets is None else jnp.asarray(targets)
     direction = getattr(likelihood, "empirical" if name == "batched" else name)
-    # A key for each row, so that what is drawn does not depend on the chunks.
+    # A key for each row, so that random labels do not depend on the chunks.
     base = jax.random.PRNGKey(0) if key is None else key
     keys = jax.vmap(partial(jax.random.fold_in, base))(jnp.arange(rows, dtype=jnp.uint32))
     size, squares = min(chunk, rows), partial(_of_a_batch, outputs, params, direction)
     if name != "batched":
         tapped = Tapped.of(outputs, params, inputs[0])
         size = min(size, max(1, int(BUDGET / tapped.bytes_per_row)))
-        size = -(-rows // -(-rows // size))  # as many chunks, but of even size: fewer rows of padding
+        size = -(-rows // -(-rows // size))  # the same number of chunks, of equal size: less padding
         squares = partial(tapped.squares, params, direction, tapped.outputs if name == "exact" else 1)
     real = jnp.arange(-(-rows // size) * size).reshape(-1, size) < rows
     parts = (*(_cut(values, size) for values in (inputs, labels, keys)), real)
@@ -185,9 +159,9 @@ def _check(name: str, inputs: Any, key: Any, targets: Any, chunk: int) -> None:
 
 
 def _of_one_row(function: Callable[[Any, Array], Array], params: Params, row: Array) -> Outputs:
-    """Return the function for one row, made of one for batches where it has to be."""
+    """Return a function of one row, also if ``function`` takes batches only."""
     found: Any = None
-    with contextlib.suppress(Exception):  # whatever a network says to a row without a batch around it
+    with contextlib.suppress(Exception):  # whatever a network raises for a row without a batch axis
         found = jax.eval_shape(function, params, row)
     if found is not None and len(found.shape) == 1:
         return function
@@ -200,7 +174,7 @@ def _of_one_row(function: Callable[[Any, Array], Array], params: Params, row: Ar
 
 
 def _cut(values: Array, size: int) -> Array:
-    """Return ``values`` in chunks, the last one filled up with its first rows."""
+    """Return ``values`` in chunks, the last one padded with the first rows."""
     chunks = -(-len(values) // size)
     return jnp.take(values, jnp.arange(chunks * size) % len(values), axis=0).reshape(chunks, size, *values.shape[1:])
 
@@ -214,7 +188,7 @@ def _of_a_batch(
     keys: Array,
     real: Array,
 ) -> dict[str, Array]:
-    """Return the squared mean gradient of the rows that are real: a smaller last batch counts as much as others."""
+    """Return the squared mean gradient of the real rows: a smaller last batch has the same weight as others."""
     out, pull = jax.vjp(lambda p: jax.vmap(partial(outputs, p))(x), params)
     v = jax.vmap(partial(direction, 0))(out, targets, keys)
     (grads,) = pull(jnp.where(real[:, None], v, 0.0) / jnp.sum(real))
@@ -222,12 +196,12 @@ def _of_a_batch(
 
 
 class Tapped(NamedTuple):
-    """A function of one row, with taps at the products whose kernels need no gradient of their own.
+    """A traced function of one row, with taps at the products whose kernels need no per-row gradient.
 
-    Where a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's gradient of it is the outer product of
-    ``a`` and the product's own gradient ``d``. Its square is that of ``a**2`` and ``d**2``, so the sum over rows is one
-    matrix product, and no gradient of a row is ever written down: some hundred times faster. Other parameters get a
-    copy for each row, whose gradients are the rows'.
+    If a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's gradient of it is the outer product of
+    ``a`` and the product's gradient ``d``. Its square is the outer product of ``a**2`` and ``d**2``, so that the sum
+    over rows is one matrix product and no row's gradient is stored: about a hundred times faster. Other parameters are
+    copied for each row, so that the gradients of the copies are per row.
     """
 
     program: ClosedJaxpr
@@ -260,7 +234,7 @@ class Tapped(NamedTuple):
         keys: Array,
         real: Array,
     ) -> dict[str, Array]:
-        """Return ``(d (v . outputs) / d w)**2``, summed over the directions and the rows that are real."""
+        """Return ``(d (v . outputs) / d w)**2``, summed over the directions and the real rows."""
         kernels = {path: params[path] for path in self.places.values()}
         copies = {
             path: jnp.broadcast_to(leaf, (len(x), *leaf.shape)) for path, leaf in params.items() if path not in kernels
@@ -289,7 +263,7 @@ class Tapped(NamedTuple):
         return whole
 
     def run(self, params: dict[str, Array], taps: dict[str, Array], x: Array) -> tuple[Array, dict[str, Array]]:
-        """Return one row's outputs, and what each tapped kernel is multiplied with; taps are added to the products."""
+        """Return a row's outputs and the factor of each tapped kernel; the taps are added to the products."""
         values: dict[Var, Any] = dict(zip(self.program.jaxpr.constvars, self.program.consts, strict=True))
         values |= dict(zip(self.program.jaxpr.invars, [*(params[path] for path in self.paths), x], strict=True))
         factors = {}

@@ -1,4 +1,4 @@
-"""``retention=isolate``: nothing of the pre-trained network moves, so that nothing can be forgotten."""
+"""``retention=isolate``: no parameter of the pre-trained network is trained, so that nothing is forgotten."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen
 
 @dataclass(frozen=True)
 class Isolate(Retention):
-    """A promise that is checked: what moves is the head and what the strategy added, nothing else.
+    """Checks that only the head and parameters added by the strategy are trained.
 
-    The source task is then evaluated with its own head and without what was added: the very network that learned it,
-    so its accuracy is the same to the bit.
+    The source task is then evaluated with its own head and without the added parameters, which is the network that
+    learned it: its accuracy is bit-identical.
     """
 
     isolates: ClassVar[bool] = True
 
     def check(
         self,
-        moving: Collection[str] = (),
+        trainable: Collection[str] = (),
         adapter_params: Collection[str] = (),
         head: Collection[str] = (),
         has_source: bool = True,
         pretrained: bool = True,
         objective: Objective | None = None,
     ) -> None:
-        """Refuse a strategy that moves a parameter, or a batch statistic, of the pre-trained network."""
-        shared = sorted(path for path in moving if path.rpartition("/")[2] not in adapter_params and path not in head)
+        """Refuse a strategy that changes a parameter, or a batch statistic, of the pre-trained network."""
+        shared = sorted(p for p in trainable if p.rpartition("/")[2] not in adapter_params and p not in head)
         if shared:
             suitable = [name for name in ISOLATING if name in option_names("strategy")]
             raise UserError(

@@ -1,4 +1,4 @@
-"""``retention=none``: nothing protects the source task."""
+"""``retention=none``: plain fine-tuning; nothing protects the source task."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from .base import Retention
 
 @dataclass(frozen=True)
 class NoRetention(Retention):
-    """Fine-tuning as it is: what is forgotten is measured, not held back."""
+    """TrainerConfig fine-tuning: forgetting is measured only."""

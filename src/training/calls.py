@@ -21,7 +21,7 @@ import numpy as np
 
 from ..config.hparams import static_part
 from ..optim.partition import split
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import Params, Split
 from .cost import update_cost
 from .feature_cache import Inputs, cache_features
@@ -199,7 +199,7 @@ class UpdateCost(Call):
     stage: Stage
     params: Params
     data: Split  # or its shapes
-    retention_state: Kept | None = None
+    retention_state: RetentionState | None = None
 
     @staticmethod
     def compute(calls: Sequence[UpdateCost], axis: RunAxis) -> list[Any]:

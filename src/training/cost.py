@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ..config.hparams import bind, static_part
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import Params, Split
 from .compiled import Cost
 from .stage import Stage, frozen_paths, traced, with_added
@@ -17,7 +17,7 @@ from .step import start
 from .vectorize import programs
 
 
-def update_cost(stage: Stage, params: Params, data: Split, retention_state: Kept | None = None) -> Cost:
+def update_cost(stage: Stage, params: Params, data: Split, retention_state: RetentionState | None = None) -> Cost:
     """Return the cost of one update of a single run, gathering its rows included.
 
     It is that of the compiled program: what XLA found dead, such as the backward pass of a frozen trunk, does not

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ..models.base import ApplyOptions, head_paths, is_statistic
-from ..objectives.base import Network
+from ..objectives.base import NetworkFns
 from ..optim.partition import join
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import Params
 from .stage import Stage
 from .trainer import Precision
@@ -64,19 +64,19 @@ def bottom_features(stage: Stage, params: Params, x: Array) -> Array:
     return stage.model.apply(params, x, stage.outputs, ApplyOptions(stop=stage.bottom))
 
 
-def network_of(stage: Stage, params: Params, rest: Params, options: ApplyOptions) -> Network:
+def network_of(stage: Stage, params: Params, rest: Params, options: ApplyOptions) -> NetworkFns:
     """Return the network that an objective gets. Where both halves have a leaf (a head), ``rest`` wins."""
 
     def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
         own = options._replace(places=places)
         return forward(stage, params, rest, x, own) if other is None else forward(stage, other, {}, x, own)
 
-    return Network(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, options))
+    return NetworkFns(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, options))
 
 
-def source_network(stage: Stage, params: Params, rest: Params, retention_state: Kept) -> Network:
+def source_network(stage: Stage, params: Params, rest: Params, retention_state: RetentionState) -> NetworkFns:
     """Return the network under training with the source task's head."""
-    task = retention_state["own"]["task"]
+    task = retention_state["own"]["source"]
     source = replace(stage, model=task.model, outputs=task.outputs)
     return network_of(source, params, {**rest, **retention_state["head"]}, ApplyOptions())
 

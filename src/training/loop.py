@@ -18,7 +18,7 @@ from jaxtyping import Array
 from ..config.hparams import static_part
 from ..models.base import is_statistic
 from ..optim.partition import join
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import LogFn, Params, Row, Split
 from .compiled import Compiled
 from .evaluation import Best
@@ -95,7 +95,7 @@ class PhaseRun:
     stage: Stage
     params: Params  # initial parameters; runs that may share them hold the same object
     progress: RunProgress
-    retention_state: Kept | None = None
+    retention_state: RetentionState | None = None
     hook: EvalHook | None = None
 
 
@@ -222,7 +222,7 @@ class PhaseRunner:
             self.state = carry_over(self.state, previous.state)
         states = [run.retention_state for run in runs]
         shared = self.same_start or single
-        self.retention_state: Kept = jax.device_put(
+        self.retention_state: RetentionState = jax.device_put(
             {} if states[0] is None else states[0] if shared else stack_runs(states)
         )
         rows = data.train.y.shape[1 if data.per_run else 0]

@@ -232,7 +232,7 @@ class Entry(NamedTuple):
     facts: dict[str, Any]  # what JSON can say: "stage" (its label), "diverged", "metrics", ...
 
 
-class Kept(NamedTuple):
+class EntryInfo(NamedTuple):
     """What a listing says of an entry."""
 
     key: str
@@ -299,15 +299,15 @@ class StageCache:
             self._warn(f"the stage cache could not keep {path}: {reason}")
         self._evict(self.limit_bytes, spare=key if self.limit_bytes > 0 else None)
 
-    def entries(self) -> list[Kept]:
+    def entries(self) -> list[EntryInfo]:
         """Return what is kept, the least recently used first; nothing is verified for it."""
         return [_kept(path, stat) for path, stat in self._files(ENTRY)]
 
-    def prune(self, limit_bytes: int = 0) -> list[Kept]:
+    def prune(self, limit_bytes: int = 0) -> list[EntryInfo]:
         """Remove the least recently used entries until the rest is within the limit; return the removed ones."""
         return self._evict(limit_bytes)
 
-    def _evict(self, limit_bytes: int, spare: str | None = None) -> list[Kept]:
+    def _evict(self, limit_bytes: int, spare: str | None = None) -> list[EntryInfo]:
         for path, stat in self._files(HALF_WRITTEN):
             if time.time() - stat.st_mtime > ABANDONED:
                 _remove(path)
@@ -400,14 +400,14 @@ def _metadata(header: bytes) -> dict[str, str]:
     return json.loads(header)["__metadata__"]
 
 
-def _kept(path: Path, stat: os.stat_result) -> Kept:
+def _kept(path: Path, stat: os.stat_result) -> EntryInfo:
     try:
         with path.open("rb") as file:
             facts = json.loads(_metadata(file.read(min(int.from_bytes(file.read(8), "little"), stat.st_size)))["facts"])
         label = str(facts.get("stage", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         facts, label = {}, "damaged"
-    return Kept(path.stem, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC), label, facts)
+    return EntryInfo(path.stem, stat.st_size, datetime.fromtimestamp(stat.st_mtime, UTC), label, facts)
 
 
 def _remove(path: Path) -> bool:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from ..models.base import ApplyOptions
 from ..objectives.base import StepAux, StepContext
 from ..optim.partition import FROZEN, join, split
-from ..retention.base import Kept
+from ..retention.base import RetentionState
 from ..types import Params, Split
 from .forward import network_of, source_network
 from .stage import (
@@ -127,7 +127,7 @@ def gradients(
     number: Any,
     *,
     updated: frozenset[str],
-    retention_state: Kept,
+    retention_state: RetentionState,
 ) -> tuple[Float[Array, ""], Params, StepAux]:
     """Return the loss, its gradients and the auxiliary outputs of a batch, computed in ``trainer.accumulate`` parts.
 
@@ -182,7 +182,12 @@ def gradients(
 
 
 def update(
-    stage: Stage, state: TrainState, frozen: Params, batch: Split, number: Any, retention_state: Kept | None = None
+    stage: Stage,
+    state: TrainState,
+    frozen: Params,
+    batch: Split,
+    number: Any,
+    retention_state: RetentionState | None = None,
 ) -> tuple[TrainState, Losses]:
     """Make update ``number`` (from 0) of a stage on one batch; the arguments are those of :func:`gradients`."""
     retention_state = retention_state or {}
@@ -229,7 +234,7 @@ def advance(
     order: Int[Array, "log_every B"] | None,
     step: Any,
     count: Any,
-    retention_state: Kept,
+    retention_state: RetentionState,
 ) -> tuple[TrainState, Losses]:
     """Make ``count`` updates (at most ``log_every``) after the first ``step``.
 

@@ -22,15 +22,18 @@ FOLDER = (
 SKIP = "data.on_bad=skip"
 
 BAD = [
-    ((*RESNET, "pretrain=simclr", "batch_size=1"), "batch_size is 1, which leaves an image nothing to be told from; "),
+    ((*RESNET, "pretrain=simclr", "batch_size=1"), "batch_size is 1, which has no negatives; "),
     (
         (*RESNET, "pretrain=moco", "batch_size=1"),
         "batch_size is 1, and batch normalisation needs two rows; allowed: ",
     ),
-    ((*RESNET, "pretrain=moco", "pretrain.queue=100"), "pretrain.queue is 100; allowed: a multiple of batch_size (16)"),
     (
-        (*RESNET, "pretrain=moco", "pretrain.splits=16"),
-        "pretrain.splits is 16; allowed: a divisor of batch_size (16) that leaves at least two rows a part",
+        (*RESNET, "pretrain=moco", "pretrain.queue_size=100"),
+        "pretrain.queue_size is 100; allowed: a multiple of batch_size (16)",
+    ),
+    (
+        (*RESNET, "pretrain=moco", "pretrain.bn_splits=16"),
+        "pretrain.bn_splits is 16; allowed: a divisor of batch_size (16) that leaves at least two rows a part",
     ),
     (
         (*RESNET, "pretrain=moco_v2", "batch_size=4096"),
@@ -45,20 +48,26 @@ BAD = [
         "pretrain.temperature.hot is -1.0; allowed: a finite number > 0",
     ),
     (
-        (*VIT, "pretrain=moco", "pretrain.hiden=3"),
-        "there is no key 'pretrain.hiden' (did you mean 'hidden'?)",
+        (*VIT, "pretrain=moco", "pretrain.queue_sise=3"),
+        "there is no key 'pretrain.queue_sise' (did you mean 'queue_size'?)",
     ),
-    ((*VIT, "pretrain=mae", "pretrain.rate=0"), "pretrain.rate is 0.0; allowed: a number strictly between 0 and 1"),
-    ((*VIT, "pretrain=mae", "pretrain.rate=1.5"), "pretrain.rate is 1.5; allowed: a number strictly between 0 and 1"),
+    (
+        (*VIT, "pretrain=mae", "pretrain.mask_ratio=0"),
+        "pretrain.mask_ratio is 0.0; allowed: a number strictly between 0 and 1",
+    ),
+    (
+        (*VIT, "pretrain=mae", "pretrain.mask_ratio=1.5"),
+        "pretrain.mask_ratio is 1.5; allowed: a number strictly between 0 and 1",
+    ),
     (
         (*VIT, "pretrain=mae", "model.patch=8"),
-        "pretrain.rate is 0.75, which hides 1 of an image's 1 patches; allowed: a rate that hides at least one and",
+        "pretrain.mask_ratio is 0.75, which masks 1 of an image's 1 patches; allowed: a ratio that masks at least one",
     ),
     (
         (*VIT, "pretrain=mae", "model.patch=3"),
         "model.patch is 3, and images are 8 x 8 pixels; allowed: a divisor of bo",
     ),
-    ((*RESNET, "pretrain=mae"), "pretrain=mae hides patches, and model=resnet has none; allowed: model=vit"),
+    ((*RESNET, "pretrain=mae"), "pretrain=mae masks patches, and model=resnet has none; allowed: model=vit"),
     (
         ("data=digits", "model=mlp", "pretrain=mae"),
         "pretrain=mae learns from images, and the data is rows of shape (64,",
@@ -73,8 +82,8 @@ BAD = [
         "has images of several sizes, ant/0.png of 8 x 8 and bee/wide.png of 10 x 8 pixels; allowed: one,",
     ),
     (
-        (*FOLDER, SKIP, "data.size=8", "pretrain.rate=0.01"),
-        "pretrain.rate is 0.01, which hides 0 of an image's 16 patc",
+        (*FOLDER, SKIP, "data.size=8", "pretrain.mask_ratio=0.01"),
+        "pretrain.mask_ratio is 0.01, which masks 0 of an image's 16 patc",
     ),
 ]
 

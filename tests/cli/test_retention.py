@@ -25,7 +25,7 @@ BAD = [
     (("retention=online_ewc", "retention.gamma=2"), "retention.gamma is 2.0; allowed: a number from 0 to 1"),
     (("retention=replay", "retention.fraction=0"), "retention.fraction is 0.0; allowed: a number > 0 and at most 1"),
     (("retention=replay", "retention.count=0"), "retention.count is 0; allowed: a whole number >= 1"),
-    (("retention=replay", "retention.batch=0"), "retention.batch is 0; allowed: a whole number >= 1"),
+    (("retention=replay", "retention.batch_size=0"), "retention.batch_size is 0; allowed: a whole number >= 1"),
     (("retention=distill", "retention.temperature=0"), "retention.temperature is 0.0; allowed: a finite number > 0"),
     (
         ("retention=isolate", "strategy=full"),

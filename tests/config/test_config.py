@@ -96,6 +96,30 @@ def test_pre_trainings_that_are_compared_share_an_optimizer_and_a_schedule(name)
     assert all((option.optimizer, option.schedule) == (options[0].optimizer, options[0].schedule) for option in options)
 
 
+def presets_with_views():
+    """Return each preset of digits with each option of ``pretrain`` that it names and that draws random views."""
+    views = [name for name in option_names("pretrain") if hasattr(option_class("pretrain", name), "augmentation")]
+    for path in sorted((CONF / "experiment").glob("*.yaml")):
+        entries = yaml.safe_load(path.read_text()).get("defaults", [])
+        groups = {key: value for entry in entries for key, value in entry.items()}
+        options = SWEPT.get(path.stem, [groups.get("override /pretrain", "supervised")])
+        if groups.get("override /data") == "digits":
+            yield from ((path.stem, option) for option in options if option in views)
+
+
+@pytest.mark.parametrize(("name", "option"), list(presets_with_views()))
+def test_presets_of_digits_draw_views_in_which_a_digit_stays_readable(name, option):
+    augmentation = build("pretrain", composed(f"experiment={name}", f"pretrain={option}").pretrain).augmentation
+    assert augmentation.crop[0] >= 0.4
+    assert augmentation.flip == 0.0
+
+
+@pytest.mark.parametrize("name", [name for name in SWEPT if {"simclr", "moco"} <= set(SWEPT[name])])
+def test_presets_compare_simclr_and_moco_with_one_projection_head(name):
+    options = [composed(f"experiment={name}", f"pretrain={option}").pretrain for option in ("simclr", "moco")]
+    assert [(option.proj_hidden_dim, option.proj_output_dim) for option in options] == [(128, 64)] * 2
+
+
 def test_debug_presets_build_and_win():
     assert make_plan(composed("experiment=digits", "debug=fast")).recipe.finetune_steps == 2
     assert make_plan(composed("debug=nans")).recipe.log_every == 1

@@ -7,8 +7,8 @@ import pytest
 
 from src.config.hparams import check_values
 from src.errors import UserError
-from src.objectives.masking import SHARES, exact_count, mask_tokens, word_numbers
-from src.objectives.text import Masked
+from src.objectives.masking import SHARES, mask_tokens, num_to_mask, word_ids
+from src.objectives.text import MaskedLm
 
 WORDS, MASK = 1000, 3
 RNG = np.random.default_rng(0)
@@ -43,7 +43,7 @@ def noise(share, count):
 def test_shares_over_a_million_tokens(shares, exact):
     ids, special = rows(2500, 400, 0.0)
     assert ids.size == 10**6
-    seen, chosen = masked(ids, special, shares=shares, exact=exact)
+    seen, chosen = masked(ids, special, shares=shares, fixed_count=exact)
     assert chosen.mean() == pytest.approx(0.15, abs=1e-12 if exact else noise(0.15, ids.size))
     now, before = seen[chosen], ids[chosen]
     mask, random, kept = shares
@@ -65,8 +65,8 @@ def test_counts_are_those_of_bert():
     lengths = np.arange(1, 513)
     for rate, most in ((0.15, None), (0.15, 20), (0.4, 76), (0.05, None)):
         expected = [min(most or 10**9, max(1, round(rate * length))) for length in lengths.tolist()]
-        np.testing.assert_array_equal(exact_count(jnp.asarray(lengths), 512, rate, most), expected)
-    assert int(exact_count(jnp.array([30]), 512, 0.15, None)[0]) == 4  # 4.5; float32 says 4.5000001
+        np.testing.assert_array_equal(num_to_mask(jnp.asarray(lengths), 512, rate, most), expected)
+    assert int(num_to_mask(jnp.array([30]), 512, 0.15, None)[0]) == 4  # 4.5; float32 says 4.5000001
 
 
 def test_an_exact_number_of_each_row():
@@ -74,30 +74,30 @@ def test_an_exact_number_of_each_row():
     ids, special = rows(500, 64)
     special |= np.arange(64) >= lengths[:, None]
     special[:, 0] = True  # [CLS] counts as a token and is never chosen
-    _, chosen = masked(ids, special, exact=True, lengths=lengths, most=7)
+    _, chosen = masked(ids, special, fixed_count=True, lengths=lengths, max_predictions=7)
     expected = [min(7, max(1, round(0.15 * length))) for length in lengths.tolist()]
     np.testing.assert_array_equal(chosen.sum(1), np.minimum(expected, (~special).sum(1)))
     assert not (chosen & special).any()
-    _, without = masked(ids, np.zeros_like(special), exact=True)
+    _, without = masked(ids, np.zeros_like(special), fixed_count=True)
     assert (without.sum(1) == round(0.15 * 64)).all()
 
 
 def test_each_token_is_as_likely_as_another():
     ids, special = rows(20_000, 20, 0.0)
     special[:, [0, 7]] = True
-    _, chosen = masked(ids, special, exact=True)
+    _, chosen = masked(ids, special, fixed_count=True)
     np.testing.assert_allclose(chosen.mean(0)[[0, 7]], 0)
     np.testing.assert_allclose(np.delete(chosen.mean(0), [0, 7]), 3 / 18, atol=noise(3 / 18, 20_000))
 
 
-@pytest.mark.parametrize("settings", [{}, {"exact": True}, {"words": np.zeros((4, 6), np.int32)}])
+@pytest.mark.parametrize("settings", [{}, {"fixed_count": True}, {"words": np.zeros((4, 6), np.int32)}])
 def test_a_text_without_a_token_to_mask(settings):
     ids, _ = rows(4, 6)
     seen, chosen = masked(ids, np.ones((4, 6), bool), **settings)
     assert not chosen.any()
     np.testing.assert_array_equal(seen, ids)
     outputs = RNG.standard_normal((4, 6, 9)).astype(np.float32)
-    loss, slope = jax.value_and_grad(lambda o: Masked().loss(o, jnp.where(chosen, ids, -1)))(jnp.asarray(outputs))
+    loss, slope = jax.value_and_grad(lambda o: MaskedLm().loss(o, jnp.where(chosen, ids, -1)))(jnp.asarray(outputs))
     assert float(loss) == 0.0
     assert not np.asarray(slope).any()
 
@@ -124,12 +124,12 @@ def pieces(count=4000, length=64, seed=1):
 
 def test_numbers_of_words():
     ids, special, continues, numbers = pieces(200)
-    np.testing.assert_array_equal(word_numbers(ids, special, continues), numbers)
+    np.testing.assert_array_equal(word_ids(ids, special, continues), numbers)
 
 
 def test_all_pieces_of_a_word_or_none():
     ids, special, _, numbers = pieces()
-    for settings in ({}, {"exact": True}):
+    for settings in ({}, {"fixed_count": True}):
         seen, chosen = masked(ids, special, words=numbers, **settings)
         assert not (chosen & special).any()
         for row in range(300):
@@ -154,7 +154,7 @@ def test_words_are_chosen_at_the_rate_of_tokens():
 def test_words_fill_the_count_as_far_as_they_fit():
     """As in BERT's loop over shuffled words: none is left that would still have fitted."""
     ids, special, _, numbers = pieces(1000)
-    _, chosen = masked(ids, special, words=numbers, exact=True)
+    _, chosen = masked(ids, special, words=numbers, fixed_count=True)
     count = round(0.15 * 64)
     assert (chosen.sum(1) <= count).all()
     for row in range(1000):
@@ -168,7 +168,7 @@ def test_words_of_one_piece_are_tokens():
     ids, special = rows(20_000, 20, 0.0)
     special[:, 0] = True
     numbers = np.broadcast_to(np.arange(20), ids.shape)
-    _, chosen = masked(ids, special, words=numbers, exact=True)
+    _, chosen = masked(ids, special, words=numbers, fixed_count=True)
     assert (chosen.sum(1) == 3).all()
     np.testing.assert_allclose(chosen.mean(0)[1:], 3 / 19, atol=noise(3 / 19, 20_000))
 
@@ -183,7 +183,7 @@ def test_compiled_and_over_lanes(exact, whole):
 
     def draw(key):
         words = numbers if whole else None
-        return mask_tokens(key, ids, special, mask_id=MASK, vocab_size=WORDS, exact=exact, words=words)
+        return mask_tokens(key, ids, special, mask_id=MASK, vocab_size=WORDS, fixed_count=exact, words=words)
 
     keys = jax.random.split(jax.random.PRNGKey(0), 3)
     together = jax.jit(jax.vmap(draw))(keys)
@@ -196,9 +196,16 @@ def test_the_settings_reach_the_rows():
     ids, special, continues, numbers = pieces(50)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
     inner = tuple(np.flatnonzero(continues).tolist())
-    objective = Masked(mask_id=MASK, words=WORDS, exact=True, most=6, shares=(1.0, 0.0, 0.0), continues=inner)
+    objective = MaskedLm(
+        mask_id=MASK,
+        words=WORDS,
+        fixed_count=True,
+        max_predictions_per_seq=6,
+        shares=(1.0, 0.0, 0.0),
+        continuations=inner,
+    )
     seen, wanted = objective.corrupt(jax.random.PRNGKey(0), x, np.where(special, -1, ids))
-    expected = masked(ids, special, exact=True, most=6, shares=(1.0, 0.0, 0.0), words=numbers)
+    expected = masked(ids, special, fixed_count=True, max_predictions=6, shares=(1.0, 0.0, 0.0), words=numbers)
     np.testing.assert_array_equal(seen[:, 0], expected[0])
     np.testing.assert_array_equal(np.asarray(wanted) >= 0, expected[1])
     assert (np.asarray(seen)[:, 0][expected[1]] == MASK).all()
@@ -208,12 +215,12 @@ def test_the_settings_reach_the_rows():
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_rate_that_cannot_be(rate):
-    with pytest.raises(UserError, match=r"objective\.rate is .*; allowed: a number strictly between 0 and 1"):
-        check_values(Masked(rate=rate), "objective")
+    with pytest.raises(UserError, match=r"objective\.mask_prob is .*; allowed: a number strictly between 0 and 1"):
+        check_values(MaskedLm(mask_prob=rate), "objective")
 
 
 def test_shares_that_cannot_be():
     with pytest.raises(UserError, match=r"shares is \(0\.8, 0\.1, 0\.2\); allowed: three numbers from 0 to 1 that add"):
-        Masked(shares=(0.8, 0.1, 0.2))
-    with pytest.raises(UserError, match="most is 0; allowed: a whole number >= 1"):
-        check_values(Masked(exact=True, most=0))
+        MaskedLm(shares=(0.8, 0.1, 0.2))
+    with pytest.raises(UserError, match="max_predictions_per_seq is 0; allowed: a whole number >= 1"):
+        check_values(MaskedLm(fixed_count=True, max_predictions_per_seq=0))

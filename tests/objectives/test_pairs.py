@@ -8,10 +8,10 @@ import pytest
 from src.models.base import PLAIN
 from src.models.bert import Bert, Head
 from src.models.transformer import MASK_VALUE
-from src.objectives.base import Network, StepContext
+from src.objectives.base import NetworkFns, StepContext
 from src.objectives.kinds import for_kind
 from src.objectives.pairs import MaskedPairs, PairLabels
-from src.objectives.text import Masked
+from src.objectives.text import MaskedLm
 from tests.objectives.test_text import log_softmax
 
 RNG = np.random.default_rng(0)
@@ -93,7 +93,7 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
     labels = RNG.integers(0, 2, (50, 1)).astype(np.int32)
     key, settings = jax.random.PRNGKey(0), {"mask_id": 3, "words": WORDS}
     seen, wanted = MaskedPairs(**settings).corrupt(key, x, np.concatenate([labels, ids], axis=1))
-    alone = Masked(**settings).corrupt(key, x, ids)
+    alone = MaskedLm(**settings).corrupt(key, x, ids)
     np.testing.assert_array_equal(seen, alone[0])
     np.testing.assert_array_equal(wanted, np.concatenate([labels, alone[1]], axis=1))
     assert for_kind("pretraining") == MaskedPairs()
@@ -118,7 +118,7 @@ def network(params):
     def run(x, places=None):
         return MODEL.forward(params, x, WORDS, PLAIN._replace(places=places))
 
-    return Network(run, params, lambda x: run(x)[1])  # no test asks for features
+    return NetworkFns(run, params, lambda x: run(x)[1])  # no test asks for features
 
 
 def parameters():
@@ -133,7 +133,7 @@ def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
     """An update asks for the missing words' outputs alone; here all are computed, and the loss again in float64."""
     x, targets = paired_rows()
     params, key = parameters(), jax.random.PRNGKey(5)
-    objective = MaskedPairs(mask_id=3, words=WORDS, rate=0.4, exact=exact)
+    objective = MaskedPairs(mask_id=3, words=WORDS, mask_prob=0.4, fixed_count=exact)
     loss, learned = objective.loss_and_aux(network(params), (x, targets), StepContext(key, 0, 1), {})
     seen, wanted = (np.asarray(part) for part in objective.corrupt(key, x, targets))
     outputs = np.asarray(MODEL.apply(params, jnp.asarray(seen), WORDS), np.float64)
@@ -176,7 +176,7 @@ def test_a_row_without_a_word_to_miss_is_learned_from_its_label():
     x, targets = paired_rows()
     targets[:, 1:] = -1
     params = parameters()
-    loss, _ = MaskedPairs(mask_id=3, words=WORDS, exact=True).loss_and_aux(
+    loss, _ = MaskedPairs(mask_id=3, words=WORDS, fixed_count=True).loss_and_aux(
         network(params), (x, targets), StepContext(jax.random.PRNGKey(0), 0, 1), {}
     )
     _, pairs = own(np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS), np.float64), targets)

@@ -10,7 +10,7 @@ from src.analysis.calibration import expected_calibration_error
 from src.models.base import ApplyOptions
 from src.models.bert import Bert, Head
 from src.objectives.supervised import Classification, Regression
-from src.objectives.text import Causal, Labels, Masked, Spans
+from src.objectives.text import Causal, MaskedLm, Spans, TokenClassification
 
 RNG = np.random.default_rng(0)
 
@@ -32,20 +32,23 @@ def test_labels_that_are_not_there_count_for_nothing():
     outputs, targets = planted()
     real = targets >= 0
     own = -np.take_along_axis(log_softmax(outputs)[real], targets[real][:, None], axis=-1)
-    assert float(Labels().loss(outputs, targets)) == pytest.approx(own.mean(), rel=1e-5)
-    assert float(Labels().count(targets)) == real.sum()
+    assert float(TokenClassification().loss(outputs, targets)) == pytest.approx(own.mean(), rel=1e-5)
+    assert float(TokenClassification().count(targets)) == real.sum()
     smooth = (1 - 0.1) * own.mean() - 0.1 * log_softmax(outputs)[real].mean()
-    assert float(Labels().loss(outputs, targets, 0.1)) == pytest.approx(smooth, rel=1e-5)
+    assert float(TokenClassification().loss(outputs, targets, 0.1)) == pytest.approx(smooth, rel=1e-5)
     changed = np.where(real[..., None], outputs, 1e3)
-    assert float(Labels().loss(changed, targets)) == pytest.approx(own.mean(), rel=1e-5)
-    grads = jax.grad(lambda o: Labels().loss(o, targets))(jnp.asarray(outputs))
+    assert float(TokenClassification().loss(changed, targets)) == pytest.approx(own.mean(), rel=1e-5)
+    grads = jax.grad(lambda o: TokenClassification().loss(o, targets))(jnp.asarray(outputs))
     assert not np.asarray(grads)[~real].any()
 
 
 def test_the_report_of_labels_is_that_of_the_same_rows_unpacked():
     outputs, targets = planted(40)
     real = targets >= 0
-    packed, alone = Labels().report(outputs, targets), Classification().report(outputs[real], targets[real])
+    packed, alone = (
+        TokenClassification().report(outputs, targets),
+        Classification().report(outputs[real], targets[real]),
+    )
     assert packed.keys() == alone.keys()
     for name, value in alone.items():
         assert float(packed[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
@@ -59,7 +62,7 @@ def test_the_report_of_labels_is_that_of_the_same_rows_unpacked():
 
 def test_no_label_at_all_is_a_loss_of_nothing():
     outputs, targets = planted()
-    assert float(Labels().loss(outputs, np.full_like(targets, -1))) == 0.0
+    assert float(TokenClassification().loss(outputs, np.full_like(targets, -1))) == 0.0
 
 
 @pytest.mark.parametrize("said", [[0, 0, 0, 0], [1, 1, 0, 0]])
@@ -107,7 +110,7 @@ def test_masking_hides_the_shares_of_the_paper_and_nothing_special():
     special = RNG.random((rows, length)) < 0.1
     targets = np.where(special, -1, ids)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    objective = Masked(mask_id=3, words=words)
+    objective = MaskedLm(mask_id=3, words=words)
     seen, wanted = (np.asarray(part) for part in objective.corrupt(jax.random.PRNGKey(0), x, targets))
     chosen = wanted >= 0
     assert not (chosen & special).any()
@@ -128,7 +131,7 @@ def test_masking_hides_the_shares_of_the_paper_and_nothing_special():
 def test_another_key_masks_other_words():
     ids = np.full((8, 50), 7, np.int32)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    first, second = (np.asarray(Masked(mask_id=1, words=9).corrupt(jax.random.PRNGKey(k), x, ids)[1]) for k in (0, 1))
+    first, second = (np.asarray(MaskedLm(mask_id=1, words=9).corrupt(jax.random.PRNGKey(k), x, ids)[1]) for k in (0, 1))
     assert (first != second).any()
 
 
@@ -138,7 +141,7 @@ def test_the_missing_words_are_asked_for_and_no_others():
     ids = RNG.integers(5, words, (rows, length)).astype(np.int32)
     targets = np.where(RNG.random(ids.shape) < 0.2, -1, ids)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    objective = Masked(mask_id=3, words=words)
+    objective = MaskedLm(mask_id=3, words=words)
     seen, wanted = objective.corrupt(jax.random.PRNGKey(1), x, targets)
     places = np.asarray(objective.loss_positions(wanted))
     missing = np.flatnonzero(np.asarray(wanted) >= 0)
@@ -159,7 +162,7 @@ def test_the_missing_words_are_asked_for_and_no_others():
 
 def test_a_batch_of_which_every_word_is_missing_asks_for_as_many_as_there_is_room_for():
     every = jnp.full((4, 10), 7)
-    assert np.asarray(Masked(rate=0.15).loss_positions(every)).tolist() == list(
+    assert np.asarray(MaskedLm(mask_prob=0.15).loss_positions(every)).tolist() == list(
         range(18)
     )  # 6 expected, 5 deviations of 2.26
-    assert np.asarray(Masked(rate=0.9).loss_positions(every)).tolist() == list(range(40))
+    assert np.asarray(MaskedLm(mask_prob=0.9).loss_positions(every)).tolist() == list(range(40))

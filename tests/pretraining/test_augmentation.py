@@ -16,20 +16,20 @@ from src.pretraining.augmentation import (
     TRIES,
     Augmentation,
     AugmentParams,
-    Box,
-    box_of,
-    brightened,
-    contrasted,
-    draw,
-    gaussian_blurred,
-    hue_turned,
-    largest_part,
-    luma,
-    resized,
-    saturated,
+    CropBox,
+    adjust_brightness,
+    adjust_contrast,
+    adjust_hue,
+    adjust_saturation,
+    crop_box,
+    gaussian_blur,
+    largest_crop,
+    resized_crop,
+    sample_params,
+    to_grayscale,
 )
 
-# To luma and chroma, the inverse of the NTSC's decoding.
+# To to_grayscale and chroma, the inverse of the NTSC's decoding.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 KEY = jax.random.PRNGKey(0)
 WHOLE = {"crop": (1.0, 1.0), "ratio": (1.0, 1.0), "flip": 0.0, "jitter": 0.0, "grey": 0.0}  # changes nothing
@@ -65,7 +65,7 @@ def test_a_crop_is_what_pillow_resizes(box, flip):
     """Pillow's bilinear filter of the cropped float image, channel by channel."""
     array = image()
     top, left, height, width = box
-    found = run(resized, array, Box(*map(jnp.float32, box)), jnp.asarray(flip))
+    found = run(resized_crop, array, CropBox(*map(jnp.float32, box)), jnp.asarray(flip))
     for channel in range(3):
         part = Image.fromarray(array[top : top + height, left : left + width, channel])
         expected = np.asarray(part.resize((12, 9), Image.Resampling.BILINEAR))
@@ -78,12 +78,12 @@ def test_colours_against_float64(factor):
     x = array.astype(np.float64)
     grey = (x @ np.array([0.299, 0.587, 0.114]))[..., None]
     for op, expected in (
-        (brightened, factor * x),
-        (contrasted, grey.mean() + factor * (x - grey.mean())),
-        (saturated, grey + factor * (x - grey)),
+        (adjust_brightness, factor * x),
+        (adjust_contrast, grey.mean() + factor * (x - grey.mean())),
+        (adjust_saturation, grey + factor * (x - grey)),
     ):
         np.testing.assert_allclose(run(op, array, factor), np.clip(expected, 0, 1), atol=2e-6)
-    np.testing.assert_allclose(run(luma, array), grey, atol=1e-6)
+    np.testing.assert_allclose(run(to_grayscale, array), grey, atol=1e-6)
 
 
 def test_grey_is_pillow_s():
@@ -101,7 +101,7 @@ def test_hue_is_a_rotation_of_yiq_s_chroma(turn):
     flat = array.astype(np.float64).reshape(-1, 3) @ YIQ.T
     chroma = (flat[:, 1] + 1j * flat[:, 2]) * np.exp(-2j * np.pi * turn)
     expected = np.stack([flat[:, 0], chroma.real, chroma.imag], 1) @ np.linalg.inv(YIQ).T
-    found = run(hue_turned, array, turn)
+    found = run(adjust_hue, array, turn)
     np.testing.assert_allclose(found.reshape(-1, 3), expected, atol=2e-6)
     np.testing.assert_allclose(found @ np.array(LUMA), array @ np.array(LUMA), atol=1e-6)
 
@@ -111,14 +111,14 @@ def test_hue_stands_for_hsv_s():
     hues = np.linspace(0, 1, 240, endpoint=False)
     colours = np.array([colorsys.hsv_to_rgb(hue, 0.3, 0.6) for hue in hues], np.float32)
     for turn in (0.1, -0.05):
-        found = run(hue_turned, colours[None], turn)[0]
+        found = run(adjust_hue, colours[None], turn)[0]
         after = np.array([colorsys.rgb_to_hsv(*map(float, colour))[0] for colour in found])
         turned = (after - hues + 0.5) % 1 - 0.5
         assert np.sign(turned).tolist() == [np.sign(turn)] * 240
         np.testing.assert_allclose(turned.mean(), turn, rtol=0.1)
         assert np.abs(turned - turn).max() < 0.55 * abs(turn)
     greys = np.full((2, 2, 3), 0.3, np.float32)
-    np.testing.assert_allclose(run(hue_turned, greys, 0.1), greys, atol=1e-6)
+    np.testing.assert_allclose(run(adjust_hue, greys, 0.1), greys, atol=1e-6)
 
 
 @pytest.mark.parametrize(("sigma", "size"), [(0.1, 3), (0.7, 3), (2.0, 7), (1.3, 17)])
@@ -131,7 +131,7 @@ def test_blur_is_scipy_s(sigma, size):
     expected = array.astype(np.float64)
     for axis in (0, 1):
         expected = ndimage.correlate1d(expected, kernel, axis=axis, mode="mirror")
-    np.testing.assert_allclose(run(gaussian_blurred, array, sigma, size), expected, atol=2e-6)
+    np.testing.assert_allclose(run(gaussian_blur, array, sigma, size), expected, atol=2e-6)
 
 
 def test_a_blur_wider_than_the_image():
@@ -144,8 +144,8 @@ def test_a_blur_wider_than_the_image():
 
 def boxes(count, height, width, crop, ratio, seed=0):
     keys = jax.random.split(jax.random.PRNGKey(seed), count)
-    box = jax.jit(jax.vmap(lambda key: box_of(draw(key), height, width, crop, ratio)))(keys)
-    return Box(*(np.asarray(value, np.float64) for value in box))
+    box = jax.jit(jax.vmap(lambda key: crop_box(sample_params(key), height, width, crop, ratio)))(keys)
+    return CropBox(*(np.asarray(value, np.float64) for value in box))
 
 
 def accepted_area(crop, ratio):
@@ -187,14 +187,14 @@ def test_crops_of_small_images_are_whole_pixels_inside():
 
 
 def test_the_first_try_that_fits_is_taken():
-    lot = draw(KEY)
+    lot = sample_params(KEY)
     areas = np.full(TRIES, 0.999999, np.float32)
     areas[[3, 7]] = 0.25, 0.0
     ratios = np.full(TRIES, 0.99, np.float32)  # nearly the widest: a whole area does not fit
     lot = lot._replace(
         areas=jnp.asarray(areas), ratios=jnp.asarray(ratios), top=jnp.float32(0), left=jnp.float32(0.9999999)
     )
-    box = [float(value) for value in box_of(lot, 100, 100, (0.0, 1.0), (3 / 4, 4 / 3))]
+    box = [float(value) for value in crop_box(lot, 100, 100, (0.0, 1.0), (3 / 4, 4 / 3))]
     ratio = (3 / 4) ** (1 - 2 * 0.99)
     high, wide = round(math.sqrt(2500 / ratio)), round(math.sqrt(2500 * ratio))
     assert box == [0, 100 - wide, high, wide]
@@ -205,10 +205,10 @@ def test_the_first_try_that_fits_is_taken():
 )
 def test_where_nothing_fits_the_middle_is_taken(height, width, expected):
     """Torchvision's last resort: the largest part in an allowed ratio, centred; of 12 / 10, the whole."""
-    never = draw(KEY)._replace(areas=jnp.ones(TRIES), ratios=jnp.full(TRIES, 0.5))
+    never = sample_params(KEY)._replace(areas=jnp.ones(TRIES), ratios=jnp.full(TRIES, 0.5))
     if height == 10 and width == 12:  # a square of the whole area is higher than the image
-        assert largest_part(height, width, (3 / 4, 4 / 3)) == (12, 10)
-    box = [int(value) for value in box_of(never, height, width, (1.0, 1.0), (3 / 4, 4 / 3))]
+        assert largest_crop(height, width, (3 / 4, 4 / 3)) == (12, 10)
+    box = [int(value) for value in crop_box(never, height, width, (1.0, 1.0), (3 / 4, 4 / 3))]
     assert box == list(expected)
 
 
@@ -234,7 +234,7 @@ def test_how_often_and_how_strongly():
 
 
 def test_draws_of_an_image_are_independent():
-    lots = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 4000))
+    lots = jax.jit(jax.vmap(sample_params))(jax.random.split(KEY, 4000))
     values = np.column_stack([np.asarray(value).reshape(4000, -1) for value in lots])
     assert values.shape == (4000, 2 * TRIES + len(AugmentParams._fields) - 2)
     assert values.min() >= 0
@@ -261,8 +261,8 @@ def test_a_view_is_its_operations_one_after_the_other():
     array = images(4, 16)
     found = np.asarray(how.augment(KEY, array))
     for row in range(4):
-        lot = draw(jax.random.fold_in(KEY, row))
-        top, left, high, wide = (int(v) for v in box_of(lot, 16, 16, how.crop, how.ratio))
+        lot = sample_params(jax.random.fold_in(KEY, row))
+        top, left, high, wide = (int(v) for v in crop_box(lot, 16, 16, how.crop, how.ratio))
         part = array[row, top : top + high, left : left + wide].astype(np.float32) / 255
         channels = [Image.fromarray(part[..., c]).resize((16, 16), Image.Resampling.BILINEAR) for c in range(3)]
         x = np.stack([np.asarray(channel, np.float64) for channel in channels], -1)

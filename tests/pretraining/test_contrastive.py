@@ -19,7 +19,7 @@ from src.pretraining.contrastive import (
     check_queue,
     cosine_temperature,
     enqueue,
-    initial_queue,
+    init_queue,
     linear_temperature,
     momentum_update,
     nt_xent,
@@ -273,7 +273,7 @@ def test_similarities_of_a_queue():
 
 
 def test_a_queue_begins_with_random_directions():
-    queue = np.asarray(initial_queue(jax.random.PRNGKey(0), 16, 400))
+    queue = np.asarray(init_queue(jax.random.PRNGKey(0), 16, 400))
     assert queue.shape == (16, 400)
     np.testing.assert_allclose(np.linalg.norm(queue, axis=0), 1.0, rtol=1e-6)
     assert np.abs(queue.mean(axis=1)).max() < 0.05  # a standard error is 1 / sqrt(16 * 400) = 0.0125
@@ -281,7 +281,7 @@ def test_a_queue_begins_with_random_directions():
 
 
 def test_the_oldest_keys_leave_first():
-    queue, pointer = initial_queue(jax.random.PRNGKey(1), 3, 6), 0
+    queue, pointer = init_queue(jax.random.PRNGKey(1), 3, 6), 0
     expected = deque(np.asarray(queue).T, maxlen=6)
     step = jax.jit(enqueue)
     for seed in range(7):
@@ -295,10 +295,10 @@ def test_the_oldest_keys_leave_first():
 
 def test_a_queue_that_batches_do_not_fill_is_refused():
     check_queue(64, 32)
-    message = r"^pretrain.queue is 100; allowed: a multiple of batch_size \(32\)$"
+    message = r"^pretrain.queue_size is 100; allowed: a multiple of batch_size \(32\)$"
     with pytest.raises(UserError, match=message):
         check_queue(100, 32)
-    with pytest.raises(UserError, match=r"^pretrain.queue is 0; "):
+    with pytest.raises(UserError, match=r"^pretrain.queue_size is 0; "):
         check_queue(0, 32)
     with pytest.raises(UserError, match=message):
         enqueue(jnp.ones((4, 100)), jnp.ones((32, 4)), 0)
@@ -348,7 +348,7 @@ def test_the_option_is_its_schedule():
 
 def test_the_option_is_traced():
     """Temperatures are arguments of one compiled program; the shape is compiled in."""
-    one, other = Temperature(hot=0.5), Temperature(hot=0.9, cold=0.2, share=0.5)
+    one, other = Temperature(hot=0.5), Temperature(hot=0.9, cold=0.2, fraction=0.5)
     assert static_part(one) == static_part(other) != static_part(Temperature(Shape.linear))
     rate = jax.jit(lambda values, step: bind(static_part(one), values).at(step, 100))
     for option in (one, other):
@@ -358,11 +358,11 @@ def test_the_option_is_traced():
 
 def test_the_option_is_configured():
     found = typed(Temperature, {"shape": "linear", "hot": 1, "share": 0}, "pretrain.temperature")
-    assert found == Temperature(Shape.linear, hot=1.0, share=0.0)
+    assert found == Temperature(Shape.linear, hot=1.0, fraction=0.0)
     for values, message in [
         ({"cold": 0}, r"^pretrain.temperature.cold is 0.0; allowed: a finite number > 0$"),
         ({"hot": -0.5}, r"^pretrain.temperature.hot is -0.5; allowed: a finite number > 0$"),
-        ({"share": 1.5}, r"^pretrain.temperature.share is 1.5; allowed: a number from 0 to 1$"),
+        ({"share": 1.5}, r"^pretrain.temperature.fraction is 1.5; allowed: a number from 0 to 1$"),
         ({"shape": "step"}, "pretrain.temperature.shape: Invalid value 'step', expected one of"),
     ]:
         with pytest.raises(UserError, match=message):

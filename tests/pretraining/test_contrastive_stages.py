@@ -25,13 +25,13 @@ from src.pretraining.mlm import Mlm
 from src.pretraining.moco import Moco
 from src.pretraining.moco_v1 import MocoV1
 from src.pretraining.moco_v2 import MocoV2
-from src.pretraining.simclr import Simclr, in_parts
-from src.recipe.resolve import resolve
+from src.pretraining.simclr import Simclr, in_splits
 from src.recipe.spec import Recipe
-from src.training.evaluation import EVALUATION_KEY, evaluate
+from src.training.evaluation import evaluate
+from src.training.stage import EVALUATION_KEY
 from src.training.step import start, step_keys, update
 from src.types import Split
-from tests.runs import pretrain, pretraining_stage, run
+from tests.runs import pretrain, pretraining_stage, resolve_trainable, run
 
 RNG = np.random.default_rng(0)
 ROWS, SIDE, CLASSES = 8, 6, 3
@@ -73,7 +73,13 @@ def transfer():
 
 
 def recipe(option, **settings):
-    given = {"optimizer": Sgd(), "schedule": Constant(), "augmentation": GREY, "hidden": 7, "outputs": 5}
+    given = {
+        "optimizer": Sgd(),
+        "schedule": Constant(),
+        "augmentation": GREY,
+        "proj_hidden_dim": 7,
+        "proj_output_dim": 5,
+    }
     given |= {"optimizer": Sgd(), "schedule": Constant()}
     pre = option(**{**given, **settings})
     steps = {"pretrain_steps": 3, "finetune_steps": 2, "batch_size": ROWS, "log_every": 1, "lr_pre": 0.1}
@@ -109,7 +115,7 @@ def test_an_update_of_simclr_is_nt_xent_of_both_views_as_one_batch():
 
 def test_moco_moves_the_key_network_first_and_enqueues_last():
     data, momentum = transfer(), 0.9
-    own = recipe(Moco, queue=16, splits=1, momentum=momentum, temperature=Temperature(Shape.constant, cold=0.2))
+    own = recipe(Moco, queue_size=16, bn_splits=1, momentum=momentum, temperature=Temperature(Shape.constant, cold=0.2))
     stage, state, params = begun(own, data)
     moved = {path: leaf + 0.5 for path, leaf in state.memory["network"].items()}
     state = state._replace(memory=state.memory | {"network": moved, "pointer": jnp.int32(8)})
@@ -143,7 +149,7 @@ def test_parts_of_a_batch_are_normalised_apart():
     def run(x):
         return model.forward(params, x, 4, ApplyOptions(moving=STATISTICS))
 
-    outputs, seen = in_parts(run, x, 2)
+    outputs, seen = in_splits(run, x, 2)
     halves = [run(x[:4]), run(x[4:])]
     np.testing.assert_allclose(outputs, jnp.concatenate([half for half, _ in halves]), rtol=1e-5, atol=1e-6)
     assert not np.allclose(outputs, run(x)[0])
@@ -193,7 +199,7 @@ def test_temperatures_share_a_program():
     data = transfer()
     stages = [pretraining_stage(recipe(Simclr, temperature=Temperature(cold=cold)), data) for cold in (0.1, 0.5)]
     assert static_part(stages[0]) == static_part(stages[1])
-    momenta = [pretraining_stage(recipe(Moco, queue=16, splits=1, momentum=m), data) for m in (0.9, 0.99)]
+    momenta = [pretraining_stage(recipe(Moco, queue_size=16, bn_splits=1, momentum=m), data) for m in (0.9, 0.99)]
     assert static_part(momenta[0]) == static_part(momenta[1])
 
 
@@ -203,16 +209,32 @@ ROWS_OF_NUMBERS = Split(np.ones((12, 4), np.float32), np.arange(12, dtype=np.int
 @pytest.mark.parametrize(
     ("own", "changes", "message"),
     [
-        (recipe(Simclr, batch_size=1), {}, "batch_size is 1, which leaves an image nothing to be told from"),
-        (recipe(Moco, queue=20, splits=1), {}, r"pretrain.queue is 20; allowed: a multiple of batch_size \(8\)"),
-        (recipe(Moco, queue=16, splits=3), {}, r"pretrain.splits is 3; allowed: a divisor of batch_size \(8\)"),
-        (recipe(Moco, queue=16), {}, r"pretrain.splits is 8; allowed: .* \(8\) that leaves at least two rows a part"),
-        (recipe(Moco, queue=64), {"batch_size": 32}, "batch_size is 32, and there are 24 rows to fill it; allowed: at"),
+        (recipe(Simclr, batch_size=1), {}, "batch_size is 1, which has no negatives"),
+        (
+            recipe(Moco, queue_size=20, bn_splits=1),
+            {},
+            r"pretrain.queue_size is 20; allowed: a multiple of batch_size \(8\)",
+        ),
+        (
+            recipe(Moco, queue_size=16, bn_splits=3),
+            {},
+            r"pretrain.bn_splits is 3; allowed: a divisor of batch_size \(8\)",
+        ),
+        (
+            recipe(Moco, queue_size=16),
+            {},
+            r"pretrain.bn_splits is 8; allowed: .* \(8\) that leaves at least two rows a part",
+        ),
+        (
+            recipe(Moco, queue_size=64),
+            {"batch_size": 32},
+            "batch_size is 32, and there are 24 rows to fill it; allowed: at",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_training(own, changes, message):
     with pytest.raises(UserError, match=message):
-        resolve(replace(own, **changes), transfer()).trainable
+        resolve_trainable(replace(own, **changes), transfer())
 
 
 PUBLISHED = {  # of the authors' demonstration on CIFAR-10, and of both papers for ImageNet
@@ -226,9 +248,18 @@ PUBLISHED = {  # of the authors' demonstration on CIFAR-10, and of both papers f
 def test_presets_are_as_published(option):
     own = plain(option)
     view, warmth = own.augmentation, own.temperature
-    found = (own.queue, own.momentum, warmth.at(7, 10), own.hidden, view.crop, view.jitter, view.hue, view.blur)
+    found = (
+        own.queue_size,
+        own.momentum,
+        warmth.at(7, 10),
+        own.proj_hidden_dim,
+        view.crop,
+        view.jitter,
+        view.hue,
+        view.blur,
+    )
     assert found == PUBLISHED[option]
-    assert (own.outputs, own.splits, view.flip, view.grey) == (128, 8, 0.5, 0.2)
+    assert (own.proj_output_dim, own.bn_splits, view.flip, view.grey) == (128, 8, 0.5, 0.2)
     assert (view.brightness, view.contrast, view.saturation) == (0.4, 0.4, 0.4)
     assert isinstance(own, Moco)
 
@@ -249,18 +280,21 @@ def plain(option, **settings):
     ("option", "message"),
     [
         (plain(Simclr), r"pretrain=simclr learns from images, and the data is rows of shape \(4,\)"),
-        (plain(Moco, queue=16), r"pretrain=moco learns from images, and the data is rows of shape \(4,\)"),
+        (plain(Moco, queue_size=16), r"pretrain=moco learns from images, and the data is rows of shape \(4,\)"),
         (plain(Mlm), "pretrain=mlm learns masked words, and the data's source task is classification"),
         (plain(CausalLm), "pretrain=causal_lm learns causal words, and the data's source task is classification"),
         (plain(Checkpoint), "pretrain=checkpoint begins with files; allowed: with model.checkpoint"),
-        (plain(Mlm, mask=0.9, random=0.2), r"pretrain.mask \+ pretrain.random is 1.1"),
+        (
+            plain(Mlm, mask_replace_prob=0.9, random_replace_prob=0.2),
+            r"pretrain.mask_replace_prob \+ pretrain.random_replace_prob is 1.1",
+        ),
     ],
 )
 def test_data_of_another_kind_is_refused_before_training(option, message):
     parts = dict.fromkeys(("train", "val", "test"), ROWS_OF_NUMBERS)
     data = Transfer("classification", parts, parts, 2, 2, new_head=False)
     with pytest.raises(UserError, match=message):
-        resolve(Recipe(pretrain=option, batch_size=8), data).trainable
+        resolve_trainable(Recipe(pretrain=option, batch_size=8), data)
 
 
 def first_pixels(x):
@@ -275,7 +309,7 @@ def test_features_that_tell_the_classes_apart_have_neighbours_that_do():
     features = Features(
         lambda x: far[by_rows[x.tobytes()]], lambda x: far[(by_rows[x.tobytes()] * 0)], first_pixels, {}
     )
-    found = recipe(Simclr, neighbours=5).pretrain.evaluate_features(features, data)
+    found = recipe(Simclr, knn_k=5).pretrain.evaluate_features(features, data)
     assert found["source_test_knn"] == 1.0
     assert found["source_test_knn_random"] < 1.0
 

@@ -15,18 +15,17 @@ from src.metrics.linear_probe import PENALTIES
 from src.models.base import ApplyOptions
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.contrastive import Shape, Temperature
-from src.pretraining.feature_eval import Measured
+from src.pretraining.feature_eval import ImagePretraining
 from src.pretraining.moco import Moco
-from src.pretraining.online_probe import MOMENTUM, Online, feature_count
+from src.pretraining.online_probe import MOMENTUM, OnlineProbe, feature_count
 from src.pretraining.simclr import VIEWS, VIEWS_KEY, Simclr
-from src.recipe.resolve import resolve
 from src.training.forward import forward, forward_features_and_logits
 from src.training.stage_cache import StageCache
 from src.training.step import start, step_keys, update
 from src.training.vectorize import RunAxis
 from src.types import Split
 from tests.pretraining.test_contrastive_stages import CLASSES, SIDE, STATISTICS, Tiny, begun, recipe
-from tests.runs import pretrain, pretrain_once, pretraining_stage, run
+from tests.runs import pretrain, pretrain_once, pretraining_stage, resolve_trainable, run
 
 PLAIN = Augmentation(crop=(0.6, 1.0), flip=0.0, jitter=0.0, grey=0.0)
 STEPS, EVERY = 5, 2
@@ -51,7 +50,7 @@ def shaded(val=True):
 
 
 def watched(option=Simclr, **settings):
-    own = {"augmentation": PLAIN, "eval_every": EVERY, "neighbours": 5, **settings}
+    own = {"augmentation": PLAIN, "eval_every": EVERY, "knn_k": 5, **settings}
     return replace(recipe(option, **own), pretrain_steps=STEPS)
 
 
@@ -165,9 +164,11 @@ def test_the_numbers_are_those_of_other_solvers_in_float64(data, looked):
 
 def test_the_first_row_is_the_untrained_network_and_pixels(data, looked):
     own = watched()
-    begin = pretraining_stage(own, data).model.init(jax.random.PRNGKey(own.seed), data.features, own.pretrain.outputs)
+    begin = pretraining_stage(own, data).model.init(
+        jax.random.PRNGKey(own.seed), data.features, own.pretrain.proj_output_dim
+    )
     train, val = data.source["train"], data.source["val"]
-    vote = (own.pretrain.neighbours, own.pretrain.neighbours_temperature)
+    vote = (own.pretrain.knn_k, own.pretrain.knn_temperature)
     said = neighbours64(features64(begin, train.x), train.y, features64(begin, val.x), *vote)
     assert looked.rows[0]["knn"] == pytest.approx(np.mean(said == val.y), abs=1e-6)
     bank, asked = (part.x.reshape(len(part.x), -1) / 255.0 for part in (train, val))
@@ -198,8 +199,10 @@ def test_without_validation_rows_a_fifth_of_the_training_rows_is_asked_and_never
 
 def test_lanes_have_their_own_numbers_and_floors_are_computed_once(data, looked, monkeypatch):
     measured = []
-    scores = Measured.scores
-    monkeypatch.setattr(Measured, "scores", lambda self, of, *rest: measured.append(of) or scores(self, of, *rest))
+    scores = ImagePretraining.scores
+    monkeypatch.setattr(
+        ImagePretraining, "scores", lambda self, of, *rest: measured.append(of) or scores(self, of, *rest)
+    )
     warm = watched(temperature=Temperature(Shape.constant, cold=1.5))
     recipes = [watched(), warm, replace(watched(), seed=1)]
     lanes = pretrain(recipes, data, RunAxis.map)
@@ -214,9 +217,9 @@ def test_lanes_have_their_own_numbers_and_floors_are_computed_once(data, looked,
 def test_a_kept_stage_has_the_same_rows_and_is_kept_by_how_it_was_measured(data, looked, tmp_path, monkeypatch):
     cache = StageCache(tmp_path, CacheMode.use, 10**8, lambda text: None)
     (first,) = pretrain_once([watched()], data, cache)
-    (other,) = pretrain_once([watched(neighbours=1)], data, cache)
+    (other,) = pretrain_once([watched(knn_k=1)], data, cache)
     assert other.metrics["source_test_knn"] != first.metrics["source_test_knn"]
-    monkeypatch.setattr(Measured, "scores", None)
+    monkeypatch.setattr(ImagePretraining, "scores", None)
     rows = []
     (again,) = pretrain_once([watched()], data, cache, watch=rows.append)
     assert again.rows == first.rows == looked.rows == rows
@@ -248,15 +251,15 @@ def test_the_record_tells_the_numbers_behind_the_warnings(data):
             r"pretrain.eval_every is 3; allowed: a multiple of log_every \(2\)",
         ),
         (
-            watched(online_probe=0.5),
-            "pretrain.online_probe is 0.5, and the data's source task is regression; allowed: null",
+            watched(online_probe_lr=0.5),
+            "pretrain.online_probe_lr is 0.5, and the data's source task is regression; allowed: null",
         ),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(own, message):
     data = shaded()
     with pytest.raises(UserError, match=message):
-        resolve(own, replace(data, source_kind="regression") if own.pretrain.online_probe else data).trainable
+        resolve_trainable(own, replace(data, source_kind="regression") if own.pretrain.online_probe_lr else data)
 
 
 # --- beside ----------------------------------------------------------------------------------------------------------
@@ -279,7 +282,7 @@ def test_a_pass_that_is_cut_below_the_head_is_the_whole_pass(data):
 )
 def test_the_classifier_beside_does_not_touch_the_network(option, settings, data):
     without, beside = (
-        pretrain([watched(option, eval_every=None, online_probe=rate, **settings)], data)[0] for rate in (None, 0.7)
+        pretrain([watched(option, eval_every=None, online_probe_lr=rate, **settings)], data)[0] for rate in (None, 0.7)
     )
     for path, leaf in without.params.items():
         np.testing.assert_allclose(beside.params[path], leaf, rtol=1e-5, atol=1e-7)
@@ -291,7 +294,7 @@ def test_the_classifier_beside_does_not_touch_the_network(option, settings, data
 
 
 def test_its_update_is_gradient_descent_with_momentum_on_the_features_of_both_views(data):
-    own = watched(online_probe=0.7)
+    own = watched(online_probe_lr=0.7)
     stage, state, params = begun(own, data)
     batch = Split(*(part[:8] for part in data.source["train"]))
     rng = np.random.default_rng(2)
@@ -317,7 +320,7 @@ def test_its_update_is_gradient_descent_with_momentum_on_the_features_of_both_vi
 
 def test_it_learns_what_features_tell():
     """Ten updates on features that are the labels."""
-    online, y = Online(1.0, CLASSES, CLASSES), np.arange(12) % CLASSES
+    online, y = OnlineProbe(1.0, CLASSES, CLASSES), np.arange(12) % CLASSES
     memory, x = online.init_memory(), jnp.asarray(np.eye(CLASSES)[y], jnp.float32)
     told = {}
     for _ in range(10):
@@ -330,6 +333,6 @@ def test_it_learns_what_features_tell():
 def test_rates_of_the_classifier_share_a_program(data):
     from src.config.hparams import static_part
 
-    stages = [pretraining_stage(watched(online_probe=rate), data) for rate in (0.5, 1.0)]
+    stages = [pretraining_stage(watched(online_probe_lr=rate), data) for rate in (0.5, 1.0)]
     assert static_part(stages[0]) == static_part(stages[1])
     assert start(stages[0], begun(watched(), data)[2]).memory["online"]["weights"]["kernel"].shape == (10, CLASSES)

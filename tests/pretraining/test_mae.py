@@ -20,8 +20,7 @@ from src.models.vit import Vit
 from src.optim.optimizers import Sgd
 from src.optim.schedules import Constant
 from src.pretraining.augmentation import Augmentation
-from src.pretraining.mae import Mae, Patches, hide
-from src.recipe.resolve import resolve
+from src.pretraining.mae import Mae, MaeObjective, random_mask
 from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.strategies.linear_probe import LinearProbe
@@ -52,7 +51,7 @@ def transfer():
 
 def recipe(**settings):
     decoder = {"decoder_width": 12, "decoder_layers": 1, "decoder_heads": 3}
-    given = {"optimizer": Sgd(), "schedule": Constant(), "augmentation": VIEW, "rate": 0.66, **decoder}
+    given = {"optimizer": Sgd(), "schedule": Constant(), "augmentation": VIEW, "mask_ratio": 0.66, **decoder}
     steps = {"pretrain_steps": 3, "finetune_steps": 2, "batch_size": 8, "log_every": 1, "lr_pre": 0.1}
     return Recipe(model=SMALL, pretrain=Mae(**{**given, **settings}), **steps)
 
@@ -162,19 +161,19 @@ def test_positions_are_waves_of_the_row_and_of_the_column():
 @pytest.mark.parametrize("normalize", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_an_update_and_an_evaluation_are_the_mean_error_of_hidden_patches(normalize):
     data = transfer()
-    stage, state, params = begun(recipe(normalize=normalize), data)
+    stage, state, params = begun(recipe(norm_pix_loss=normalize), data)
     batch = pictures(8)
     step = jax.jit(lambda batch: update(stage, state, {}, batch, 1))
     after, losses = step(batch)
     viewing, hiding = jax.random.split(step_keys(stage, 1).corruption)
-    expected = expected_loss(params, VIEW.augment(viewing, batch.x), hide(hiding, 8, 6, 2), normalize)
+    expected = expected_loss(params, VIEW.augment(viewing, batch.x), random_mask(hiding, 8, 6, 2), normalize)
     assert float(losses.loss) == pytest.approx(expected, rel=1e-5)
     still = {path for path in params if np.array_equal(after.params[path], params[path])}
     assert all(path.endswith("key/bias") for path in still)  # which shifts all scores of a row alike
     unlabelled, _ = step(Split(batch.x, batch.y * 0))
     assert all(np.array_equal(unlabelled.params[path], after.params[path]) for path in params)
     found = jax.jit(lambda params: evaluate(stage, params, {}, {"test": batch}))(params)
-    expected = expected_loss(params, batch.x / 255, hide(jax.random.PRNGKey(EVALUATION_KEY), 8, 6, 2), normalize)
+    expected = expected_loss(params, batch.x / 255, random_mask(jax.random.PRNGKey(EVALUATION_KEY), 8, 6, 2), normalize)
     assert float(found["test_loss"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -183,7 +182,7 @@ def test_the_encoder_sees_what_is_not_hidden_and_nothing_else():
     stage, _, params = begun(recipe(), transfer())
     x = pictures().x
     shown, _ = quickly(stage.objective, x)
-    hidden = np.asarray(hide(KEY, len(x), 6, 2))
+    hidden = np.asarray(random_mask(KEY, len(x), 6, 2))
     seen = np.argsort(hidden, axis=1, kind="stable")[:, :2]
     h = jax.jit(lambda x: SMALL.apply(params, x, 1, ApplyOptions(stop=2, places=seen)))(shown)
     assert h.shape == (len(x), 3, 8)
@@ -193,9 +192,9 @@ def test_the_encoder_sees_what_is_not_hidden_and_nothing_else():
 
 
 def test_hidden_pixels_do_not_reach_the_encoder_and_seen_ones_are_no_target():
-    objective = Patches(VIEW, PATCH, 2, normalize=False)
+    objective = MaeObjective(VIEW, PATCH, 2, norm_pix_loss=False)
     x = pictures().x
-    hidden = np.asarray(hide(KEY, len(x), 6, 2))
+    hidden = np.asarray(random_mask(KEY, len(x), 6, 2))
     shown, targets = quickly(objective, x)
     pixels = np.asarray(from_patches(jnp.repeat(hidden[..., None], 12, axis=-1), x.shape, PATCH))
     assert np.all(np.asarray(shown)[pixels] == HIDDEN)
@@ -210,13 +209,13 @@ def test_hidden_pixels_do_not_reach_the_encoder_and_seen_ones_are_no_target():
 
 @pytest.mark.parametrize(("rate", "patches", "seen"), [(0.75, 16, 4), (0.75, 49, 12), (0.5, 9, 4), (0.9, 196, 20)])
 def test_every_image_hides_as_many_patches_and_others(rate, patches, seen):
-    assert recipe(rate=rate).pretrain.seen(patches) == seen
-    hidden = np.asarray(hide(KEY, 400, patches, seen))
+    assert recipe(mask_ratio=rate).pretrain.num_visible(patches) == seen
+    hidden = np.asarray(random_mask(KEY, 400, patches, seen))
     assert np.all(hidden.sum(axis=1) == patches - seen)
     share = 1 - seen / patches
     assert np.all(np.abs(hidden.mean(axis=0) - share) < 5 * np.sqrt(share * (1 - share) / 400))
     assert len({row.tobytes() for row in hidden}) > 60
-    np.testing.assert_array_equal(hide(KEY, 7, patches, seen), hidden[:7])
+    np.testing.assert_array_equal(random_mask(KEY, 7, patches, seen), hidden[:7])
 
 
 # --- as a stage ------------------------------------------------------------------------------------------------------
@@ -250,9 +249,15 @@ def test_strategies_share_one_pre_training_and_the_decoder_is_dropped(kept, stra
 @pytest.mark.parametrize(
     ("own", "message"),
     [
-        (replace(recipe(), model=Resnet(width=4)), "pretrain=mae hides patches, and model=resnet has none; allowed: m"),
-        (recipe(rate=0.05), "pretrain.rate is 0.05, which hides 0 of an image's 6 patches; allowed: a rate that hides"),
-        (recipe(rate=0.95), "pretrain.rate is 0.95, which hides 6 of an image's 6 patches; allowed: a rate that hides"),
+        (replace(recipe(), model=Resnet(width=4)), "pretrain=mae masks patches, and model=resnet has none; allowed: m"),
+        (
+            recipe(mask_ratio=0.05),
+            "pretrain.mask_ratio is 0.05, which masks 0 of an image's 6 patches; allowed: a ratio that masks",
+        ),
+        (
+            recipe(mask_ratio=0.95),
+            "pretrain.mask_ratio is 0.95, which masks 6 of an image's 6 patches; allowed: a ratio that masks",
+        ),
         (recipe(decoder_width=10), r"pretrain.decoder_width is 10; allowed: a multiple of 4 and of pretrain.decoder_h"),
         (recipe(decoder_heads=5), r"pretrain.decoder_width is 12; allowed: .* of pretrain.decoder_heads \(5\)"),
         (replace(recipe(), model=replace(SMALL, patch=4)), "model.patch is 4, and images are 6 x 4 pixels; allowed: a"),
@@ -260,7 +265,7 @@ def test_strategies_share_one_pre_training_and_the_decoder_is_dropped(kept, stra
 )
 def test_what_cannot_be_hidden_is_refused_before_training(own, message):
     with pytest.raises(UserError, match=message):
-        resolve(own, transfer()).trainable
+        resolve_trainable(own, transfer())
 
 
 def test_rows_of_numbers_have_no_patches():

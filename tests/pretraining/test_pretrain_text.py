@@ -10,9 +10,8 @@ from src.errors import UserError
 from src.models.bert import Head
 from src.objectives.pairs import PairLabels
 from src.recipe.configure import make_plan
-from src.recipe.resolve import resolve
 from tests.config.test_config import composed
-from tests.runs import pretraining_stage, run
+from tests.runs import pretraining_stage, resolve_trainable, run
 
 TINY = (
     *("data=docstrings", "data.tokenizer_cache=null", "data.max_seq_len=24", "model=bert", "model.vocab_size=200"),
@@ -56,7 +55,7 @@ def test_an_option_of_pairs_needs_no_other_key():
 
 def test_pairs_alone_are_learned_by_their_own_objective():
     recipe, data = planned("pretrain=sop")
-    resolve(recipe, data).trainable
+    resolve_trainable(recipe, data)
     stage = pretraining_stage(recipe, data)
     assert stage.objective == PairLabels()
     assert stage.model.head is Head.pretraining
@@ -74,13 +73,19 @@ def test_each_option_asks_for_its_own_pairs(option):
 
 def test_the_settings_of_masking_reach_the_objective():
     recipe, data = planned(
-        "pretrain=mlm", "pretrain.rate=0.5", "pretrain.exact=true", "pretrain.most=7", "pretrain.whole_words=true"
+        "pretrain=mlm",
+        "pretrain.mask_prob=0.5",
+        "pretrain.fixed_count=true",
+        "pretrain.max_predictions_per_seq=7",
+        "pretrain.whole_word_mask=true",
     )
     objective = pretraining_stage(recipe, data).objective
-    assert (objective.rate, objective.exact, objective.most) == (0.5, True, 7)
+    assert (objective.mask_prob, objective.fixed_count, objective.max_predictions_per_seq) == (0.5, True, 7)
     assert data.vocabulary is not None
     written = data.vocabulary.backend.get_vocab()
-    assert set(objective.continues) == {number for token, number in written.items() if token.startswith("##")} != set()
+    assert (
+        set(objective.continuations) == {number for token, number in written.items() if token.startswith("##")} != set()
+    )
     part = data.source["train"]
     _, wanted = objective.corrupt(jax.random.PRNGKey(0), part.x, part.y)
     missing = (np.asarray(wanted) >= 0).sum(axis=1)
@@ -92,7 +97,7 @@ def test_the_settings_of_masking_reach_the_objective():
 @pytest.mark.parametrize("exact", ["true", "false"])
 def test_how_many_words_are_missing(option, exact):
     """Of each row ``max(1, round(0.3 * length))``; or on average, within 5 standard deviations of a binomial."""
-    recipe, data = planned(f"pretrain={option}", "pretrain.rate=0.3", f"pretrain.exact={exact}")
+    recipe, data = planned(f"pretrain={option}", "pretrain.mask_prob=0.3", f"pretrain.fixed_count={exact}")
     part = data.source["train"]
     objective = pretraining_stage(recipe, data).objective
     x, wanted = (np.asarray(found) for found in objective.corrupt(jax.random.PRNGKey(1), part.x, part.y))
@@ -113,17 +118,20 @@ SHARE = "allowed: a number strictly between 0 and 1"
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["pretrain=mlm", "pretrain.rate=0"], f"pretrain.rate is 0.0; {SHARE}"),
-        (["pretrain=mlm_nsp", "pretrain.rate=1"], f"pretrain.rate is 1.0; {SHARE}"),
+        (["pretrain=mlm", "pretrain.mask_prob=0"], f"pretrain.mask_prob is 0.0; {SHARE}"),
+        (["pretrain=mlm_nsp", "pretrain.mask_prob=1"], f"pretrain.mask_prob is 1.0; {SHARE}"),
         (
-            ["pretrain=mlm", "pretrain.most=3"],
-            r"pretrain.most is 3; allowed: null, or a number with",
+            ["pretrain=mlm", "pretrain.max_predictions_per_seq=3"],
+            r"pretrain.max_predictions_per_seq is 3; allowed: null, or a number with",
         ),
         (
-            ["pretrain=mlm", "pretrain.exact=true", "pretrain.most=0"],
-            r"pretrain.most is 0; allowed: a whole number",
+            ["pretrain=mlm", "pretrain.fixed_count=true", "pretrain.max_predictions_per_seq=0"],
+            r"pretrain.max_predictions_per_seq is 0; allowed: a whole number",
         ),
-        (["pretrain=mlm_sop", "pretrain.mask=0.9", "pretrain.random=0.2"], r"pretrain.mask . pretrain.random is 1.1"),
+        (
+            ["pretrain=mlm_sop", "pretrain.mask_replace_prob=0.9", "pretrain.random_replace_prob=0.2"],
+            r"pretrain.mask_replace_prob . pretrain.random_replace_prob is 1.1",
+        ),
         (["pretrain=sop", "pretrain.pairs=next"], "pretrain.pairs is next; allowed: order"),
         (["pretrain=sop", "data.pairs=next"], r"pretrain=sop learns .*, and data.pairs is next; .*data.pairs=order"),
         (["pretrain=mlm_nsp", "data.pairs=null"], r"pretrain=mlm_nsp learns .* the data has none; .*data.pairs=next"),
@@ -133,7 +141,7 @@ SHARE = "allowed: a number strictly between 0 and 1"
 )
 def test_what_cannot_be_learned_is_refused_in_one_sentence(overrides, message):
     with pytest.raises(UserError, match=message):
-        resolve(*planned(*overrides)).trainable
+        resolve_trainable(*planned(*overrides))
 
 
 def test_other_data_has_no_pairs():
@@ -141,18 +149,18 @@ def test_other_data_has_no_pairs():
     with pytest.raises(
         UserError, match="pretrain=nsp learns from pairs of sentences, and the data has none; allowed: "
     ):
-        resolve(plan.recipe, plan.source.load()).trainable
+        resolve_trainable(plan.recipe, plan.source.load())
 
 
 def test_whole_words_need_a_tokenizer_that_tells(monkeypatch):
     """A vocabulary without a piece that continues a word, as a byte-level one is."""
-    recipe, data = planned("pretrain=mlm", "pretrain.whole_words=true")
-    resolve(recipe, data).trainable
+    recipe, data = planned("pretrain=mlm", "pretrain.whole_word_mask=true")
+    resolve_trainable(recipe, data)
     monkeypatch.setitem(vars(data.vocabulary), "continuations", ())
     with pytest.raises(
-        UserError, match=r"pretrain.whole_words is true, and .* has no token that begins with ##; allowed"
+        UserError, match=r"pretrain.whole_word_mask is true, and .* has no token that begins with ##; allowed"
     ):
-        resolve(recipe, data).trainable
+        resolve_trainable(recipe, data)
 
 
 def test_plain_texts_are_paired_too(tmp_path):
@@ -166,7 +174,7 @@ def test_plain_texts_are_paired_too(tmp_path):
     plan = make_plan(composed(*where, *asked, *masked, "strategy=full"))
     data = plan.source.load()
     assert (data.kind, data.source_kind, data.pairs) == ("pretraining", "pretraining", "order")
-    resolve(plan.recipe, data).trainable
+    resolve_trainable(plan.recipe, data)
     for part in (*data.source.values(), *data.target.values()):
         assert part.y.shape == (len(part.x), 1 + part.x.shape[2])
         assert set(part.y[:, 0]) <= {0, 1}

@@ -14,7 +14,7 @@ from src.models.base import head_paths, same_bits
 from src.models.bert import Bert, Head, Pooling
 from src.models.mlp import Mlp
 from src.objectives.kinds import for_kind
-from src.objectives.text import Masked
+from src.objectives.text import MaskedLm
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
@@ -40,7 +40,7 @@ class Words(Transfer):
 
     def objective(self, kind):
         found = for_kind(kind)
-        return replace(found, mask_id=1, words=WORDS) if isinstance(found, Masked) else found
+        return replace(found, mask_id=1, words=WORDS) if isinstance(found, MaskedLm) else found
 
 
 def rows(count, words=WORDS, seed=0):

@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.models.base import Model
 from src.models.mlp import Activation, Mlp
 from src.retention import fisher, fisher_diagonal
-from src.retention.fisher import gaussian_fisher_diagonal
+from src.retention.fisher import GAUSSIAN
 
 ROWS, FEATURES, CLASSES = 50, 5, 4
 RNG = np.random.default_rng(0)
@@ -201,11 +201,11 @@ def mean(params, x):
 def test_a_regression_has_the_fisher_information_of_variance_1():
     params = {"w": RNG.normal(size=(5, 4)).astype(np.float32), "v": RNG.normal(size=(4, 1)).astype(np.float32)}
     y = RNG.normal(size=ROWS).astype(np.float32)
-    exact = gaussian_fisher_diagonal(mean, params, X)
+    exact = fisher_diagonal(mean, params, X, likelihood=GAUSSIAN)
     squared = loop(mean, params, X, lambda i, out, jac: (jac**2).sum(axis=0))
     labelled = loop(mean, params, X, lambda i, out, jac: ((y[i] - out[0]) * jac[0]) ** 2)
-    empirical = gaussian_fisher_diagonal(mean, params, X, estimator="empirical", targets=y, chunk=7)
-    sampled = jax.vmap(lambda key: gaussian_fisher_diagonal(mean, params, X, estimator="sampled", key=key))
+    empirical = fisher_diagonal(mean, params, X, likelihood=GAUSSIAN, estimator="empirical", targets=y, chunk=7)
+    sampled = jax.vmap(lambda key: fisher_diagonal(mean, params, X, likelihood=GAUSSIAN, estimator="sampled", key=key))
     draws = sampled(jax.random.split(KEY, 2000))
     for path in params:
         close(exact[path], squared[path])
@@ -233,10 +233,10 @@ def test_it_can_be_compiled_and_mapped_over_parameters():
         ({"estimator": "empirical", "targets": Y[:3]}, "50 inputs and 3 targets"),
         ({"estimator": "sampled"}, "needs a key"),
         ({"chunk": 0}, "chunk of the Fisher information is 0"),
-        ({"log_prob": lambda params, x: jnp.sum(params["w"])}, "allowed: .1, K., or .K,. for a row"),
+        ({"function": lambda params, x: jnp.sum(params["w"])}, "allowed: .1, K., or .K,. for a row"),
     ],
 )
 def test_what_cannot_work_is_refused(change, message):
-    arguments = {"log_prob": log_prob, "inputs": X} | change
+    arguments = {"function": log_prob, "inputs": X} | change
     with pytest.raises(UserError, match=message):
         fisher_diagonal(params=PARAMS, **arguments)

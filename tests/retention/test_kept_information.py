@@ -16,8 +16,8 @@ from src.optim.schedules import Constant
 from src.pretraining.supervised import Supervised
 from src.recipe.spec import Recipe
 from src.retention import ewc
-from src.retention.base import Task
-from src.retention.ewc import Ewc, Information
+from src.retention.base import SourceModel
+from src.retention.ewc import Ewc, FisherSpec
 from src.retention.fisher import Estimator
 from src.retention.l2_sp import L2Sp
 from src.retention.online_ewc import OnlineEwc
@@ -61,7 +61,7 @@ def open_cache(tmp_path, warnings):
     return lambda mode=CacheMode.use: StageCache(tmp_path / "cache", mode, 10**7, warnings.append)
 
 
-class Asked(StageCache):
+class EvalSplits(StageCache):
     """A cache that has everything, and remembers what it was asked for."""
 
     def __init__(self):
@@ -86,7 +86,7 @@ def computed(monkeypatch):
 
 def name(data, params, **changes):
     """Return what a recipe's Fisher information is called."""
-    asked = Asked()
+    asked = EvalSplits()
     retention_states([dataclasses.replace(BASE, **changes)], data, [params], asked)
     (key,) = asked.keys
     return key
@@ -133,8 +133,8 @@ OTHER_STAGES = [{"pretrain_steps": 6}, {"lr_pre": 0.01}, {"pretrain": Supervised
 
 
 def information(model, **changes):
-    task = Task(static_part(model), 5, for_kind("classification"))
-    return dataclasses.replace(Information(task, Estimator.exact, 100, 256, True), **changes)
+    task = SourceModel(static_part(model), 5, for_kind("classification"))
+    return dataclasses.replace(FisherSpec(task, Estimator.exact, 100, 256, True), **changes)
 
 
 def test_the_network_and_the_sources_count():

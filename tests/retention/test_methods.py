@@ -14,15 +14,15 @@ from src.config.hparams import bind, hyperparameters, static_part
 from src.config.schema import build, option_class, option_names
 from src.errors import UserError
 from src.models.mlp import Mlp
-from src.objectives.base import Network, Objective
+from src.objectives.base import NetworkFns, Objective
 from src.objectives.kinds import for_kind
 from src.objectives.supervised import Classification
-from src.objectives.text import Masked
+from src.objectives.text import MaskedLm
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.contrastive import Shape, Temperature
-from src.pretraining.mae import Patches
-from src.pretraining.moco import Queue
-from src.pretraining.simclr import Pairs
+from src.pretraining.mae import MaeObjective
+from src.pretraining.moco import MocoObjective
+from src.pretraining.simclr import SimclrObjective
 from src.retention import fisher_diagonal
 from src.retention.base import Retention, SourceTask, distance
 from src.retention.distill import Distill, divergence
@@ -268,7 +268,7 @@ def test_replay_keeps_all_where_there_are_no_more_and_says_so_once(caplog):
 
 def network(outputs_of):
     """The source's network, of what its outputs are."""
-    return Network(lambda x, _places=None, _params=None: (outputs_of(x), {}), {}, lambda x: ((x, outputs_of(x)), {}))
+    return NetworkFns(lambda x, _places=None, _params=None: (outputs_of(x), {}), {}, lambda x: ((x, outputs_of(x)), {}))
 
 
 def nats(outputs, labels):
@@ -285,7 +285,7 @@ def test_replay_adds_the_source_s_loss_on_all_that_is_kept():
 
 @pytest.mark.parametrize(("batch", "new_rows", "drawn"), [(None, 3, 3), (5, 3, 5), (5, 100, 5), (20, 3, 7)])
 def test_replay_draws_a_batch_by_its_key(batch, new_rows, drawn):
-    method, seen = Replay(count=7, batch=batch), []
+    method, seen = Replay(count=7, batch_size=batch), []
     kept = method.init_state(keeping())
 
     def outputs_of(x):
@@ -323,15 +323,15 @@ def test_replay_learns_as_the_source_task_was_learned():
     ("name", "objective", "fits"),
     [
         ("ewc", Classification(), True),
-        ("online_ewc", Queue(*VIEWS), False),
-        ("ewc", Masked(), False),
-        ("replay", Masked(), True),
-        ("replay", Pairs(*VIEWS), True),
-        ("replay", Patches(Augmentation()), True),
-        ("replay", Queue(*VIEWS), False),
-        ("distill", Queue(*VIEWS), True),
-        ("distill", Patches(Augmentation()), False),
-        ("l2_sp", Patches(Augmentation()), True),
+        ("online_ewc", MocoObjective(*VIEWS), False),
+        ("ewc", MaskedLm(), False),
+        ("replay", MaskedLm(), True),
+        ("replay", SimclrObjective(*VIEWS), True),
+        ("replay", MaeObjective(Augmentation()), True),
+        ("replay", MocoObjective(*VIEWS), False),
+        ("distill", MocoObjective(*VIEWS), True),
+        ("distill", MaeObjective(Augmentation()), False),
+        ("l2_sp", MaeObjective(Augmentation()), True),
     ],
 )
 def test_what_pre_training_leaves_nothing_to_keep_of_is_refused_before(name, objective, fits):

@@ -78,7 +78,7 @@ def test_a_penalty_is_what_its_formula_says(task, method):
 
 def test_replay_of_all_rows_is_training_on_both_tasks(task):
     recipe, data, pre = task
-    method = Replay(fraction=1.0, strength=0.5, batch=10_000)
+    method = Replay(fraction=1.0, strength=0.5, batch_size=10_000)
     end = finetune([replace(recipe, retention=method)], data, [pre.params], [ignore]).fits[0].params
     weights = float64(pre.params)
     new, old = data.target["train"], data.source["train"]
