@@ -21,8 +21,8 @@ from src.config.identity import register_resolvers
 from src.config.messages import sentence
 from src.config.schema import CONF, register_schema
 from src.errors import UserError, run_script
-from src.launch.job import stage_cache
 from src.recipe.configure import make_plan
+from src.tracking.cache import stage_cache
 
 
 def read_arguments() -> argparse.Namespace:

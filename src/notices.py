@@ -1,4 +1,4 @@
-"""Notices that are given once a process."""
+"""Warnings that are logged once per process."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ import logging
 
 @functools.cache
 def warn_once(text: str) -> None:
-    """Say something once a process."""
+    """Log a warning once per process."""
     logging.getLogger(__name__).warning(text)

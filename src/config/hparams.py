@@ -1,4 +1,4 @@
-"""Hyperparameters: what a dataclass field may hold, and which fields are traced."""
+"""Hyperparameters: the allowed values of a dataclass field, and which fields are traced."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Check:
-    """What a value must satisfy, and the words that say so."""
+    """A condition on a value, and its description for error messages."""
 
-    words: str
+    description: str
     accepts: Callable[[Any], bool]
 
 
@@ -60,7 +60,7 @@ def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool =
 
 
 def check_value(spec: Any, path: str, value: Any) -> None:
-    """Apply to ``value`` the check of the field at a dotted path of a specification."""
+    """Check a value against the field at a dotted path of a dataclass."""
     *above, name = path.split(".")
     for part in above:
         spec = getattr(spec, part)
@@ -69,7 +69,11 @@ def check_value(spec: Any, path: str, value: Any) -> None:
 
 
 def check_values(spec: Any, key: str = "") -> None:
-    """Apply each field's check; raises :class:`UserError` naming key, value and what is allowed."""
+    """Apply each field's check.
+
+    Raises:
+        UserError: a value is not allowed; the message contains key, value and what is allowed.
+    """
     for f in dataclasses.fields(spec):
         _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
 
@@ -78,13 +82,13 @@ def _apply(f: dataclasses.Field[Any], value: Any, full: str) -> None:
     check = f.metadata.get("check")
     for element in value if isinstance(value, tuple) else (value,):
         if check is not None and element is not None and not check.accepts(element):
-            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.words}")
+            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.description}")
 
 
 def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the traced values of a specification by dotted path, nested dataclasses included.
+    """Return the traced values of a dataclass and its nested dataclasses, by dotted path.
 
-    A traced field that is ``None`` is switched off, which is structure: it stays static.
+    A traced field that is ``None`` is switched off; that is static.
     """
     return {path: getattr(owner, name) for path, owner, name in _traced_fields(spec, prefix)}
 
@@ -102,7 +106,7 @@ def bind(spec: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def static_part(spec: Any) -> Any:
-    """Return ``spec`` with every traced value set to 0: what a compiled program depends on, hashable."""
+    """Return ``spec`` with every traced value set to 0: the part that a compiled program depends on, hashable."""
     return bind(spec, dict.fromkeys(hyperparameters(spec), 0))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ..config.choices import Kind
-from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study
+from ..config.schema import CONFIG_GROUPS, RecipeConfig, StudyConfig
 from ..errors import UserError, listed
 from ..recipe.configure import Plan, make_plan
 from ..tracking.records import Job, load_job
@@ -29,7 +29,7 @@ def find_finished(folder: Path) -> tuple[Job, Plan]:
     config: Any = OmegaConf.load(path)
     missing = [
         key
-        for key in (*RecipeConfig.__dataclass_fields__, *Study.__dataclass_fields__, *CONFIG_GROUPS)
+        for key in (*RecipeConfig.__dataclass_fields__, *StudyConfig.__dataclass_fields__, *CONFIG_GROUPS)
         if key not in config
     ]
     if not isinstance(config, DictConfig) or missing:

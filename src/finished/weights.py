@@ -27,12 +27,12 @@ from ..config.hparams import bind, static_part
 from ..config.schema import option_name
 from ..data.base import Source, Transfer
 from ..errors import UserError, listed
-from ..launch.job import stage_cache
 from ..models.base import ApplyOptions, Model, head_paths, is_statistic, same_bits
 from ..models.wrapped import Wrapped
 from ..recipe.configure import Plan
 from ..recipe.run import Pretrained, finetuning_stage, pretrain_once, pretraining_stage
 from ..strategies.full import Full
+from ..tracking.cache import stage_cache
 from ..tracking.record import CHECKPOINT
 from ..training.loop import number
 from ..training.stage import Stage, evaluate, forward, traced

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
+from ..analysis.study import check_report
 from ..config.choices import Kind
 from ..config.identity import resolved
-from ..config.schema import Study, build
+from ..config.schema import build
 from ..files import atomic_write
 from ..recipe.configure import make_plan
 from ..tracking.job import JobTracking
@@ -19,88 +19,82 @@ if TYPE_CHECKING:
     from ..data.base import TaskSequence, Transfer
     from ..recipe.run import RunResult, TrainableSummary
     from ..recipe.sequence import SequenceResult
-    from ..training.stage_cache import StageCache
 
 
 def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | None) -> float:
     """Run one job and write its record.
 
     Args:
-        cfg: the task's configuration.
-        folder: where the record goes.
-        overrides: what was asked for on the command line.
-        sweep: the sweep's name; ``None`` for a single run, which tells the terminal more.
+        cfg: the composed configuration.
+        folder: where the record is written.
+        overrides: the job's overrides on the command line.
+        sweep: the sweep's name; ``None`` for a single run, which prints more.
 
     Returns:
-        The objective.
+        The objective: the validation loss, infinite when the run diverged.
     """
     with JobTracking(folder, resolved(cfg), overrides) as tracking:
-        tracking.open_view(build("tracker", cfg.tracker))  # first: W&B starts beside everything below
+        tracking.open_view(build("tracker", cfg.tracker))  # first, so that W&B starts while the rest is prepared
+        check_report(cfg.report)
         plan = make_plan(cfg)
 
-        from ..recipe import run as steps
+        from ..recipe.run import resolve_trainable, run
         from ..recipe.sequence import check_sequence, run_sequence
         from ..tracking import console
+        from ..tracking.cache import stage_cache
         from ..training.compiled import prepare_jax
 
         prepare_jax()
         data: Any = plan.source.load()  # of the kind that the recipe takes: make_plan has checked it
         sequence = plan.recipe.recipe is Kind.sequence
-        movement = check_sequence(plan.recipe, data) if sequence else steps.resolve_trainable(plan.recipe, data)
-        tracking.publish(sweep, data.fingerprint)  # nothing that a user can get wrong is left
+        trainable = check_sequence(plan.recipe, data) if sequence else resolve_trainable(plan.recipe, data)
+        tracking.publish(sweep, data.fingerprint)  # all input has been checked
         if sweep is None:
             console.show_config(cfg)
-            console.show_movement(movement)
-        tasks = len(data.tasks) if sequence else 1
-        stages = {"pretrain": plan.recipe.pretrain_steps} if not sequence else {}
-        stages["finetune"] = tasks * plan.recipe.finetune_steps
-        with console.Bar(stages, plan.study.progress) as bar:
+            console.show_trainable(trainable.placed, trainable.lengths, trainable.sizes, trainable.trainable)
+        stages = {"pretrain": plan.recipe.pretrain_steps, "finetune": plan.recipe.finetune_steps}
+        if sequence:
+            stages = {"finetune": len(data.tasks) * plan.recipe.finetune_steps}
+        with console.ProgressBar(stages, plan.study.progress) as bar:
 
-            def watch(stage: str, row: dict[str, float]) -> None:
+            def log(stage: str, row: dict[str, float]) -> None:
                 tracking.log(stage, row)
                 bar.update(stage, row)
 
             if sequence:
-                outcome = run_sequence(plan.recipe, data, watch)
+                result = run_sequence(plan.recipe, data, log)
             else:
-                outcome = steps.run(plan.recipe, data, watch, stage_cache(plan.study))
-        complete(tracking, outcome, data, movement)
-        console.show_outcome(outcome, folder, overrides if sweep else None)
-    return outcome.objective
+                result = run(plan.recipe, data, log, stage_cache(plan.study))
+        summary = complete(tracking, result, data, trainable)
+    if sweep is None:
+        console.show_summary(summary, result.seconds, folder)
+    else:
+        console.say(f"  {result.status}, val loss {result.objective:.4f}  ({' '.join(overrides)})")
+    return result.objective
 
 
 def complete(
     tracking: JobTracking,
-    outcome: RunResult | SequenceResult,
+    result: RunResult | SequenceResult,
     data: Transfer | TaskSequence,
-    movement: TrainableSummary,
+    trainable: TrainableSummary,
     **more: Any,
-) -> None:
-    """Write what a job ended with, and ``more``; parameters that stopped being finite are not worth keeping."""
-    if not outcome.diverged:
-        tracking.record.save_params(outcome.params, {"strategy": tracking.config["strategy"]["name"]})
+) -> dict[str, Any]:
+    """Write a job's checkpoint, unless it diverged, and its summary, to which ``more`` is added; return the summary."""
+    if not result.diverged:
+        tracking.record.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
         for name, content in data.files().items():
             with atomic_write(tracking.folder / name) as file:
                 file.write(content.encode())
-    tracking.finish(
-        outcome.status,
-        objective=outcome.objective,
-        metrics=outcome.metrics,
-        last_finite_step=outcome.last_finite_step,
-        parameters={"trainable": movement.trainable, "total": movement.total},
-        flops_per_step=outcome.cost.flops,
-        bytes={"peak": outcome.cost.peak_bytes, "optimizer": outcome.cost.optimizer_bytes},
-        **outcome.facts(),
+    return tracking.finish(
+        result.status,
+        objective=result.objective,
+        metrics=result.metrics,
+        last_finite_step=result.last_finite_step,
+        parameters={"trainable": trainable.trainable, "total": trainable.total},
+        flops_per_step=result.cost.flops,
+        bytes={"peak": result.cost.peak_bytes, "optimizer": result.cost.optimizer_bytes},
+        **result.facts(),
         data=data.facts(),
         **more,
     )
-
-
-@functools.cache
-def stage_cache(study: Study) -> StageCache:
-    """Return the cache of pre-trained stages that a study asks for."""
-    from ..tracking.console import say
-    from ..training.stage_cache import StageCache
-
-    limit = int(study.cache_limit * 1e6)
-    return StageCache(Path(study.cache_folder), study.cache, limit, lambda text: say(f"warning: {text}", "yellow"))

@@ -12,7 +12,7 @@ from src.config.schema import (
     CONF,
     CONFIG_GROUPS,
     RecipeConfig,
-    Study,
+    StudyConfig,
     build,
     option_class,
     option_names,
@@ -60,7 +60,7 @@ def as_written(default):
 
 def test_top_level_defaults_are_the_dataclass_s():
     cfg = composed()
-    for f in [*dataclasses.fields(RecipeConfig), *dataclasses.fields(Study)]:
+    for f in [*dataclasses.fields(RecipeConfig), *dataclasses.fields(StudyConfig)]:
         assert cfg[f.name] == f.default, f.name
 
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from src.tracking.wandb_files import read_run
-from tests.commands import rows, summary, sweep, train
+from src.tracking.wandb_file_reader import read_run
+from tests.commands import rows, running, summary, sweep, train
 
 
 def wandb_files(folder):
@@ -46,20 +46,11 @@ def test_a_sweep_is_a_group_of_separate_runs(tmp_path):
 
 
 def test_a_killed_training_is_a_failed_run(tmp_path):
-    import os
-    import signal
-    import subprocess
-    import sys
-
-    from tests.commands import ROOT
-
-    command = [sys.executable, "-m", "src.train", f"hydra.run.dir={tmp_path}", "finetune_steps=100000000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not wandb_files(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    with running("-m", "src.train", f"hydra.run.dir={tmp_path}", "finetune_steps=100000000") as process:
+        deadline = time.monotonic() + 60
+        while not wandb_files(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
     while time.monotonic() < deadline:  # the writer notices that its input has ended, and closes the run
         if wandb_files(tmp_path) and read_run(wandb_files(tmp_path)[0]).exit_code is not None:
             break

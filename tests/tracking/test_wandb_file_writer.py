@@ -19,9 +19,9 @@ import wandb
 
 from src.tracking.options import Wandb
 from src.tracking.publisher import Publisher
-from src.tracking.wandb_file import framed, write_offline_run
-from src.tracking.wandb_files import BLOCK, HEADER, PIECE, read_records, read_run
-from src.tracking.wandb_writer import Writer
+from src.tracking.wandb_file_reader import BLOCK, FRAGMENT, HEADER, read_records, read_run
+from src.tracking.wandb_file_writer import framed, write_offline_run
+from src.tracking.wandb_process import RunWriter
 
 CONFIG = {
     "seed": 3,
@@ -52,7 +52,7 @@ def settings(folder, **changed):
 
 def official(run, rows, summary, exit_code):
     """Write the run through the official client; return its file."""
-    writer = Writer(io.StringIO())
+    writer = RunWriter(io.StringIO())
     writer.handle({"op": "start", "mode": "offline", "timeout": 20.0, "run": run})
     for row in rows:
         writer.handle({"op": "log", "row": row})
@@ -155,11 +155,11 @@ def plain(value):
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-@pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * PIECE.size])
+@pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * FRAGMENT.size])
 def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, monkeypatch):
     """Sizes that end before, in and after the last bytes of a block, where no header fits, or a header and no data."""
-    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
-    room = BLOCK - len(HEADER) - 2 * PIECE.size - before
+    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
+    room = BLOCK - len(HEADER) - 2 * FRAGMENT.size - before
     sizes = [*range(room - 20, room + 10), BLOCK, 3 * BLOCK - 8, 100_000]
     for size in sizes:
         messages = [b"a" * before, os.urandom(max(size, 0)), b"", b"end"]
@@ -170,7 +170,7 @@ def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, mon
 
 def test_the_official_file_s_messages_framed_are_the_official_file(tmp_path, monkeypatch):
     file = official(settings(tmp_path), list(rows(200)), SUMMARY, 0)
-    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
     assert file.stat().st_size > 3 * BLOCK
     assert framed(read_records(file)) == file.read_bytes()
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from src.errors import UserError
-from src.tracking.wandb_api import load_wandb_project
+from src.tracking.wandb_runs import load_wandb_project
 
 
 class Api:

@@ -1,5 +1,6 @@
 """Jobs in processes of their own: who runs when and where, and what is left of those that die."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,10 +15,10 @@ import pytest
 
 from src.config.schema import typed
 from src.errors import UserError
-from src.launch.isolated import Ended, OnError, Settings, Task, run_isolated
+from src.launch.process_pool import IsolatedSettings, JobCommand, JobResult, OnError, run_commands
 from src.tracking.records import load_job
+from tests.commands import running
 
-ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import json, os, pathlib, resource, signal, subprocess, sys, time
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -39,20 +40,20 @@ POLITE = "note(pids=[os.getpid()]); time.sleep(60)"
 RUNNER = """
 import sys
 from pathlib import Path
-from src.sweeps.isolated import Settings, Task, run_isolated
+from src.launch.process_pool import IsolatedSettings, JobCommand, run_commands
 jobs = zip(sys.argv[1::2], sys.argv[2::2])
-tasks = [Task(name, (sys.executable, "-ISc", code, name), Path(name), {}) for name, code in jobs]
-run_isolated(tasks, Settings(slots=2), lambda task, ended: print(Path(task.label).name, ended.status, flush=True))
+commands = [JobCommand(name, (sys.executable, "-ISc", code, name), Path(name), {}) for name, code in jobs]
+run_commands(commands, IsolatedSettings(slots=2), lambda job, end: print(Path(job.label).name, end.status, flush=True))
 """
 
 
 def task(folder, code, **summary):
-    return Task(folder.name, (sys.executable, "-ISc", PRELUDE + code, str(folder)), folder, summary)
+    return JobCommand(folder.name, (sys.executable, "-ISc", PRELUDE + code, str(folder)), folder, summary)
 
 
-def run(tmp_path, *codes, tell=lambda task, ended: None, **settings):
+def run(tmp_path, *codes, on_end=lambda task, ended: None, **settings):
     tasks = [task(tmp_path / str(place), code, job_id=f"id{place}") for place, code in enumerate(codes)]
-    return run_isolated(tasks, Settings(**settings), tell)
+    return run_commands(tasks, IsolatedSettings(**settings), on_end)
 
 
 def read(path):
@@ -92,11 +93,11 @@ def assert_gone(pids, patience=5.0):
 def test_results_keep_the_order_of_tasks_and_each_is_told_once_as_it_ends(tmp_path):
     told = []
     codes = ["time.sleep(0.6); finish(objective=1.0)", "finish('diverged', 'Infinity')", "finish(objective=3.0)"]
-    ended = run(tmp_path, *codes, slots=2, tell=lambda task, ended: told.append((task.label, ended)))
+    ended = run(tmp_path, *codes, slots=2, on_end=lambda task, ended: told.append((task.label, ended)))
     assert ended == [
-        Ended("completed", 1.0, None, 1),
-        Ended("diverged", math.inf, None, 1),
-        Ended("completed", 3.0, None, 1),
+        JobResult("completed", 1.0, None, 1),
+        JobResult("diverged", math.inf, None, 1),
+        JobResult("completed", 3.0, None, 1),
     ]
     assert [label for label, _ in told] == ["1", "2", "0"]
     assert sorted(told, key=lambda pair: pair[0]) == [(str(place), end) for place, end in enumerate(ended)]
@@ -172,8 +173,8 @@ def test_each_death_has_its_cause_and_a_record_and_harms_no_other(tmp_path):
 
 
 def test_a_command_that_does_not_exist_is_a_failed_job(tmp_path):
-    lost = Task("lost", ("no-such-program",), tmp_path / "lost", {})
-    (ended,) = run_isolated([lost], Settings(), lambda task, ended: None)
+    lost = JobCommand("lost", ("no-such-program",), tmp_path / "lost", {})
+    (ended,) = run_commands([lost], IsolatedSettings(), lambda task, ended: None)
     assert ended.status == "failed"
     assert "no-such-program" in str(ended.error) or "No such file" in str(ended.error)
 
@@ -181,7 +182,7 @@ def test_a_command_that_does_not_exist_is_a_failed_job(tmp_path):
 def test_the_record_of_a_death_holds_what_was_known_and_the_end_of_the_log(tmp_path):
     code = "[print('line', n) for n in range(50)]; sys.stdout.flush(); os.write(1, b'caf\\xff\\n'); os.abort()"
     known = {"job_id": "abc", "config": {"seed": 0}, "overrides": ["seed=0"]}
-    run_isolated([task(tmp_path, code, **known)], Settings(), lambda *_: None)
+    run_commands([task(tmp_path, code, **known)], IsolatedSettings(), lambda *_: None)
     summary = read(tmp_path / "summary.json")
     assert known.items() <= summary.items()
     assert summary["log_tail"] == [*(f"line {n}" for n in range(31, 50)), "caf\ufffd"]
@@ -192,14 +193,14 @@ def test_the_record_of_a_death_holds_what_was_known_and_the_end_of_the_log(tmp_p
 def test_what_a_child_recorded_itself_stands(tmp_path):
     codes = ["finish('failed', None, 'lr is too odd'); print('other words'); sys.exit(1)", "finish(); os.abort()"]
     ended = run(tmp_path, *codes)
-    assert ended == [Ended("failed", math.inf, "lr is too odd", 1), Ended("completed", 0.5, None, 1)]
+    assert ended == [JobResult("failed", math.inf, "lr is too odd", 1), JobResult("completed", 0.5, None, 1)]
     assert read(tmp_path / "0/summary.json") == {"status": "failed", "objective": None, "error": "lr is too odd"}
 
 
 def test_an_earlier_summary_and_log_are_not_this_run_s(tmp_path):
     run(tmp_path, "finish(); print('before')")
     (ended,) = run(tmp_path, "sys.exit(3)")
-    assert ended == Ended("failed", math.inf, "exit code 3", 1)
+    assert ended == JobResult("failed", math.inf, "exit code 3", 1)
     assert read(tmp_path / "0/summary.json")["log_tail"] == []
 
 
@@ -216,12 +217,12 @@ if tries == 1: os.kill(os.getpid(), signal.SIGKILL)
 finish()
 """
     told = []
-    ended = run(tmp_path, code, "finish()", retries=2, on_error=OnError["stop"], tell=lambda *end: told.append(end))
-    assert ended == [Ended("completed", 0.5, None, 3), Ended("completed", 0.5, None, 1)]
+    ended = run(tmp_path, code, "finish()", retries=2, on_error=OnError["stop"], on_end=lambda *end: told.append(end))
+    assert ended == [JobResult("completed", 0.5, None, 3), JobResult("completed", 0.5, None, 1)]
     assert len(told) == 2
     assert (tmp_path / "0/console.log").read_text().splitlines() == [
-        "this is 0 and a summary False", "", "--- try 2 of 3 ---",
-        "this is 1 and a summary False", "", "--- try 3 of 3 ---",
+        "this is 0 and a summary False", "", "--- attempt 2 of 3 ---",
+        "this is 1 and a summary False", "", "--- attempt 3 of 3 ---",
         "this is 2 and a summary False",
     ]  # fmt: skip
 
@@ -229,15 +230,15 @@ finish()
 def test_the_last_try_s_failure_is_the_job_s(tmp_path):
     code = "first = not (folder / 'x').exists(); (folder / 'x').touch(); print('first' if first else ''); sys.exit(3)"
     (ended,) = run(tmp_path, code, retries=1)
-    assert ended == Ended("failed", math.inf, "exit code 3", 2)
+    assert ended == JobResult("failed", math.inf, "exit code 3", 2)
 
 
 def test_stop_starts_no_further_job_and_lets_the_running_ones_finish(tmp_path):
     told = []
     codes = ["sys.exit(1)", "time.sleep(0.6); finish()", "finish()", "finish()"]
-    ended = run(tmp_path, *codes, slots=2, on_error=OnError["stop"], tell=lambda task, end: told.append(task.label))
+    ended = run(tmp_path, *codes, slots=2, on_error=OnError["stop"], on_end=lambda task, end: told.append(task.label))
     assert [end.status for end in ended] == ["failed", "completed", "skipped", "skipped"]
-    assert ended[2] == Ended("skipped", math.inf, None, 0)
+    assert ended[2] == JobResult("skipped", math.inf, None, 0)
     assert told == ["0", "2", "3", "1"]
     assert not (tmp_path / "2").exists()
 
@@ -261,24 +262,39 @@ def test_nothing_outlives_its_job(tmp_path):
 # --- the parent's end -----------------------------------------------------------------------------------------------
 
 
-def start_runner(tmp_path, *codes):
-    """Start a process that runs jobs two at a time; wait until the first two run and return their processes' ids."""
+@contextlib.contextmanager
+def running_jobs(tmp_path, *codes, setup=""):
+    """Start a process that runs jobs two at a time; yield it and the ids of the first two jobs' processes."""
     folders = [tmp_path / str(place) for place in range(len(codes))]
     words = [word for folder, code in zip(folders, codes, strict=True) for word in (str(folder), PRELUDE + code)]
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return runner, [pid for folder in folders[:2] for pid in facts(folder)["pids"]]
+    with running("-c", f"import signal\n{setup}\n{RUNNER}", *words, stdout=subprocess.PIPE) as runner:
+        yield runner, [pid for folder in folders[:2] for pid in facts(folder)["pids"]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_every_child_and_leaves_them_unfinished(tmp_path, number):
     excuse = "signal.signal(signal.SIGTERM, lambda *_: (finish('failed', None, 'asked'), sys.exit(1)));" + POLITE
-    runner, pids = start_runner(tmp_path, STUBBORN, excuse, POLITE)
-    runner.send_signal(number)
-    out, _ = runner.communicate(timeout=10)
+    with running_jobs(tmp_path, STUBBORN, excuse, POLITE) as (runner, pids):
+        runner.send_signal(number)
+        out, _ = runner.communicate(timeout=10)
     assert not any(alive(pid) for pid in pids)
     assert runner.returncode == -number
     assert out == "2 skipped\n"
     assert not list(tmp_path.glob("*/summary.json"))
+
+
+def test_a_signal_that_the_caller_ignores_ends_no_child(tmp_path):
+    """A shell starts a background command with SIGINT ignored, ``nohup`` with SIGHUP ignored; SIGTERM still ends it."""
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with running_jobs(tmp_path, POLITE, POLITE, setup=ignored) as (runner, pids):
+        runner.send_signal(signal.SIGINT)
+        runner.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert all(alive(pid) for pid in [runner.pid, *pids])
+        runner.send_signal(signal.SIGTERM)
+        runner.communicate(timeout=10)
+    assert runner.returncode == -signal.SIGTERM
+    assert not any(alive(pid) for pid in pids)
 
 
 def test_a_job_between_two_tries_is_unfinished(tmp_path):
@@ -286,7 +302,7 @@ def test_a_job_between_two_tries_is_unfinished(tmp_path):
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, tell=lambda *end: told.append(end))
+        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, on_end=lambda *end: told.append(end))
     interrupt.join()
     assert (tmp_path / "0/console.log").exists()
     assert not (tmp_path / "0/summary.json").exists()
@@ -296,20 +312,20 @@ def test_a_job_between_two_tries_is_unfinished(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
     deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + POLITE
-    runner, pids = start_runner(tmp_path, deaf, POLITE)
-    runner.kill()
-    runner.communicate(timeout=10)
+    with running_jobs(tmp_path, deaf, POLITE) as (runner, pids):
+        runner.kill()
+        runner.communicate(timeout=10)
     assert_gone(pids)
 
 
 def test_an_error_in_the_caller_s_own_code_ends_the_children_too(tmp_path):
-    def tell(task, ended):
+    def on_end(task, ended):
         raise RuntimeError(task.label)
 
     wait = "while not (folder.parent / '1' / 'facts.json').exists(): time.sleep(0.02)\n"
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(RuntimeError, match="0"):
-        run(tmp_path, wait + "finish()", POLITE, slots=2, tell=tell)
+        run(tmp_path, wait + "finish()", POLITE, slots=2, on_end=on_end)
     assert not any(alive(pid) for pid in facts(tmp_path / "1")["pids"])
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -319,8 +335,8 @@ def test_an_error_in_the_caller_s_own_code_ends_the_children_too(tmp_path):
 
 def test_settings_come_from_plain_values():
     values = {"slots": 2, "devices": [0, 1], "on_error": "stop", "timeout": 60}
-    assert typed(Settings, values, "isolated") == Settings(2, ("0", "1"), 0.0, OnError["stop"], 0, 60.0)
-    assert typed(Settings, {"on_error": "continue"}, "isolated") == Settings()
+    assert typed(IsolatedSettings, values, "isolated") == IsolatedSettings(2, ("0", "1"), 0.0, OnError["stop"], 0, 60.0)
+    assert typed(IsolatedSettings, {"on_error": "continue"}, "isolated") == IsolatedSettings()
 
 
 @pytest.mark.parametrize(
@@ -328,11 +344,11 @@ def test_settings_come_from_plain_values():
     [
         ({"slots": 0}, "isolated.slots is 0; allowed: a whole number >= 1"),
         ({"timeout": 0}, "isolated.timeout is 0.0; allowed: a finite number > 0"),
-        ({"slots": 2, "devices": ["0"]}, "devices has 1 entries for slots=2; allowed: one a slot, or none"),
+        ({"slots": 2, "devices": ["0"]}, "devices has 1 entries and slots is 2; allowed: one per slot, or none"),
         ({"on_error": "halt"}, "isolated.on_error: Invalid value 'halt', expected one of [continue, stop]"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(values, sentence):
     with pytest.raises(UserError) as refused:
-        typed(Settings, values, "isolated")
+        typed(IsolatedSettings, values, "isolated")
     assert str(refused.value) == sentence
