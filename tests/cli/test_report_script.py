@@ -37,7 +37,7 @@ def test_a_sweep_ends_with_its_report_and_the_script_writes_it_again(tmp_path):
     assert page.read_text() == text
 
     other = sweep(folder, *SMALL, "report=null")  # the same jobs: a report is no part of what they are
-    assert "4 jobs, 4 of them there already" in other.stdout
+    assert "4 jobs, 4 of them already done" in other.stdout
     assert "report" not in other.stdout
 
 

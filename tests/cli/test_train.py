@@ -22,10 +22,10 @@ def test_a_run_from_start_to_record(tmp_path):
         "configuration",
         "strategy = frozen",
         "Dense_1/bias, Dense_1/kernel",
-        "9 of 89 parameters move (10.1%)",
+        "9 of 89 parameters are trainable (10.1%)",
     ):
         assert words in done.stdout
-    assert "FLOPs an update" in done.stdout
+    assert "FLOPs per update" in done.stdout
     assert str(tmp_path) in done.stdout
     assert "\x1b" not in done.stdout  # neither colours nor a progress bar outside a terminal
     record = summary(tmp_path)

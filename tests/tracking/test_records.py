@@ -60,8 +60,8 @@ def test_a_killed_job_is_unfinished_and_keeps_its_config_and_rows(tmp_path):
 
 def test_a_reference_only_the_running_job_could_resolve_stays_as_it_is(tmp_path):
     folder = write_job(tmp_path / "0", {}, status=None)
-    (folder / ".hydra" / "config.yaml").write_text("folder: ${hydra:runtime.output_dir}\n")
-    assert load_jobs(tmp_path)[0].config == {"folder": "${hydra:runtime.output_dir}"}
+    (folder / ".hydra" / "config.yaml").write_text("folder: ${unknown:runtime.output_dir}\n")
+    assert load_jobs(tmp_path)[0].config == {"folder": "${unknown:runtime.output_dir}"}
 
 
 @pytest.mark.parametrize(

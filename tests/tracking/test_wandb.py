@@ -73,7 +73,7 @@ def test_a_server_that_cannot_be_reached_costs_seconds_and_a_warning(tmp_path, m
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 40
-    assert "going on offline" in done.stdout
+    assert "continuing offline" in done.stdout
     assert summary(tmp_path)["status"] == "completed"
     assert len(wandb_files(tmp_path)) == 1
 

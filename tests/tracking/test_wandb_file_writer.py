@@ -335,7 +335,7 @@ def test_a_recorded_run_whose_server_cannot_be_reached_is_kept_offline(tmp_path,
     monkeypatch.setenv("WANDB_MODE", "online")
     answers = publish_three(monkeypatch, tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
     assert ["warning" in answer for answer in answers] == [True, False, False, False]
-    assert "going on offline" in answers[0]["warning"]
+    assert "continuing offline" in answers[0]["warning"]
     runs = [read_run(next(Path(answer["folder"]).glob("run-*.wandb"))) for answer in answers[1:]]
     assert [run.config["seed"] for run in runs] == [0, 1, 2]
 
