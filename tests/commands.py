@@ -28,7 +28,7 @@ FORKS.set_forkserver_preload(list(LIBRARIES))
 
 
 def command(*arguments: str, module: str = "src.train", timeout: float = 180, **environment: str):
-    """Run ``python -m <module> <arguments>`` from the project's root as a user would."""
+    """Run ``python -m <module> <arguments>`` from the project's root."""
     return python("-m", module, *arguments, timeout=timeout, environment={**os.environ, **environment})
 
 
@@ -38,7 +38,7 @@ def script(name: str, *arguments: str | Path, timeout: float = 180, environment:
 
 
 def python(*line: str, timeout: float, environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """Run ``python <line>`` and return its exit code and what it printed."""
+    """Run ``python <line>`` and return its exit code and output."""
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder, name) for name in ("stdout", "stderr"))
         process = FORKS.Process(target=_python, args=(ROOT, line, dict(environment), out, err))
@@ -78,7 +78,7 @@ def _python(root: Path, line: tuple[str, ...], environment: dict[str, str], out:
 
 @contextlib.contextmanager
 def running(*line: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python <line>`` from the project's root beside the block; it and its process group end with the block."""
+    """Run ``python <line>`` from the project's root during the block, then kill its process group."""
     from src.launch.process_pool import bound_to_parent  # not at the top: forked processes import this module
 
     options = {"cwd": ROOT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, **options}
@@ -92,20 +92,20 @@ def running(*line: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def end_group(leader: int | None) -> None:
-    """Kill what is left of a process group."""
+    """Kill the processes of a group that are still running."""
     if leader is not None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(leader, signal.SIGKILL)
 
 
 def train(folder: Path, *arguments: str, **environment: str):
-    """Run one job whose record goes to ``folder``, without W&B unless asked for."""
+    """Run one job whose record goes to ``folder``, without W&B unless ``arguments`` name a tracker."""
     tracker = [] if any(a.startswith("tracker") for a in arguments) else ["tracker=disk"]
     return command(f"hydra.run.dir={folder}", *tracker, *arguments, **environment)
 
 
 def sweep(folder: Path, *arguments: str, **environment: str):
-    """Run a sweep into ``folder``, without W&B unless asked for."""
+    """Run a sweep into ``folder``, without W&B unless ``arguments`` name a tracker."""
     tracker = [] if any(a.startswith("tracker") for a in arguments) else ["tracker=disk"]
     return command("-m", f"hydra.sweep.dir={folder}", *tracker, *arguments, **environment)
 

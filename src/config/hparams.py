@@ -20,40 +20,24 @@ class Check:
 
 
 POSITIVE = Check("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
-
-
 NON_NEGATIVE = Check("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
-
-
 FRACTION = Check("a number strictly between 0 and 1", lambda v: 0 < v < 1)
-
-
 SHARE = Check("a number >= 0 and less than 1", lambda v: 0 <= v < 1)
-
-
 UNIT = Check("a number from 0 to 1", lambda v: 0 <= v <= 1)
-
-
 RATIO = Check("a number > 0 and at most 1", lambda v: 0 < v <= 1)
-
-
 COUNT = Check("a whole number >= 1", lambda v: v >= 1)
-
-
 SEVERAL = Check("a whole number >= 2", lambda v: v >= 2)
-
-
 NATURAL = Check("a whole number >= 0", lambda v: v >= 0)
-
-
 SEED = Check("a whole number from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 
 
 def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool = False) -> Any:
-    """Declare a dataclass field: its default, its allowed values, and whether it is traced.
+    """Declare a dataclass field as a hyperparameter.
 
-    A list-valued default is given as a tuple; the check then applies to each element. ``None`` always passes (the
-    field's type says whether it is allowed).
+    Args:
+        default: the default value; a tuple for a list. Without one, the configuration must give a value.
+        check: the allowed values; for a tuple, of each element. ``None`` passes if the field's type allows it.
+        traced: whether the value is an argument of the compiled program, so that another value needs no compilation.
     """
     metadata = {"check": check, "traced": traced}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
@@ -78,11 +62,11 @@ def check_values(spec: Any, key: str = "") -> None:
         _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
 
 
-def _apply(f: dataclasses.Field[Any], value: Any, full: str) -> None:
+def _apply(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     check = f.metadata.get("check")
     for element in value if isinstance(value, tuple) else (value,):
         if check is not None and element is not None and not check.accepts(element):
-            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.description}")
+            raise UserError(f"{path} is {value if isinstance(value, tuple) else element}; allowed: {check.description}")
 
 
 def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:

@@ -60,7 +60,7 @@ class SweepFolder:
             if foreign:
                 raise UserError(
                     f"{self.path} was not made by a sweep (it contains {foreign[0]}); "
-                    "give hydra.sweep.dir a folder of its own"
+                    "give hydra.sweep.dir another folder"
                 )
             if entries and self.resume is Resume.auto:
                 raise UserError(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..data.base import Transfer
     from ..recipe.run import Pretrained, Recipe, TrainableSummary
 
-Mode = Enum("Mode", ["map", "vmap", "auto"])
+FusedMode = Enum("FusedMode", ["map", "vmap", "auto"])
 MAX_RUNS = 256  # per chunk, which also bounds what a kill can lose
 MIN_SHARED_RUNS = 8  # this many runs of one pre-training form their own chunk, which holds its parameters once
 SMALL_NETWORK = 10_000  # parameters up to which vmap is faster than map on two cores (docs/performance.md)
@@ -44,7 +44,7 @@ SMALL_NETWORK = 10_000  # parameters up to which vmap is faster than map on two 
 class FusedSettings:
     """``mode``: map, vmap or auto. ``batch_size``: jobs per program; ``null``: as many as fit in memory."""
 
-    mode: Mode = hparam(Mode.map)
+    mode: FusedMode = hparam(FusedMode.map)
     batch_size: int | None = hparam(None, COUNT)
 
 
@@ -154,7 +154,7 @@ class Fused:
         from ..training.vectorize import Lanes
 
         small = inputs.trainable.total <= SMALL_NETWORK or jax.default_backend() != "cpu"
-        vectorized = self.settings.mode is Mode.vmap or (self.settings.mode is Mode.auto and small)
+        vectorized = self.settings.mode is FusedMode.vmap or (self.settings.mode is FusedMode.auto and small)
         return Lanes.vmap if vectorized else Lanes.map
 
     def run_chunk(self, chunk: list[PlannedJob], inputs: GroupInputs, sweep: Sweep) -> None:

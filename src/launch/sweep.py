@@ -147,8 +147,10 @@ def show_report(name: str, sweep: Path) -> None:
         report, page = write_study(name, sweep)
     except Exception as error:  # noqa: BLE001  (hours of jobs must not fail with their report)
         reason = " ".join(str(error).split()) or repr(error)
-        again = f"python scripts/report_sweep.py {relative_path(sweep)} --report {name}"
-        say(f"report={name} could not be written ({reason}); all records are kept; to try again: {again}", "red")
+        say(
+            f"report={name} could not be written ({reason}); all records are kept; repeat the command to try again",
+            "red",
+        )
         return
     for remark in report.remarks:
         say(remark, "yellow")

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import PACKAGE, ROOT
-from .options import Mode, Wandb
+from .options import WandbMode, Wandb
 
 
 class Publisher:
@@ -57,24 +58,10 @@ class Publisher:
         summary: Mapping[str, Any],
         exit_code: int,
     ) -> None:
-        """Make a complete run of a job that has ended, between two runs of :meth:`start` to :meth:`finish`.
-
-        Args:
-            options: as of :meth:`start`.
-            run: as of :meth:`start`.
-            rows: the arguments of :meth:`log`, a stage and a row each.
-            summary: as of :meth:`finish`.
-            exit_code: as of :meth:`finish`.
-        """
-        self._send(
-            op="record",
-            mode=_mode(options),
-            timeout=options.timeout,
-            run=dict(run),
-            rows=[_staged(stage, row) for stage, row in rows],
-            summary=dict(summary),
-            exit_code=exit_code,
-        )
+        """Make the complete run of a job that has ended; the arguments are those of the other methods."""
+        lines = [_staged(stage, row) for stage, row in rows]
+        end = {"rows": lines, "summary": dict(summary), "exit_code": exit_code}
+        self._send(op="record", mode=_mode(options), timeout=options.timeout, run=dict(run), **end)
 
     def _send(self, **message: Any) -> None:
         assert self._process.stdin is not None
@@ -101,7 +88,7 @@ def _mode(options: Wandb) -> str:
     """Return the options' mode; ``auto`` defers to ``WANDB_MODE``."""
     modes = {"offline": "offline", "dryrun": "offline", "online": "online"}
     mode = options.mode.name
-    return modes.get(os.environ.get("WANDB_MODE", ""), mode) if options.mode is Mode.auto else mode
+    return modes.get(os.environ.get("WANDB_MODE", ""), mode) if options.mode is WandbMode.auto else mode
 
 
 def _staged(stage: str, row: Mapping[str, float]) -> dict[str, float]:
@@ -122,9 +109,9 @@ def publisher() -> Publisher:
 
 def enabled(options: Any) -> bool:
     """Tell whether a tracker uses W&B."""
-    if not isinstance(options, Wandb) or options.mode is Mode.disabled:
+    if not isinstance(options, Wandb) or options.mode is WandbMode.disabled:
         return False
-    return not (options.mode is Mode.auto and os.environ.get("WANDB_MODE") == "disabled")
+    return not (options.mode is WandbMode.auto and os.environ.get("WANDB_MODE") == "disabled")
 
 
 def _report(closing: Publisher) -> None:
@@ -156,6 +143,4 @@ def _pattern(folders: list[str]) -> str:
 
 def shell_word(path: str) -> str:
     """Quote a path for a shell if necessary."""
-    import shlex
-
     return shlex.quote(glob.escape(path) if "[" in path else path)

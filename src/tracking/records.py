@@ -23,7 +23,7 @@ STATUSES = ("completed", "diverged", "failed", "unfinished", "damaged")
 STAGES = ("pretrain", "finetune")
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
-Row = dict[str, Any]
+RecordRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Job:
     started: str | None = None
     warnings: tuple[str, ...] = ()
     stability: dict[str, float] = field(default_factory=dict)
-    rows: Callable[[], list[Row]] = field(default=list, compare=False, repr=False)
+    rows: Callable[[], list[RecordRow]] = field(default=list, compare=False, repr=False)
 
 
 def number(value: Any) -> Any:
@@ -115,7 +115,7 @@ def load_job(folder: Path, name: str) -> Job:
         return Job(name, "damaged", error=f"{path} cannot be read: {reason}", rows=rows)
 
 
-def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> Job:
+def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]]) -> Job:
     """Make a job from the content of its ``summary.json``.
 
     Raises:
@@ -168,7 +168,7 @@ def read_hydra_config(path: Path) -> dict[str, Any]:
         return config
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[RecordRow]:
     """Read a job's logged steps, without an incomplete last line (of a killed job); a missing file has no rows.
 
     Raises:

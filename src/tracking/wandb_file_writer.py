@@ -35,8 +35,6 @@ def write_offline_run(
     rows: Iterable[Mapping[str, float]],
     summary: Mapping[str, float],
     exit_code: int,
-    *,
-    run_id: str | None = None,
 ) -> Path:
     """Write a finished run; its folder is complete or absent.
 
@@ -46,7 +44,6 @@ def write_offline_run(
         rows: the arguments of ``run.log``, one mapping per step, with keys such as ``"finetune/loss"``.
         summary: the run's summary, beside each key's last value.
         exit_code: 0 for a run that succeeded.
-        run_id: W&B's id of the run; generated where it is ``None``.
 
     Returns:
         The run's folder, ``<dir>/wandb/offline-run-<time>-<run_id>``, the argument of ``wandb sync``.
@@ -54,8 +51,7 @@ def write_offline_run(
     Raises:
         OSError: the folder cannot be written.
     """
-    run_id = run_id or generate_id()
-    started = time.time()
+    run_id, started = generate_id(), time.time()
     records = numbered(run_records(run, rows, summary, exit_code, run_id, started))
     content = framed(record.SerializeToString() for record in records)
     stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(started))

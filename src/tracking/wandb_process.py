@@ -19,6 +19,8 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from .records import STAGES
+
 SERVICE_SETTINGS = {  # switches off what the record on disk contains already
     "console": "off",
     "disable_code": True,
@@ -96,7 +98,7 @@ class RunWriter:
                 self.answer(warning=f"W&B's server cannot be used ({first_line(error)}): continuing offline")
         if not self.online:
             self.run = init("offline")
-        for stage in ("pretrain", "finetune"):
+        for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.answer(folder=os.path.dirname(self.run.dir), url=self.run.url if self.online else None)  # noqa: PTH120

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from .records import STAGES, Job, Row, number
+from .records import STAGES, Job, RecordRow, number
 
 # The fields of a record that a run's summary may contain beside its metrics.
 RECORD_FIELDS = (
@@ -113,7 +113,7 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def stage_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
+def stage_rows(history: Iterable[Mapping[str, Any]]) -> list[RecordRow]:
     """Convert W&B's history to a record's rows.
 
     ``finetune/val_loss`` with ``finetune/step`` becomes the value ``val_loss`` of stage ``finetune``. Values of no

@@ -100,7 +100,12 @@ def test_a_sequence_from_start_to_record(tmp_path):
     (after,) = (number for number, line in enumerate(said) if "after task" in line)
     shown = [[cell.strip() for cell in line.strip("│").split("│")] for line in said[after + 2 : after + 4]]
     assert shown == [[str(i + 1), *(f"{value:.3f}" for value in row)] for i, row in enumerate(matrix)]
-    for words in ("recipe = sequence", "retention = replay", "610 of 610 parameters are trainable", "backward transfer"):
+    for words in (
+        "recipe = sequence",
+        "retention = replay",
+        "610 of 610 parameters are trainable",
+        "backward transfer",
+    ):
         assert words in done.stdout
     assert f"│ forgetting        │        │ {summary(tmp_path)['metrics']['forgetting']:.4f}" in done.stdout
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib import import_module
 from importlib.metadata import version
 
 import pytest
@@ -86,8 +87,6 @@ print(json.dumps([thaw.__version__, importlib.metadata.version("thaw-jax"), bool
 
 
 def test_a_checkout_has_both_names():
-    import thaw
-    import thaw.environment
-
+    thaw, environment = import_module("thaw"), import_module("thaw.environment")
     assert thaw.__version__ == src.__version__ == version("thaw-jax")
-    assert thaw.environment.PACKAGE == "thaw"
+    assert environment.PACKAGE == "thaw"

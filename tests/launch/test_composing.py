@@ -1,4 +1,4 @@
-"""Cheap composition against Hydra's own: the same values, the same errors, the same bytes in ``.hydra``."""
+"""Cached composition against Hydra's: the same values, the same errors, the same bytes in ``.hydra``."""
 
 import copy
 

@@ -136,7 +136,7 @@ def test_a_run_resumed_offline_is_one_job(tmp_path):
     assert jobs[0].config == {"seed": 2, "old": 1}
     rows = jobs[0].rows()
     assert [row["step"] for row in rows if row["stage"] == "pretrain"] == [0, 1, 2, 0, 1]
-    assert [row["step"] for row in rows if row["stage"] == ""] == [3, 4, 5, 9, 10]  # `_step` goes on
+    assert [row["step"] for row in rows if row["stage"] == ""] == [3, 4, 5, 9, 10]  # `_step` continues
 
 
 def test_a_folder_of_foreign_runs(tmp_path):

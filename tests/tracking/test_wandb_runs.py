@@ -9,13 +9,13 @@ from src.tracking.wandb_runs import load_wandb_project
 
 
 class Api:
-    """Stands in for ``wandb.Api`` and notes what it was asked."""
+    """A fake ``wandb.Api`` that stores the arguments of its last call."""
 
     def __init__(self, runs: list[Any] | Exception):
-        self.given, self.asked = runs, None
+        self.given, self.arguments = runs, None
 
     def runs(self, path, filters=None, lazy=True):
-        self.asked = (path, filters, lazy)
+        self.arguments = (path, filters, lazy)
         if isinstance(self.given, Exception):
             raise self.given
         return self.given
@@ -46,7 +46,7 @@ def make_run(**changes: Any) -> Any:
 def test_a_run_becomes_a_job():
     api = Api([make_run()])
     (job,) = load_wandb_project("team/project/sweep", api)
-    assert api.asked == ("team/project", {"group": "sweep"}, False)
+    assert api.arguments == ("team/project", {"group": "sweep"}, False)
     assert (job.name, job.job_id, job.status, job.seconds, job.git_commit) == (
         "n",
         "i",
@@ -69,7 +69,7 @@ def test_the_identity_in_the_configuration_is_the_jobs():
 def test_without_a_group():
     api = Api([])
     assert load_wandb_project("team/project", api) == []
-    assert api.asked == ("team/project", None, False)
+    assert api.arguments == ("team/project", None, False)
 
 
 @pytest.mark.parametrize(
