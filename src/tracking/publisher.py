@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..environment import PACKAGE, ROOT
-from .options import WandbMode, Wandb
+from .options import Wandb, WandbMode
 
 
 class Publisher:
