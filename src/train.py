@@ -40,12 +40,7 @@ def train(cfg: DictConfig) -> float:
     single = job.mode == RunMode.RUN
     sweep = os.environ.get(SWEEP_VARIABLE) if single else Path(job.sweep.dir).name
     try:
-        return run_job(
-            cfg,
-            folder=Path(job.runtime.output_dir),
-            overrides=list(job.overrides.task),
-            sweep=sweep,
-        )
+        return run_job(cfg, folder=Path(job.runtime.output_dir), overrides=list(job.overrides.task), sweep=sweep)
     except UserError as error:
         if single and not wants_traceback():
             raise SystemExit(f"error: {error}") from error  # Hydra would print a traceback

@@ -166,8 +166,7 @@ def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     plain_fields = [f for f in dataclasses.fields(cls) if f.name not in ready]
     names = [f.name for f in plain_fields]
     schema = dataclasses.make_dataclass(
-        cls.__name__,
-        [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields],
+        cls.__name__, [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields]
     )
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))

@@ -184,10 +184,7 @@ class _ProcessPool:
     """The jobs that wait, run and have ended, by their index."""
 
     def __init__(
-        self,
-        jobs: Sequence[JobCommand],
-        settings: IsolatedSettings,
-        on_end: Callable[[JobCommand, JobResult], None],
+        self, jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end: Callable[[JobCommand, JobResult], None]
     ) -> None:
         self.jobs, self.settings, self.on_end = jobs, settings, on_end
         self.waiting = deque((index, 1) for index in range(len(jobs)))  # with the number of the next attempt

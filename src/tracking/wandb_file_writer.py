@@ -31,10 +31,7 @@ to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # 
 
 
 def write_offline_run(
-    run: Mapping[str, Any],
-    rows: Iterable[Mapping[str, float]],
-    summary: Mapping[str, float],
-    exit_code: int,
+    run: Mapping[str, Any], rows: Iterable[Mapping[str, float]], summary: Mapping[str, float], exit_code: int
 ) -> Path:
     """Write a finished run; its folder is complete or absent.
 

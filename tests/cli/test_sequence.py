@@ -225,8 +225,6 @@ def test_tools_of_one_fine_tuning_say_that_a_sequence_is_not_for_them(study, scr
             script("average_weights", *arguments, "--out", tmp_path)
     with pytest.raises(UserError, match=r"there is no job to average in .*learned a sequence of tasks"):
         script("average_weights", "soup", study, "--out", tmp_path)
-    with pytest.raises(
-        UserError, match=r"^recipe is 'sequence'; allowed: transfer, because"
-    ):
+    with pytest.raises(UserError, match=r"^recipe is 'sequence'; allowed: transfer, because"):
         script("lr_find", "recipe=sequence", "data=rotated_digits", "--out", tmp_path)
     assert not list(tmp_path.iterdir())

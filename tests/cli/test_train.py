@@ -265,21 +265,6 @@ def test_joblib_launches_the_same_jobs(tmp_path):
         assert one == other
 
 
-def test_the_console_script_is_the_same_command(tmp_path):
-    script = Path(sys.executable).parent / "thaw"
-    if not script.exists():
-        pytest.skip("the project is not installed in this environment")
-    done = subprocess.run(
-        [script, f"hydra.run.dir={tmp_path}", "tracker=disk", *FAST],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert summary(tmp_path)["status"] == "completed"
-
-
 def test_help_and_configuration_without_training():
     done = command("--cfg", "job")
     assert done.returncode == 0

@@ -50,11 +50,7 @@ def environment(wheel, tmp_path_factory):
 def test_a_wheel_contains_one_package_and_the_launcher(wheel):
     assert wheel.name.startswith(f"thaw_jax-{src.__version__}-")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in names} == {
-        "thaw",
-        "hydra_plugins",
-        f"thaw_jax-{src.__version__}.dist-info",
-    }
+    assert {name.split("/")[0] for name in names} == {"thaw", "hydra_plugins", f"thaw_jax-{src.__version__}.dist-info"}
     assert "hydra_plugins/__init__.py" not in names
     files = [path for path in (ROOT / "src").rglob("*") if path.suffix in (".py", ".typed")]
     assert {f"thaw/{path.relative_to(ROOT / 'src').as_posix()}" for path in files} <= set(names)

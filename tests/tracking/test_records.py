@@ -22,12 +22,7 @@ def test_a_record_is_read_back_as_written(tmp_path):
     assert job.config == config  # text in a configuration stays text, even where it reads "NaN"
     assert job.objective == math.inf
     assert job.metrics == {"val_loss": -math.inf, "test_loss": 0.25}
-    assert (job.trainable_parameters, job.total_parameters, job.flops_per_step, job.seconds) == (
-        9,
-        97,
-        32896.0,
-        0.41,
-    )
+    assert (job.trainable_parameters, job.total_parameters, job.flops_per_step, job.seconds) == (9, 97, 32896.0, 0.41)
     assert (job.data_fingerprint, job.git_commit, job.versions["jax"]) == ("9f8e7d6c", "0123abcd", "0.10.2")
     read = job.rows()
     assert read[0] == rows[0]
