@@ -25,6 +25,11 @@ def listed(words: Iterable[str], limit: int = 12) -> str:
     return ", ".join(words[:limit]) + rest
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its ``repr`` if it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
 # Read at import, because the command line sets the variable while Hydra runs (src/config/messages.py).
 _TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 

@@ -24,7 +24,7 @@ from ..config.schema import typed
 from ..errors import UserError
 from ..recipe.configure import Plan, make_plan
 from ..tracking.cache import stage_cache
-from ..tracking.console import ProgressBar, say
+from ..tracking.console import ProgressBar, echo
 from ..tracking.job import StageRows
 from .composing import ComposedJob
 from .job import complete
@@ -86,7 +86,7 @@ class Fused:
             groups.setdefault(planned.group, []).append(planned)
         for key, values in self.plans.static_values.items():
             if len(values) > 1:
-                say(f"{key} is compiled in: each of its {len(values)} values compiles its own program")
+                echo(f"{key} is compiled in: each of its {len(values)} values compiles its own program")
         with ProgressBar({"jobs": len(jobs)}, bool(sweep.config.progress)) as bar:
             done = 0
             for group in groups.values():
@@ -123,7 +123,9 @@ class Fused:
                 ) from error
             except Exception as error:  # noqa: BLE001  (the failure of one program must not lose its jobs)
                 reason = (str(error).strip() or repr(error)).splitlines()[0]
-                say(f"{len(remaining)} jobs could not run as one program ({reason}): running them one by one", "yellow")
+                echo(
+                    f"{len(remaining)} jobs could not run as one program ({reason}): running them one by one", "yellow"
+                )
         for planned in remaining.values():
             run_alone(planned.job, sweep)
             yield 1
@@ -172,7 +174,7 @@ class Fused:
         seconds = round((time.perf_counter() - started) / len(chunk), 4)
         for planned, (_, pretrain_rows), run_rows, result in zip(chunk, shared, rows, results, strict=True):
             with sweep.track(planned.job) as tracking:
-                tracking.open_view(planned.plan.tracker)
+                tracking.start_tracker(planned.plan.tracker)
                 stages = [pretrain_rows, StageRows.of("finetune", run_rows)]
                 tracking.record_rows(stages, sweep.folder.path.name, data.fingerprint)
                 complete(tracking, result, data, inputs.trainable, seconds=seconds)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from ..config.schema import typed
 from ..environment import PACKAGE, SWEEP_VARIABLE
-from ..tracking.console import say
+from ..tracking.console import echo
 from ..tracking.job import blank_summary
 from .process_pool import IsolatedSettings, JobCommand, JobResult, run_commands
 from .sweep import Sweep, SweepJob
@@ -32,7 +32,7 @@ class Isolated:
         def on_end(job: JobCommand, result: JobResult) -> None:
             attempts = f" after {result.attempts} attempts" if result.attempts > 1 else ""
             detail = f"val loss {result.objective:.4f}" if result.status == "completed" else result.error or ""
-            say(f"  {result.status}{attempts}: {job.label}  {detail}")
+            echo(f"  {result.status}{attempts}: {job.label}  {detail}")
 
         os.environ[SWEEP_VARIABLE] = sweep.folder.path.name  # the children inherit it
         try:

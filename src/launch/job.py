@@ -34,7 +34,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
         The objective: the validation loss, infinite when the run diverged.
     """
     with JobTracking(folder, resolved(cfg), overrides) as tracking:
-        tracking.open_view(build("tracker", cfg.tracker))  # first, so that W&B starts while the rest is prepared
+        tracking.start_tracker(build("tracker", cfg.tracker))  # first, so that W&B starts while the rest is prepared
         check_report(cfg.report)
         plan = make_plan(cfg)
 
@@ -48,7 +48,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
         data: Any = plan.source.load()  # of the kind that the recipe takes: make_plan has checked it
         sequence = plan.recipe.recipe is Kind.sequence
         trainable = check_sequence(plan.recipe, data) if sequence else resolve_trainable(plan.recipe, data)
-        tracking.publish(sweep, data.fingerprint)  # all input has been checked
+        tracking.start_run(sweep, data.fingerprint)  # all input has been checked
         if sweep is None:
             console.show_config(cfg)
             console.show_trainable(trainable.placed, trainable.lengths, trainable.sizes, trainable.trainable)
@@ -69,7 +69,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
     if sweep is None:
         console.show_summary(summary, result.seconds, folder)
     else:
-        console.say(f"  {result.status}, val loss {result.objective:.4f}  ({' '.join(overrides)})")
+        console.echo(f"  {result.status}, val loss {result.objective:.4f}  ({' '.join(overrides)})")
     return result.objective
 
 

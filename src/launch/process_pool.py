@@ -7,7 +7,6 @@ in the main thread starts, watches and ends all children.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import os
 import re
@@ -25,6 +24,7 @@ from typing import Any
 from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, check_values, hparam
 from ..errors import UserError
 from ..files import atomic_write, to_json_page
+from ..tracking.job import now
 from ..tracking.record import SUMMARY
 from ..tracking.records import Job, load_job
 
@@ -248,7 +248,7 @@ class _Attempt:
 
     def __init__(self, job: JobCommand, number: int, slot: int, settings: IsolatedSettings) -> None:
         self.job, self.number, self.slot, self.timeout = job, number, slot, settings.timeout
-        self.started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        self.started = now()
         self.timed_out = False
         self._kill_at = math.inf
         environment = {key: value for key, value in os.environ.items() if key != "HYDRA_FULL_ERROR"}

@@ -19,7 +19,7 @@ from ..analysis.study import check_report, write_study
 from ..config.identity import job_folder_name, job_id
 from ..config.schema import StudyConfig, typed
 from ..errors import UserError
-from ..tracking.console import relative_path, say
+from ..tracking.console import echo, relative_path
 from ..tracking.job import JobTracking
 from ..tracking.record import SUMMARY
 from ..tracking.records import Job, load_job
@@ -71,7 +71,7 @@ class Sweep:
         unique = {job.folder: job for job in jobs}
         pending = [job for job in unique.values() if not self.folder.ended(job.folder, job.id)]
         done = len(unique) - len(pending)
-        say(f"{len(unique)} jobs{f', {done} of them already done' if done else ''}; {self.folder.path}")
+        echo(f"{len(unique)} jobs{f', {done} of them already done' if done else ''}; {self.folder.path}")
         if pending:
             self.runner.run(pending, self)
         records = {folder: load_job(folder, folder.name) for folder in unique}
@@ -147,12 +147,12 @@ def show_report(name: str, sweep: Path) -> None:
         report, page = write_study(name, sweep)
     except Exception as error:  # noqa: BLE001  (hours of jobs must not fail with their report)
         reason = " ".join(str(error).split()) or repr(error)
-        say(
+        echo(
             f"report={name} could not be written ({reason}); all records are kept; repeat the command to try again",
             "red",
         )
         return
     for remark in report.remarks:
-        say(remark, "yellow")
-    say(report.conclusion, "bold")
-    say(f"report: {relative_path(page)}")
+        echo(remark, "yellow")
+    echo(report.conclusion, "bold")
+    echo(f"report: {relative_path(page)}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.schema import StudyConfig
-from .console import say
+from .console import echo
 
 if TYPE_CHECKING:
     from ..training.stage_cache import StageCache
@@ -19,4 +19,4 @@ def stage_cache(study: StudyConfig) -> StageCache:
     from ..training.stage_cache import StageCache
 
     limit = int(study.cache_limit * 1e6)
-    return StageCache(Path(study.cache_folder), study.cache, limit, lambda text: say(f"warning: {text}", "yellow"))
+    return StageCache(Path(study.cache_folder), study.cache, limit, lambda text: echo(f"warning: {text}", "yellow"))

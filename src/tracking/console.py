@@ -27,7 +27,7 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def say(text: str, style: str | None = None) -> None:
+def echo(text: str, style: str | None = None) -> None:
     """Print one line."""
     console().print(text, style=style, markup=False)
 
@@ -73,7 +73,7 @@ def show_trainable(
         console().print(table)
         first += count
     total = sum(sizes.values())
-    say(f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.1%})")
+    echo(f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.1%})")
 
 
 def show_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], folder: Path) -> None:
@@ -90,16 +90,16 @@ def show_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], folde
     if metrics:
         console().print(_result_table(metrics))
         for line in _feature_lines(metrics):
-            say(line)
+            echo(line)
     else:
         last = summary["last_finite_step"]
-        say(f"diverged: the loss was not finite after update {last}; try a lower learning rate", "red")
+        echo(f"diverged: the loss was not finite after update {last}; try a lower learning rate", "red")
     times = ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
     flops = summary["flops_per_step"]
-    say(f"objective (validation loss) {summary['objective']:.4f}; {flops:,.0f} FLOPs per update; {times}")
+    echo(f"objective (validation loss) {summary['objective']:.4f}; {flops:,.0f} FLOPs per update; {times}")
     for warning in summary.get("warnings", ()):
-        say(f"warning: {warning}", "yellow")
-    say(f"record: {relative_path(folder)}")
+        echo(f"warning: {warning}", "yellow")
+    echo(f"record: {relative_path(folder)}")
 
 
 FEATURE_EVALS = {"knn": "k-nearest neighbours", "probe": "a linear probe"}

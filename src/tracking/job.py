@@ -30,12 +30,12 @@ class JobTracking:
         self._ended = False
         self.record = JobRecord(folder)
 
-    def open_view(self, options: Any) -> None:
-        """Start the process that the job's tracker needs; the W&B run begins with :meth:`publish`."""
+    def start_tracker(self, options: Any) -> None:
+        """Start the process that the job's tracker needs; the W&B run begins with :meth:`start_run`."""
         if enabled(options):
             self._options, self._publisher = options, publisher()
 
-    def publish(self, group: str | None, fingerprint: str) -> None:
+    def start_run(self, group: str | None, fingerprint: str) -> None:
         """Begin the job's W&B run, if its tracker is W&B.
 
         Args:
@@ -73,7 +73,7 @@ class JobTracking:
         self._ended = True
         if self._publisher is None or self._run is None:
             return summary
-        shown, exit_code = numbers(summary), int(status == "failed")
+        shown, exit_code = wandb_summary(summary), int(status == "failed")
         if self._rows is None:
             self._publisher.finish(shown, exit_code)
         else:
@@ -152,7 +152,7 @@ def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
+def wandb_summary(summary: Mapping[str, Any]) -> dict[str, float]:
     """Return a summary's numbers as the columns of W&B's table of runs.
 
     Texts and missing values are left out, because W&B imports pandas for them.

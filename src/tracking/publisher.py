@@ -115,18 +115,18 @@ def enabled(options: Any) -> bool:
 
 
 def _report(closing: Publisher) -> None:
-    from .console import say
+    from .console import echo
 
     answers = closing.close()
     for warning in dict.fromkeys(answer["warning"] for answer in answers if "warning" in answer):
-        say(f"warning: {warning}", style="yellow")
+        echo(f"warning: {warning}", style="yellow")
     runs = [answer for answer in answers if "folder" in answer]
     online = [answer["url"] for answer in runs if answer["url"]]
     offline = [answer["folder"] for answer in runs if not answer["url"]]
     if online:
-        say(f"W&B: {online[0]}" + (f" and {len(online) - 1} more runs" if len(online) > 1 else ""))
+        echo(f"W&B: {online[0]}" + (f" and {len(online) - 1} more runs" if len(online) > 1 else ""))
     if offline:
-        say(
+        echo(
             f"W&B: {len(offline)} run{'s' * (len(offline) > 1)} kept offline; to upload: wandb sync {_pattern(offline)}"
         )
 

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from src.environment import git_state, versions
 from src.files import atomic_write, to_json
-from src.tracking.job import blank_summary, numbers
+from src.tracking.job import blank_summary, wandb_summary
 from src.tracking.record import JobRecord
 
 
@@ -75,6 +75,6 @@ def test_versions_and_commit():
 def test_the_table_of_runs_has_the_stability_numbers_and_the_number_of_warnings():
     stability = {"first_epoch_grad_norm": 320.0, "collapsed": 1.0}
     whole = blank_summary({}) | {"stability": stability, "warnings": ["One.", "Two."]}
-    assert numbers(whole).items() >= {**stability, "warnings": 2}.items()
-    assert numbers(blank_summary({}) | {"stability": stability})["warnings"] == 0
-    assert "warnings" not in numbers(blank_summary({}))
+    assert wandb_summary(whole).items() >= {**stability, "warnings": 2}.items()
+    assert wandb_summary(blank_summary({}) | {"stability": stability})["warnings"] == 0
+    assert "warnings" not in wandb_summary(blank_summary({}))
