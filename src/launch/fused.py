@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from ..config.choices import Kind
 from ..config.hparams import COUNT, bind, check_value, hparam, hyperparameters, static_part
 from ..config.schema import typed
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..recipe.configure import Plan, make_plan
 from ..tracking.cache import stage_cache
 from ..tracking.console import ProgressBar, echo
@@ -122,10 +122,8 @@ class Fused:
                     "and the same command continues from there"
                 ) from error
             except Exception as error:  # noqa: BLE001  (the failure of one program must not lose its jobs)
-                reason = (str(error).strip() or repr(error)).splitlines()[0]
-                echo(
-                    f"{len(remaining)} jobs could not run as one program ({reason}): running them one by one", "yellow"
-                )
+                reason = f"{len(remaining)} jobs could not run as one program ({first_line(error)})"
+                echo(f"{reason}: running them one by one", "yellow")
         for planned in remaining.values():
             run_alone(planned.job, sweep)
             yield 1

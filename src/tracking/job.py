@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ..config.identity import job_id
 from ..environment import git_state, versions
+from ..errors import first_line
 from .options import Wandb
 from .publisher import Publisher, enabled, publisher
 from .record import JobRecord, as_lines
@@ -82,7 +83,7 @@ class JobTracking:
 
     def fail(self, error: Exception) -> None:
         """Write the summary of a job that failed."""
-        self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+        self.finish("failed", error=first_line(error))
 
     def _describe(self, group: str | None, fingerprint: str) -> dict[str, Any]:
         """Return the keyword arguments of ``wandb.init``."""

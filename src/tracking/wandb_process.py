@@ -19,6 +19,7 @@ import sys
 import threading
 from typing import Any, TextIO
 
+from ..errors import first_line
 from .records import STAGES
 
 SERVICE_SETTINGS = {  # switches off what the record on disk contains already
@@ -143,11 +144,6 @@ def with_wandb_settings(run: dict[str, Any]) -> dict[str, Any] | None:
         return None
     found = {"entity": settings.entity, "group": settings.run_group}
     return {**run, **{name: run.get(name) or value for name, value in found.items()}}
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def main() -> None:
