@@ -1,4 +1,4 @@
-"""Imported first by every script: makes ``src`` importable where the project is not installed."""
+"""Imported first by every script: puts the checkout on the path, so that ``src`` can be imported."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Say which pre-trained parameters are kept, and what was found out about them, and make room.
+"""List or prune the stage cache: pre-trained parameters, and what was computed from them.
 
 python scripts/cache.py ls
 python scripts/cache.py prune --limit 500MB
@@ -26,13 +26,11 @@ def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument("--folder", type=Path, default=Path("outputs/cache"), help="the cache (default: %(default)s)")
-    parser = argparse.ArgumentParser(description="The pre-trained parameters that fine-tunings share.")
+    parser = argparse.ArgumentParser(description="The cache of pre-trained parameters.")
     actions = parser.add_subparsers(dest="action", required=True)
-    actions.add_parser("ls", parents=[where], help="list what is kept, the most recently used first")
-    prune = actions.add_parser("prune", parents=[where], help="remove the least recently used")
-    prune.add_argument(
-        "--limit", default="0", metavar="SIZE", help="what may stay, 500MB for instance (default: nothing)"
-    )
+    actions.add_parser("ls", parents=[where], help="list the entries, most recently used first")
+    prune = actions.add_parser("prune", parents=[where], help="remove the least recently used entries")
+    prune.add_argument("--limit", default="0", metavar="SIZE", help="the size to keep, for instance 500MB (default: 0)")
     return parser.parse_args()
 
 
@@ -43,7 +41,7 @@ def amount(entries: Sequence[EntryInfo]) -> str:
 
 
 def description(entry: EntryInfo) -> str:
-    """Say what a kept stage is and how it ended."""
+    """Return an entry's stage and its final metrics."""
     metrics = entry.facts.get("metrics") or {}
     ended = [f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, (int, float))]
     if entry.facts.get("diverged"):
@@ -52,12 +50,12 @@ def description(entry: EntryInfo) -> str:
 
 
 def show(entries: Sequence[EntryInfo]) -> None:
-    """Print a table, the most recently used first; in a pipe, which has no width to fit into, a line an entry."""
+    """Print a table, most recently used first; outside a terminal, lines are not wrapped."""
     table = Table(box=SIMPLE_HEAD)
     table.add_column("key", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True)
     table.add_column("last used", no_wrap=True)
-    table.add_column("what it is", overflow="fold")
+    table.add_column("stage", overflow="fold")
     for entry in reversed(entries):
         last_used = f"{entry.last_used.astimezone():%Y-%m-%d %H:%M}"
         table.add_row(entry.key, decimal(entry.bytes), last_used, Text(description(entry)))
@@ -69,7 +67,7 @@ def main() -> None:
     arguments = read_arguments()
     folder: Path = arguments.folder
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--folder is '{folder}', which is no folder")
+        raise UserError(f"--folder is '{folder}', which is a file; allowed: a folder")
     cache = StageCache(folder, CacheMode.use, limit_bytes=0, warn=print)
     if arguments.action == "prune":
         removed = cache.prune(parse_size(arguments.limit, "--limit"))

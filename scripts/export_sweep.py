@@ -34,7 +34,7 @@ def read_arguments() -> argparse.Namespace:
 def load(arguments: argparse.Namespace) -> Sequence[Job]:
     """Read the jobs that the command line names; none at all is an error."""
     if arguments.wandb:
-        from src.tracking.wandb_api import load_wandb_project
+        from src.tracking.wandb_runs import load_wandb_project
 
         jobs = load_wandb_project(arguments.wandb)
     else:

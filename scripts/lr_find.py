@@ -1,4 +1,4 @@
-"""Find a learning rate for fine-tuning by a range test: a short run in which the rate grows until the loss explodes.
+"""Find a learning rate for fine-tuning by a range test: a short run whose rate grows until the loss diverges.
 
 python scripts/lr_find.py strategy=full optimizer=adam data=digits
 python scripts/lr_find.py --low 1e-6 --high 1 --steps 200 strategy=lora --out outputs/lr_find
@@ -21,8 +21,8 @@ from src.config.identity import register_resolvers
 from src.config.messages import sentence
 from src.config.schema import CONF, register_schema
 from src.errors import UserError, run_script
-from src.launch.job import stage_cache
 from src.recipe.configure import make_plan
+from src.tracking.cache import stage_cache
 
 
 def read_arguments() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
         raise UserError(sentence(error)) from error
 
     if plan.recipe.recipe is Kind.sequence:
-        raise UserError("recipe is 'sequence', and the range test is of one fine-tuning; allowed: transfer")
+        raise UserError("recipe is 'sequence'; allowed: transfer, because a range test has one fine-tuning")
 
     from src.analysis.plots import plot_range_test
     from src.recipe.lr_find import range_test, suggestions
@@ -67,7 +67,7 @@ def main() -> None:
     for name, rate in found.items():
         print(f"{name:>12}  lr_fine={rate:.2g}")
     if math.isclose(test.rates[-1], arguments.high):
-        print(f"the loss did not explode up to {arguments.high:g}: a higher --high would show more")
+        print(f"the loss did not diverge up to {arguments.high:g}; try a higher --high")
     arguments.out.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(test._asdict()).to_csv(arguments.out / "curve.csv", index=False)
     plot_range_test(test.rates, test.losses, test.smoothed, found, arguments.out / "curve.png")

@@ -7,14 +7,19 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 
 PACKAGE_DIR = Path(__file__).parent
-PACKAGE = __name__.partition(".")[0]  # "src" in a checkout, "thaw" where a wheel is installed
+PACKAGE = __name__.partition(".")[0]  # "src" in a checkout, "thaw" in a wheel
 ROOT = PACKAGE_DIR.parent
+SWEEP_VARIABLE = "THAW_SWEEP"  # the name of the sweep that a job in its own process belongs to
+
+# Packages and modules that cannot change a job's numbers: they run jobs, record them, and read their results.
+WITHOUT_NUMBERS = ("analysis", "finished", "launch", "tracking", "predict.py", "train.py")
 
 
 @functools.cache
@@ -31,10 +36,9 @@ def versions() -> dict[str, str]:
 @functools.cache
 def git_state() -> dict[str, Any] | None:
     """Return the project's commit and whether its files differ from it; ``None`` outside a git checkout."""
-    root = ROOT
-    if not (root / ".git").exists():
+    if not (ROOT / ".git").exists():
         return None
-    command = ["git", "-C", str(root), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command = ["git", "-C", str(ROOT), "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
@@ -43,18 +47,22 @@ def git_state() -> dict[str, Any] | None:
     return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}
 
 
-# What cannot change a job's numbers: how results are read, watched and scheduled.
-ASIDE = ("analysis", "tracking", "launch", "finished")
-
-
 @functools.cache
-def code_digest() -> str:
-    """Return 16 hexadecimal digits of a SHA-256 over the sources that a job's numbers can depend on."""
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a source file, read once per process: later edits do not change the code that runs."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def code_digest(files: Iterable[Path]) -> str:
+    """Return 16 hexadecimal digits of a SHA-256 over source files, independent of where the package is installed."""
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE_DIR.rglob("*.py")):
-        if path.relative_to(PACKAGE_DIR).parts[0] not in ASIDE:
-            digest.update(f"{path.relative_to(PACKAGE_DIR)}\0".encode() + path.read_bytes())
+    for path in sorted(files):
+        name = path.relative_to(PACKAGE_DIR) if path.is_relative_to(PACKAGE_DIR) else path
+        digest.update(f"{name.as_posix()}\0{file_digest(path)}\n".encode())
     return digest.hexdigest()[:16]
 
 
-SWEEP_VARIABLE = "THAW_SWEEP"  # tells a job that runs in a process of its own which sweep it belongs to
+def numeric_sources() -> list[Path]:
+    """Return the source files of this package that a job's numbers can depend on."""
+    files = PACKAGE_DIR.rglob("*.py")
+    return [path for path in files if path.relative_to(PACKAGE_DIR).parts[0] not in WITHOUT_NUMBERS]

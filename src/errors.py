@@ -1,4 +1,4 @@
-"""What a user is told when something they gave cannot work: one sentence, no traceback."""
+"""Errors that the user can correct: one sentence, no traceback."""
 
 from __future__ import annotations
 
@@ -9,38 +9,43 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Input that cannot work. The message is one sentence: the key, what was given, what is allowed."""
+    """Invalid input. The message is one sentence with the key, the value given and what is allowed."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
-    """Return ``" (did you mean 'x'?)"`` for the closest allowed word, or ``""`` where none is close."""
+    """Return ``" (did you mean 'x'?)"`` for the closest allowed word, or ``""`` if none is close."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean '{close[0]}'?)" if close else ""
 
 
 def listed(words: Iterable[str], limit: int = 12) -> str:
-    """Return ``"a, b, c"``, cut after ``limit`` words with the number of those left out."""
+    """Return ``"a, b, c"``, cut after ``limit`` words, with the number of words left out."""
     words = list(words)
     rest = f" and {len(words) - limit} more" if len(words) > limit else ""
     return ", ".join(words[:limit]) + rest
 
 
-# Read once: the command line sets the variable for itself while Hydra runs (src/config/messages.py).
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its ``repr`` if it has none."""
+    return (str(error).strip() or repr(error)).splitlines()[0]
+
+
+# Read at import, because the command line sets the variable while Hydra runs (src/config/messages.py).
 _TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
 def wants_traceback() -> bool:
-    """Tell whether the user asked for whole tracebacks (Hydra's own variable, ``HYDRA_FULL_ERROR=1``)."""
+    """Tell whether the user requested tracebacks (``HYDRA_FULL_ERROR=1``, Hydra's variable)."""
     return _TRACEBACK
 
 
 def run_script(main: Callable[[], None]) -> None:
-    """Run a script's ``main``; a :class:`UserError` becomes one sentence on stderr and exit code 1."""
+    """Run a script's ``main``; a :class:`UserError` is printed to stderr and ends it with exit code 1."""
     try:
         main()
     except UserError as error:
         if wants_traceback():
             raise
         sys.exit(f"error: {error}")
-    except BrokenPipeError:  # the reader of our output, `head` for instance, has seen enough
+    except BrokenPipeError:  # the output's reader, for instance `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

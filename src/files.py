@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and JSON that every reader can read."""
+"""Atomic writes, and JSON for every reader."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import IO, Any
 
 
 def to_json(value: Any) -> str:
-    """Return JSON that every reader takes: numbers that are not finite become strings (see the module's page)."""
+    """Return strict JSON; numbers that are not finite become ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``."""
     try:
         return json.dumps(value, allow_nan=False)
-    except ValueError:  # rare, and looking for such numbers first would cost more than everything else here
+    except ValueError:  # rare; searching for such numbers first would be slower
         return json.dumps(_finite(value), allow_nan=False)
 
 
 def to_json_page(value: Mapping[str, Any]) -> str:
-    """Return JSON for people: a line for each key at the top."""
+    """Return JSON with one line per top-level key."""
     lines = (f"  {json.dumps(key)}: {to_json(item)}" for key, item in value.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -36,14 +36,14 @@ def _finite(value: Any) -> Any:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes ``path``'s place when the block ends, or not at all."""
+    """Open a file that replaces ``path`` when the block ends; after an exception, ``path`` is unchanged."""
     folder, name = os.path.split(path)
-    beside = f"{folder}/.{name}.{os.getpid()}-{threading.get_ident()}"
+    temporary = f"{folder}/.{name}.{os.getpid()}-{threading.get_ident()}"
     try:
-        with open(beside, "wb") as file:  # noqa: PTH123
+        with open(temporary, "wb") as file:  # noqa: PTH123
             yield file
-        os.replace(beside, path)  # noqa: PTH105
+        os.replace(temporary, path)  # noqa: PTH105
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)  # noqa: PTH108
+            os.unlink(temporary)  # noqa: PTH108
         raise

@@ -1,4 +1,4 @@
-"""Notices that are logged once a process, however many runs of a sweep give rise to them."""
+"""Warnings that are logged once per process."""
 
 from __future__ import annotations
 

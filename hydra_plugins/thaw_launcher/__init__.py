@@ -1,4 +1,4 @@
-"""Thaw's launchers, found by Hydra because of where this folder lies; what they do is in ``src/sweeps``.
+"""Thaw's launchers. Hydra finds them because they are in a package below ``hydra_plugins``.
 
-There must be no ``__init__.py`` in ``hydra_plugins`` itself: it would hide every other installed plugin.
+``hydra_plugins`` itself must have no ``__init__.py``: it would hide every other installed plugin.
 """

@@ -27,7 +27,7 @@ def build_workspace(project: str, entity: str = "", group: str | None = None, na
         UserError: the package wandb-workspaces is not installed.
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("the dashboard needs the extra 'dashboard': pip install 'thaw[dashboard]'")
+        raise UserError("the dashboard needs the extra 'dashboard': pip install 'thaw-jax[dashboard]'")
     import wandb_workspaces.workspaces as ws
 
     return ws.Workspace(

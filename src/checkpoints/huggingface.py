@@ -242,7 +242,7 @@ def read_scaling(checkpoint: str) -> Scaling:
         value = config.get(key)
         values: list[Any] = value if isinstance(value, list) else [value]
         if not values or not all(map(check.accepts, values)):
-            raise UserError(f"'{path}': {key} is {value!r}; allowed: {check.words}")
+            raise UserError(f"'{path}': {key} is {value!r}; allowed: {check.description}")
         found.append(tuple(map(float, values)))
     return Scaling(*found)
 

@@ -1,1 +1,1 @@
-"""The typed schema of the configuration, its hyperparameters, and job identities."""
+"""The typed schema of the configuration, its hyperparameters, and job ids."""

@@ -1,4 +1,4 @@
-"""Hyperparameters: what a dataclass field may hold, and which fields are traced."""
+"""Hyperparameters: the allowed values of a dataclass field, and which fields are traced."""
 
 from __future__ import annotations
 
@@ -13,54 +13,38 @@ from ..errors import UserError
 
 @dataclass(frozen=True)
 class Check:
-    """What a value must satisfy, and the words that say so."""
+    """A condition on a value, and its description for error messages."""
 
-    words: str
+    description: str
     accepts: Callable[[Any], bool]
 
 
 POSITIVE = Check("a finite number > 0", lambda v: math.isfinite(v) and v > 0)
-
-
 NON_NEGATIVE = Check("a finite number >= 0", lambda v: math.isfinite(v) and v >= 0)
-
-
 FRACTION = Check("a number strictly between 0 and 1", lambda v: 0 < v < 1)
-
-
 SHARE = Check("a number >= 0 and less than 1", lambda v: 0 <= v < 1)
-
-
 UNIT = Check("a number from 0 to 1", lambda v: 0 <= v <= 1)
-
-
 RATIO = Check("a number > 0 and at most 1", lambda v: 0 < v <= 1)
-
-
 COUNT = Check("a whole number >= 1", lambda v: v >= 1)
-
-
 SEVERAL = Check("a whole number >= 2", lambda v: v >= 2)
-
-
 NATURAL = Check("a whole number >= 0", lambda v: v >= 0)
-
-
 SEED = Check("a whole number from 0 to 4294967295", lambda v: 0 <= v < 2**32)
 
 
 def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool = False) -> Any:
-    """Declare a dataclass field: its default, its allowed values, and whether it is traced.
+    """Declare a dataclass field as a hyperparameter.
 
-    A list-valued default is given as a tuple; the check then applies to each element. ``None`` always passes (the
-    field's type says whether it is allowed).
+    Args:
+        default: the default value; a tuple for a list. Without one, the configuration must give a value.
+        check: the allowed values; for a tuple, of each element. ``None`` passes if the field's type allows it.
+        traced: whether the value is an argument of the compiled program, so that another value needs no compilation.
     """
     metadata = {"check": check, "traced": traced}
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
 def check_value(spec: Any, path: str, value: Any) -> None:
-    """Apply to ``value`` the check of the field at a dotted path of a specification."""
+    """Check a value against the field at a dotted path of a dataclass."""
     *above, name = path.split(".")
     for part in above:
         spec = getattr(spec, part)
@@ -69,22 +53,26 @@ def check_value(spec: Any, path: str, value: Any) -> None:
 
 
 def check_values(spec: Any, key: str = "") -> None:
-    """Apply each field's check; raises :class:`UserError` naming key, value and what is allowed."""
+    """Apply each field's check.
+
+    Raises:
+        UserError: a value is not allowed; the message contains key, value and what is allowed.
+    """
     for f in dataclasses.fields(spec):
         _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
 
 
-def _apply(f: dataclasses.Field[Any], value: Any, full: str) -> None:
+def _apply(f: dataclasses.Field[Any], value: Any, path: str) -> None:
     check = f.metadata.get("check")
     for element in value if isinstance(value, tuple) else (value,):
         if check is not None and element is not None and not check.accepts(element):
-            raise UserError(f"{full} is {value if isinstance(value, tuple) else element}; allowed: {check.words}")
+            raise UserError(f"{path} is {value if isinstance(value, tuple) else element}; allowed: {check.description}")
 
 
 def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the traced values of a specification by dotted path, nested dataclasses included.
+    """Return the traced values of a dataclass and its nested dataclasses, by dotted path.
 
-    A traced field that is ``None`` is switched off, which is structure: it stays static.
+    A traced field that is ``None`` is switched off; that is static.
     """
     return {path: getattr(owner, name) for path, owner, name in _traced_fields(spec, prefix)}
 
@@ -102,7 +90,7 @@ def bind(spec: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def static_part(spec: Any) -> Any:
-    """Return ``spec`` with every traced value set to 0: what a compiled program depends on, hashable."""
+    """Return ``spec`` with every traced value set to 0: the part that a compiled program depends on, hashable."""
     return bind(spec, dict.fromkeys(hyperparameters(spec), 0))
 
 

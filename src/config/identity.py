@@ -1,6 +1,6 @@
-"""Job identity: a hash of everything in the resolved configuration that can change a job's numbers.
+"""Job ids: a hash of everything in the resolved configuration that can change a job's numbers.
 
-A job's folder is named by it, so the same job has the same folder in the same sweep, whatever its place in the grid and
+A job's folder is named by its id, so a job has the same folder in a sweep whatever its position in the grid and
 whichever launcher runs it.
 """
 
@@ -14,12 +14,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from .schema import Study
+from .schema import StudyConfig
 
-VOLATILE = frozenset(
-    {"hydra", "tracker", *Study.__dataclass_fields__}
-)  # how a run is watched and called, not what it computes
-LONGEST_SLUG = 100  # characters; file systems allow names of 255
+VOLATILE = frozenset({"hydra", "tracker", *StudyConfig.__dataclass_fields__})  # keys that change no number
+MAX_SLUG_LENGTH = 100  # characters; file systems allow names of 255
 
 
 def job_id(config: Mapping[str, Any]) -> str:
@@ -29,7 +27,7 @@ def job_id(config: Mapping[str, Any]) -> str:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """Return a task configuration as plain data, interpolations resolved, Hydra's own node left out."""
+    """Return a configuration as plain data, with interpolations resolved and without Hydra's own node."""
     keys = [str(key) for key in cfg if key != "hydra"]
     masked = OmegaConf.masked_copy(cfg, keys)
     masked._set_parent(cfg._get_parent())
@@ -38,22 +36,22 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
 
 
 def job_folder_name(overrides: Sequence[str], config: Mapping[str, Any]) -> str:
-    """Return a folder's name: the job's overrides in a form that shells and file systems take, and its identity."""
-    aside = ("experiment=", "debug=", *(f"{key}{mark}" for key in VOLATILE for mark in "=."))
-    kept = [line for line in sorted(line.lstrip("+~") for line in overrides) if not line.startswith(aside)]
+    """Return a folder's name: the job's overrides in characters that need no quoting, and its id."""
+    left_out = ("experiment=", "debug=", *(f"{key}{mark}" for key in VOLATILE for mark in "=."))
+    kept = [line for line in sorted(line.lstrip("+~") for line in overrides) if not line.startswith(left_out)]
     slug = re.sub(r"[^A-Za-z0-9.+-]+", "_", "_".join(kept)).strip("_.")
-    return f"{slug[:LONGEST_SLUG]}_{job_id(config)[:10]}".lstrip("_")
+    return f"{slug[:MAX_SLUG_LENGTH]}_{job_id(config)[:10]}".lstrip("_")
 
 
 def job_folder(cfg: DictConfig) -> str:
-    """Return the name of the folder of a job that Hydra has composed."""
+    """Return the folder's name for a configuration that Hydra has composed."""
     return job_folder_name(cfg.hydra.overrides.task, resolved(cfg))
 
 
 def register_resolvers() -> None:
-    """Make ``${job_folder:}``, ``${study_folder:...}`` and ``${updates:rows,batch_size}`` known to OmegaConf.
+    """Register ``${job_folder:}``, ``${study_folder:...}`` and ``${updates:rows,batch_size}`` with OmegaConf.
 
-    The last is for presets that compare batches of different size over the same number of rows seen.
+    The last is for presets that compare batch sizes over the same number of rows.
     """
     OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
     OmegaConf.register_new_resolver("study_folder", lambda name, time: time if name is None else name, replace=True)

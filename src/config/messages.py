@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf have to say about a command line, in one sentence that names what is allowed."""
+"""Rewrites the errors of Hydra and OmegaConf about a command line as one sentence with what is allowed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .schema import CONF, type_message
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Run the command line; what a user got wrong ends it with one sentence on stderr and exit code 1.
+def report_errors() -> Iterator[None]:
+    """Print a user's mistake that leaves the block as one sentence to stderr and exit with code 1.
 
-    Hydra hands its exceptions on only when asked for full errors, so it is asked for the time being.
+    Hydra raises its exceptions only if ``HYDRA_FULL_ERROR`` is set, so it is set within the block.
     """
     if wants_traceback():
         yield
@@ -35,7 +35,7 @@ def reported() -> Iterator[None]:
 
 
 def sentence(error: Exception) -> str:
-    """Return an error of the user's making as one sentence."""
+    """Return a user's mistake as one sentence."""
     text = str(error)
     if isinstance(error, UserError):
         return text
@@ -48,8 +48,8 @@ def sentence(error: Exception) -> str:
         allowed = _keys_beside(key)
         parent, _, name = key.rpartition(".")
         if any(argument.startswith(f"{parent}=") and "," in argument for argument in sys.argv[1:]):
-            # Hydra composes once without what is swept, where the group has its default option.
-            return f"{parent} is swept, so that '{key}' must be swept too: give it as {key}=choice(...)"
+            # Hydra composes once without the swept overrides, where the group has its default option.
+            return f"{parent} is swept, so '{key}' must be swept too: give it as {key}=choice(...)"
         where = f"{parent} has" if parent else "the keys are"
         return f"there is no key '{key}'{did_you_mean(name, allowed)}; {where}: {listed(allowed, 40)}"
     return " ".join(line.strip() for line in text.splitlines() if line.strip() and "full_key" not in line)
@@ -67,7 +67,7 @@ def _unknown_key(text: str) -> str | None:
 
 
 def _unknown_option(text: str) -> str:
-    """Say Hydra's ``Could not find 'strategy/frozzen'`` with the options that exist."""
+    """Rewrite Hydra's ``Could not find 'strategy/frozzen'`` with the options that exist."""
     found = re.search(r"Could not find '([^']+)'", text)
     options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
     if not found:
@@ -77,11 +77,11 @@ def _unknown_option(text: str) -> str:
 
 
 def _keys_beside(key: str) -> list[str]:
-    """Return the keys that exist where ``key`` was looked for, in the configuration of the same group choices."""
+    """Return the keys that exist beside ``key`` in the configuration with the same group choices."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {key}  # conf/sweep is no group of choices
+    groups = {path.name for path in CONF.iterdir() if path.is_dir()} - {key}  # conf/sweep is not a config group
     choices = [a for a in sys.argv[1:] if re.fullmatch(r"[\w@./]+=[\w-]+", a) and re.split("[@=]", a)[0] in groups]
     GlobalHydra.instance().clear()
     try:

@@ -1,9 +1,9 @@
-"""The typed schema: how a configuration node becomes an object, what values it may hold, which of them are traced.
+"""The typed schema: builds objects from configuration nodes and checks their values.
 
-A group's option is a dataclass in the file of the same name: ``strategy=discriminative`` is
-``src/strategies/discriminative.py``'s ``Discriminative``. Its fields are declared with :func:`hparam`, which states the
-allowed values and whether the field is *traced*: a hyperparameter that enters the compiled program as an argument, so
-that one compilation serves every value of it.
+An option of a config group is a dataclass in the file of the same name: ``strategy=discriminative`` is the class
+``Discriminative`` of ``src/strategies/discriminative.py``. Its fields are declared with :func:`hparam`, which states
+the allowed values and whether the field is *traced*: an argument of the compiled program, so that one compilation
+serves all its values.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..errors import UserError, did_you_mean, listed
 from .choices import CacheMode, Kind, Resume
 from .hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, SEED, check_values, hparam
 
-# A wheel holds `conf` inside the package, a checkout beside it.
+# A wheel contains `conf` inside the package, a checkout beside it.
 CONF = next(folder for folder in (PACKAGE_DIR / "conf", ROOT / "conf") if folder.is_dir())
 
-# Where the class of a group's option is found; `{name}` is the option's name.
+# The module of the class of each group's options; `{name}` is the option's name.
 CONFIG_GROUPS = {
     "model": "models.{name}",
     "strategy": "strategies.{name}",
@@ -47,7 +47,7 @@ CLASS_NAMES = {("trainer", "plain"): "TrainerConfig", ("retention", "none"): "No
 
 @dataclass(frozen=True)
 class RecipeConfig:
-    """The recipe's own knobs, at the top level of the configuration. Units are in ``conf/config.yaml``."""
+    """The top-level hyperparameters of the recipe. Units are in ``conf/config.yaml``."""
 
     recipe: Kind = hparam(Kind.transfer)
     seed: int = hparam(0, SEED, traced=True)
@@ -60,8 +60,8 @@ class RecipeConfig:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What changes no number: how a run is called, shown, resumed, and what is kept for the next."""
+class StudyConfig:
+    """Top-level settings that change no number: name, report, progress, resuming and the stage cache."""
 
     name: str | None = hparam(None)
     report: str | None = hparam(None)
@@ -73,19 +73,19 @@ class Study:
 
 
 def register_schema() -> None:
-    """Give Hydra the types of the top-level keys, so that a wrong one is refused while the configuration is composed.
+    """Register the types of the top-level keys with Hydra, which then checks them during composition.
 
-    The groups are typed when they are built (:func:`build`): each by the dataclass of the option that was chosen.
+    The groups are checked when they are built (:func:`build`), by the dataclass of the chosen option.
     """
-    fields = [*dataclasses.fields(RecipeConfig), *dataclasses.fields(Study)]
-    hints = {**typing.get_type_hints(RecipeConfig), **typing.get_type_hints(Study)}
+    fields = [*dataclasses.fields(RecipeConfig), *dataclasses.fields(StudyConfig)]
+    hints = {**typing.get_type_hints(RecipeConfig), **typing.get_type_hints(StudyConfig)}
     plain_fields = [(f.name, hints[f.name], f.default) for f in fields]
     groups = [(group, Any, OMITTED) for group in CONFIG_GROUPS]
     ConfigStore.instance().store(name="schema", node=dataclasses.make_dataclass("Config", [*plain_fields, *groups]))
 
 
 def option_class(group: str, name: str) -> type:
-    """Return the dataclass behind ``group=name``, for instance ``("strategy", "frozen")`` -> ``Frozen``.
+    """Return the dataclass of ``group=name``, for instance ``("strategy", "frozen")`` -> ``Frozen``.
 
     Raises:
         UserError: no such option; the allowed ones are listed.
@@ -109,17 +109,17 @@ def option_names(group: str) -> list[str]:
 
 
 def option_name(option: Any) -> str:
-    """Return what a built option is called where each has a file of its own: like that file."""
+    """Return the name of a built option, which is that of its module, in groups with one module per option."""
     return type(option).__module__.rpartition(".")[2]
 
 
 def build(group: str, node: DictConfig, key: str | None = None) -> Any:
-    """Turn the node of a group into the frozen dataclass it describes, every value checked.
+    """Build the frozen dataclass of a group's node and check every value.
 
     Args:
-        group: which room to look in, ``"optimizer"`` for instance.
+        group: the config group, for instance ``"optimizer"``.
         node: the composed node, with its ``name``.
-        key: where the node lies in the configuration (default: ``group``); errors name it.
+        key: the node's key in the configuration, for error messages (default: ``group``).
 
     Raises:
         UserError: unknown option or field, a value of the wrong type or outside what is allowed.
@@ -130,12 +130,12 @@ def build(group: str, node: DictConfig, key: str | None = None) -> Any:
     nested = {name: build(name, values.pop(name), f"{key}.{name}") for name in list(values) if is_option(values[name])}
     hints = typing.get_type_hints(cls)
     for name in [n for n in values if dataclasses.is_dataclass(hints.get(n)) and isinstance(values[n], DictConfig)]:
-        nested[name] = typed(hints[name], settings(values.pop(name)), f"{key}.{name}")  # settings that belong together
+        nested[name] = typed(hints[name], settings(values.pop(name)), f"{key}.{name}")  # a nested dataclass
     return typed(cls, values, key, **nested)
 
 
 def settings(node: DictConfig) -> dict[str, Any]:
-    """Return a node's values, interpolations resolved; options of groups stay nodes, missing values stay ``???``."""
+    """Return a node's values with interpolations resolved; nested options stay nodes, missing values stay ``???``."""
 
     def value(name: str) -> Any:
         found = OMITTED if OmegaConf.is_missing(node, name) else node[name]
@@ -145,29 +145,28 @@ def settings(node: DictConfig) -> dict[str, Any]:
 
 
 def is_option(value: Any) -> bool:
-    """Tell whether a configuration value is itself an option of a group (``pretrain.optimizer``)."""
+    """Tell whether a value is itself an option of a group (``pretrain.optimizer``)."""
     return isinstance(value, DictConfig) and "name" in value
 
 
 def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
-    """Make a ``cls`` from plain values with OmegaConf's conversion and the fields' own checks.
+    """Create a ``cls`` from plain values with OmegaConf's conversion and the fields' checks.
 
     Args:
         cls: a dataclass declared with :func:`hparam`.
-        values: what was configured.
-        key: the values' place in the configuration, ``""`` at the top.
-        ready: fields that are objects already, set as they are.
+        values: the configured values.
+        key: their key in the configuration, ``""`` at the top level.
+        ready: fields that are objects already.
 
     Raises:
-        UserError: unknown field, wrong type, or a value that its check refuses.
+        UserError: unknown field, wrong type, or a value that is not allowed.
     """
     prefix = f"{key}." if key else ""
     hints = typing.get_type_hints(cls)
     plain_fields = [f for f in dataclasses.fields(cls) if f.name not in ready and is_setting(f)]
     names = [f.name for f in plain_fields]
     schema = dataclasses.make_dataclass(
-        cls.__name__,
-        [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields],
+        cls.__name__, [(f.name, hints[f.name], OMITTED if f.default is MISSING else f.default) for f in plain_fields]
     )
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), dict(values))
@@ -183,7 +182,7 @@ def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
     except MissingMandatoryValue as error:
         lost = f"{prefix}{error.full_key}"
         raise UserError(f"{lost} is missing: give it as {lost}=...") from error
-    made = cls(**{str(k): _frozen(v) for k, v in dict(converted).items()}, **ready)  # type: ignore[call-overload]
+    made = cls(**{str(k): _hashable(v) for k, v in dict(converted).items()}, **ready)  # type: ignore[call-overload]
     check_values(made, key)
     return made
 
@@ -194,15 +193,12 @@ def is_setting(f: dataclasses.Field[Any]) -> bool:
 
 
 def type_message(error: Exception, key: str = "") -> str:
-    """Say OmegaConf's ``ValidationError`` in one sentence that names the whole key."""
+    """Return OmegaConf's ``ValidationError`` as one sentence with the full key."""
     lines = str(error).splitlines()
     inside = next((line.split(":", 1)[1].strip() for line in lines if "full_key:" in line), "")
     return f"{'.'.join(part for part in (key, inside) if part)}: {lines[0].rstrip('.')}"
 
 
-# --- traced and static halves of a specification -------------------------------------------------------------------
-
-
-def _frozen(value: Any) -> Any:
-    """Return lists as tuples, so that a specification can be hashed."""
-    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value
+def _hashable(value: Any) -> Any:
+    """Return lists as tuples, which are hashable."""
+    return tuple(_hashable(v) for v in value) if isinstance(value, list) else value

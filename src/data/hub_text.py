@@ -66,7 +66,9 @@ def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
     try:
         from datasets import load_dataset  # type: ignore[import-not-found]
     except ModuleNotFoundError as error:
-        raise UserError(f"{origin} needs the package datasets, which is not installed; install thaw[hub]") from error
+        raise UserError(
+            f"{origin} needs the package datasets, which is not installed; install thaw-jax[hub]"
+        ) from error
     try:
         return load_dataset(dataset, subset, split=split)
     except ConnectionError as error:

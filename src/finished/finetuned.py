@@ -14,13 +14,13 @@ from ..checkpoints.adapters import LORA_PARAMS
 from ..config.choices import CacheMode
 from ..config.schema import option_name
 from ..errors import UserError, listed
-from ..launch.job import stage_cache
 from ..models.base import head_paths
 from ..models.wrapped import Wrapped
 from ..objectives.kinds import for_kind
 from ..recipe.pretrain import Pretrained, pretrain_or_load
 from ..recipe.resolve import finetune_stage, resolve
 from ..strategies.full import Full
+from ..tracking.cache import stage_cache
 from ..training.calls import execute
 from ..training.stage import Stage
 from ..types import Params, ignore

@@ -13,7 +13,7 @@ from ..checkpoints.adapters import LORA_PARAMS, LoraAdapter, extract_trained, me
 from ..checkpoints.huggingface import build_model
 from ..checkpoints.tensor_files import read_tensors
 from ..config.choices import Kind
-from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study
+from ..config.schema import CONFIG_GROUPS, RecipeConfig, StudyConfig
 from ..data.base import DataSource, Transfer
 from ..errors import UserError, listed
 from ..models.base import Model, head_paths
@@ -59,7 +59,7 @@ class FinishedJob:
             UserError: the job is not completed, is of another version, or learned a sequence of tasks.
         """
         _ = self.record
-        keys = (*RecipeConfig.__dataclass_fields__, *Study.__dataclass_fields__, *CONFIG_GROUPS)
+        keys = (*RecipeConfig.__dataclass_fields__, *StudyConfig.__dataclass_fields__, *CONFIG_GROUPS)
         if missing := [key for key in keys if key not in self.config]:
             raise UserError(f"the configuration of '{self.folder}' is of another version: it lacks {listed(missing)}")
         plan = make_plan(self.config)

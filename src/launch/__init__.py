@@ -1,1 +1,1 @@
-"""Sweeps: who computes which job, job folders, resume."""
+"""Runs jobs and sweeps: launchers, job folders, resuming."""

@@ -1,9 +1,9 @@
-"""Composing the jobs of a sweep without paying Hydra's price for each.
+"""Composes the jobs of a sweep without running Hydra's composition for each of them.
 
-Hydra reads every file and applies every override again for each job, 60 to 150 ms, even where two jobs differ in
-nothing but a number. Here Hydra composes once for each distinct set of *structural* overrides (group choices, lists,
-added keys); overrides that give a scalar to an existing key are applied to the result, with the same conversion and the
-same errors. What lands in ``.hydra/`` is, byte for byte, what Hydra would have written: a test compares them.
+Hydra reads every file and applies every override again for each job, which takes 60 to 150 ms, even where two jobs
+differ only in a number. Here Hydra composes once for each distinct set of *structural* overrides (group choices, lists,
+added keys); overrides that set an existing key to a scalar are applied to the result, with the same conversion and the
+same errors. The files in ``.hydra/`` are, byte for byte, what Hydra would have written.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ..config.identity import resolved
 
-PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9_.+-]*[/=][A-Za-z0-9_/.=,+-]*")  # text that YAML neither quotes nor folds
-LONGEST_LINE = 60  # characters of an override; YAML folds long lines, by where they stand
+UNQUOTED = re.compile(r"[A-Za-z/][A-Za-z0-9_.+-]*[/=][A-Za-z0-9_/.=,+-]*")  # text that YAML neither quotes nor folds
+MAX_OVERRIDE_LENGTH = 60  # characters; where YAML folds a longer line depends on its position
 
 
-class Composed(NamedTuple):
+class ComposedJob(NamedTuple):
     """One job's configuration."""
 
-    template: Template
+    composition: Composition
     overrides: tuple[str, ...]
-    values: dict[str, Any]  # the scalars that it gives, converted, by key
-    config: dict[str, Any]  # the resolved task configuration, plain
+    scalars: dict[str, Any]  # the scalars that its overrides set, converted, by key
+    config: dict[str, Any]  # the resolved task configuration as plain data
 
 
-class SweepComposer:
-    """Stands in for Hydra's configuration loader while a sweep is composed.
+class CachingConfigLoader:
+    """Replaces Hydra's configuration loader while a sweep is composed.
 
-    Sweepers validate each job by composing it through the loader; they get this one and need not know.
+    Sweepers validate each job by composing it through the loader, which is cheap with this one.
     """
 
     def __init__(self, loader: ConfigLoader) -> None:
         self._loader = loader
         self._groups = set(loader.list_groups(""))
         self._parsed: dict[str, Override] = {}
-        self._templates: dict[tuple[str, ...], Template] = {}
-        self._composed: dict[tuple[str, ...], Composed] = {}
+        self._compositions: dict[tuple[str, ...], Composition] = {}
+        self._composed: dict[tuple[str, ...], ComposedJob] = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def load_sweep_config(self, master_config: DictConfig, sweep_overrides: list[str]) -> DictConfig:
-        """Check that a job can be composed (Hydra's interface); the result is for looking at, until the next call."""
-        return self.compose(master_config, sweep_overrides).template.cfg
+        """Check that a job can be composed (Hydra's interface); the result is valid until the next call."""
+        return self.compose(master_config, sweep_overrides).composition.cfg
 
     def compose_fully(self, master_config: DictConfig, overrides: Sequence[str]) -> DictConfig:
-        """Compose a job as Hydra does, for whoever needs a configuration of its own."""
+        """Compose a job as Hydra does; the caller owns the result."""
         return self._loader.load_sweep_config(master_config, list(overrides))
 
-    def compose(self, master_config: DictConfig, overrides: Sequence[str]) -> Composed:
+    def compose(self, master_config: DictConfig, overrides: Sequence[str]) -> ComposedJob:
         """Compose a job.
 
         Raises:
@@ -69,11 +69,12 @@ class SweepComposer:
         job = tuple(overrides)
         if job not in self._composed:
             parsed = [self._parse(line) for line in job]
-            form = tuple(f"{p.key_or_group}=" if self._gives_scalar(p) else p.input_line or "" for p in parsed)
-            if form not in self._templates:
+            scalars = [override for override in parsed if self._sets_scalar(override)]
+            structure = tuple(f"{p.key_or_group}=" if p in scalars else p.input_line or "" for p in parsed)
+            if structure not in self._compositions:
                 cfg = self.compose_fully(master_config, job)
-                self._templates[form] = Template(cfg, {p.key_or_group for p in parsed if self._gives_scalar(p)})
-            self._composed[job] = self._templates[form].fill(job, [p for p in parsed if self._gives_scalar(p)])
+                self._compositions[structure] = Composition(cfg, {override.key_or_group for override in scalars})
+            self._composed[job] = self._compositions[structure].fill(job, scalars)
         return self._composed[job]
 
     def _parse(self, line: str) -> Override:
@@ -81,8 +82,8 @@ class SweepComposer:
             (self._parsed[line],) = OverridesParser.create().parse_overrides([line])
         return self._parsed[line]
 
-    def _gives_scalar(self, override: Override) -> bool:
-        """Tell whether an override does nothing but give a scalar to a key that exists already."""
+    def _sets_scalar(self, override: Override) -> bool:
+        """Tell whether an override only sets an existing key to a scalar."""
         key, line = override.key_or_group, override.input_line or ""
         plain = not (override.is_add() or override.is_force_add() or override.is_delete() or override.package)
         return (
@@ -91,16 +92,16 @@ class SweepComposer:
             and not override.is_hydra_override()
             and "/" not in key
             and "${" not in line
-            and len(line) <= LONGEST_LINE
+            and len(line) <= MAX_OVERRIDE_LENGTH
             and isinstance(override.value(), (int, float, str, bool, type(None)))
         )
 
 
-class Template:
-    """What jobs that differ in scalars only have in common: a composed configuration and its YAML with gaps."""
+class Composition:
+    """What jobs that differ in scalars only share: a composed configuration and its YAML with placeholders."""
 
     def __init__(self, cfg: DictConfig, keys: set[str]) -> None:
-        self.cfg, self._keys = cfg, keys
+        self.cfg = cfg
         self._converted: dict[Any, Any] = {}
         self._resolved = resolved(cfg)
         self._interpolates = "${" in OmegaConf.to_yaml(_task(cfg))
@@ -110,32 +111,36 @@ class Template:
         self.subdir = hydra["hydra"]["sweep"]["subdir"]
         self.dirname = hydra["hydra"]["job"]["config"]["override_dirname"]
         for key in keys:
-            _put(plain, key, _gap(key))
+            _put(plain, key, _placeholder(key))
         self._config_yaml = OmegaConf.to_yaml(plain)
         overrides = hydra["hydra"]["overrides"]["task"]
-        hydra["hydra"]["overrides"]["task"] = [_gap(i) for i in range(len(overrides))]
-        hydra["hydra"]["job"] |= {"override_dirname": _gap("dirname"), "id": _gap("id"), "num": _gap("num")}
-        hydra["hydra"]["runtime"]["output_dir"] = _gap("folder")
+        hydra["hydra"]["overrides"]["task"] = [_placeholder(i) for i in range(len(overrides))]
+        hydra["hydra"]["job"] |= {
+            "override_dirname": _placeholder("dirname"),
+            "id": _placeholder("id"),
+            "num": _placeholder("num"),
+        }
+        hydra["hydra"]["runtime"]["output_dir"] = _placeholder("folder")
         self._hydra_yaml = OmegaConf.to_yaml(hydra)
 
-    def fill(self, job: tuple[str, ...], scalars: Sequence[Override]) -> Composed:
-        """Return the job that gives these scalars."""
-        values = {p.key_or_group: self._convert(p) for p in scalars}
+    def fill(self, job: tuple[str, ...], overrides: Sequence[Override]) -> ComposedJob:
+        """Return the job with these scalars."""
+        scalars = {override.key_or_group: self._convert(override) for override in overrides}
         if self._interpolates:  # another key may refer to one of these
-            for key, value in values.items():
+            for key, value in scalars.items():
                 OmegaConf.update(self.cfg, key, value)
-            return Composed(self, job, values, resolved(self.cfg))
+            return ComposedJob(self, job, scalars, resolved(self.cfg))
         config = copy.copy(self._resolved)
-        for key, value in values.items():
-            _put(config, key, value, fresh=True)
-        return Composed(self, job, values, config)
+        for key, value in scalars.items():
+            _put(config, key, value, copy_parents=True)
+        return ComposedJob(self, job, scalars, config)
 
     def _convert(self, override: Override) -> Any:
-        """Return an override's value as the configuration would hold it: ``1`` as 1.0 where a float belongs."""
+        """Return an override's value as the configuration would hold it: ``1`` as 1.0 for a float."""
         key = override.key_or_group
         value: Any = override.value()
-        known = (key, type(value), value)
-        if known not in self._converted:
+        given = (key, type(value), value)
+        if given not in self._converted:
             try:
                 OmegaConf.update(self.cfg, key, value, merge=True)
             except OmegaConfBaseException as error:
@@ -144,38 +149,41 @@ class Template:
             parent, _, name = key.rpartition(".")
             node: Any = OmegaConf.select(self.cfg, parent) if parent else self.cfg
             only: Any = OmegaConf.to_container(OmegaConf.masked_copy(node, name), enum_to_str=True)
-            self._converted[known] = only[name]
-        return self._converted[known]
+            self._converted[given] = only[name]
+        return self._converted[given]
 
-    def yaml_files(self, job: Composed, number: int, folder: str) -> dict[str, str]:
-        """Return the three files of ``.hydra`` for a job, which its place in the sweep and its folder complete."""
-        values = {_gap(key): self._scalar(key, value) for key, value in job.values.items()}
-        lines = {_gap(i): self._scalar("hydra.overrides.task", line, item=True) for i, line in enumerate(job.overrides)}
-        named = {
-            "hydra.job.override_dirname": ("dirname", override_dirname(job.overrides, self.dirname)),
-            "hydra.runtime.output_dir": ("folder", folder),
+    def yaml_files(self, job: ComposedJob, number: int, folder: str) -> dict[str, str]:
+        """Return the three files of ``.hydra`` for a job with its number in the sweep and its folder."""
+        config = {_placeholder(key): self._scalar(key, value) for key, value in job.scalars.items()}
+        hydra = {
+            _placeholder("dirname"): self._scalar(
+                "hydra.job.override_dirname", override_dirname(job.overrides, self.dirname)
+            ),
+            _placeholder("folder"): self._scalar("hydra.runtime.output_dir", folder),
+            _placeholder("id"): f"'{number}'",
+            _placeholder("num"): str(number),
         }
-        places = {_gap(gap): self._scalar(key, value) for key, (gap, value) in named.items()}
-        places |= {_gap("id"): f"'{number}'", _gap("num"): str(number)}
+        for i, line in enumerate(job.overrides):
+            hydra[_placeholder(i)] = self._scalar("hydra.overrides.task", line, item=True)
         return {
-            "config.yaml": _filled(self._config_yaml, values),
-            "hydra.yaml": _filled(self._hydra_yaml, {**lines, **places}),
+            "config.yaml": _filled(self._config_yaml, config),
+            "hydra.yaml": _filled(self._hydra_yaml, hydra),
             "overrides.yaml": _items(job.overrides),
         }
 
     def _scalar(self, key: str, value: Any, item: bool = False) -> str:
-        """Return a scalar's YAML as it stands under its key: how a long one is folded depends on that."""
-        if isinstance(value, str) and PLAIN.fullmatch(value):
+        """Return a scalar's YAML at its key, on which the folding of a long text depends."""
+        if isinstance(value, str) and UNQUOTED.fullmatch(value):
             return value
-        known = (key, type(value), value)
-        if known not in self._scalars:
+        given = (key, type(value), value)
+        if given not in self._scalars:
             nested: Any = [value] if item else value
             for name in reversed(key.split(".")):
                 nested = {name: nested}
             text = OmegaConf.to_yaml(nested)
-            mark = "- " if item else f"{key.rpartition('.')[2]}: "
-            self._scalars[known] = text[text.index(mark) + len(mark) :].removesuffix("\n")
-        return self._scalars[known]
+            start = "- " if item else f"{key.rpartition('.')[2]}: "
+            self._scalars[given] = text[text.index(start) + len(start) :].removesuffix("\n")
+        return self._scalars[given]
 
 
 def override_dirname(overrides: Sequence[str], settings: Mapping[str, Any]) -> str:
@@ -188,28 +196,28 @@ def _task(cfg: DictConfig) -> DictConfig:
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
-def _gap(name: Any) -> str:
-    return f"gap<{name}>"  # no YAML quoting, and no configuration holds it
+def _placeholder(name: Any) -> str:
+    return f"gap<{name}>"  # YAML does not quote it, and no configuration contains it
 
 
-def _filled(text: str, gaps: Mapping[str, str]) -> str:
-    for gap, value in gaps.items():
-        text = text.replace(gap, value)
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    for placeholder, value in values.items():
+        text = text.replace(placeholder, value)
     return text
 
 
 def _items(lines: Sequence[str]) -> str:
     """Return a list of texts as YAML."""
-    if all(map(PLAIN.fullmatch, lines)):
+    if all(map(UNQUOTED.fullmatch, lines)):
         return "".join(f"- {line}\n" for line in lines)
     return OmegaConf.to_yaml(list(lines))
 
 
-def _put(config: dict[str, Any], key: str, value: Any, fresh: bool = False) -> None:
-    """Set a dotted key; with ``fresh``, the dictionaries on the way are copied first."""
+def _put(config: dict[str, Any], key: str, value: Any, copy_parents: bool = False) -> None:
+    """Set a dotted key; with ``copy_parents``, the dictionaries above it are copied first."""
     *above, name = key.split(".")
     for part in above:
-        if fresh:
+        if copy_parents:
             config[part] = copy.copy(config[part])
         config = config[part]
     config[name] = value

@@ -1,25 +1,29 @@
-"""What every way of running a sweep has in common: its folder, what is left to do, the closing table and report."""
+"""A sweep: its folder, the jobs that are still missing, the summary table and the report.
+
+How jobs are executed is up to the runner: :class:`.fused.Fused` or :class:`.isolated.Isolated`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
+from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from ..analysis.study import check_report, write_study
 from ..config.identity import job_folder_name, job_id
-from ..config.schema import Study, typed
+from ..config.schema import StudyConfig, typed
 from ..errors import UserError
-from ..tracking.console import near, say
+from ..tracking.console import echo, relative_path
 from ..tracking.job import JobTracking
 from ..tracking.record import SUMMARY
 from ..tracking.records import Job, load_job
-from .composing import Composed, SweepComposer
+from .composing import CachingConfigLoader, ComposedJob
 from .folder import ENDED, SweepFolder
 from .table import show_table
 
@@ -28,84 +32,79 @@ from .table import show_table
 class SweepJob:
     """One job of a sweep."""
 
-    number: int  # its place in the sweep, which its identity does not depend on
-    composed: Composed
+    number: int  # its position in the sweep, which its id does not depend on
+    composed: ComposedJob
     id: str
     folder: Path
 
     @property
     def label(self) -> str:
-        """What people see: its number and its overrides."""
+        """Its number and its overrides, for the console."""
         return f"#{self.number} {' '.join(self.composed.overrides)}"
 
 
-class Sweep:
-    """A sweep under way: made once, asked for one batch of jobs or for several (an optimising sweeper)."""
+class Runner(Protocol):
+    """Executes the jobs of a sweep."""
 
-    def __init__(
-        self,
-        context: HydraContext,
-        task: TaskFunction,
-        config: DictConfig,
-        way: str,
-        settings: Mapping[str, Any],
-    ) -> None:
-        self.context, self.task, self.config = context, task, config
-        self.runner = make_runner(way, settings)
-        # Sweepers validate each job through the context's loader: from here on that costs next to nothing.
-        self.composer = SweepComposer(context.config_loader)
-        context.config_loader = self.composer  # type: ignore[assignment]
-        study = typed(Study, {name: config[name] for name in Study.__dataclass_fields__}, "")
+    def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
+        """Run jobs; each that was started has a record afterwards."""
+
+
+class Sweep:
+    """A running sweep: created once, launched with one batch of jobs, or several by an optimizing sweeper."""
+
+    def __init__(self, context: HydraContext, task: TaskFunction, config: DictConfig, runner: Runner) -> None:
+        self.context, self.task, self.config, self.runner = context, task, config, runner
+        # Sweepers validate each job through the context's loader.
+        self.loader = CachingConfigLoader(context.config_loader)
+        context.config_loader = self.loader  # type: ignore[assignment]
+        study = typed(StudyConfig, {name: config[name] for name in StudyConfig.__dataclass_fields__}, "")
         check_report(study.report)
         self.report = study.report
         self.folder = SweepFolder(Path(str(config.hydra.sweep.dir)), study.resume)
 
     def launch(self, batch: Sequence[Sequence[str]], first_number: int) -> list[JobReturn]:
-        """Run what is missing of a batch of jobs, show the table, and return every job's result in order."""
+        """Run the jobs of a batch that have not ended yet, print the table, and return all results in order."""
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        jobs = [self.describe(first_number + i, overrides) for i, overrides in enumerate(batch)]
+        jobs = [self.compose(first_number + i, overrides) for i, overrides in enumerate(batch)]
         unique = {job.folder: job for job in jobs}
         pending = [job for job in unique.values() if not self.folder.ended(job.folder, job.id)]
         done = len(unique) - len(pending)
-        there = f", {done} of them there already" if done else ""
-        say(f"{len(unique)} jobs{there}; {self.folder.path}")
+        echo(f"{len(unique)} jobs{f', {done} of them already done' if done else ''}; {self.folder.path}")
         if pending:
             self.runner.run(pending, self)
         records = {folder: load_job(folder, folder.name) for folder in unique}
         show_table([records[job.folder] for job in jobs], self.folder.path)
         if self.report:
             show_report(self.report, self.folder.path)
-        return [self.returned(job, records[job.folder], records) for job in jobs]
+        return [job_return(job, records) for job in jobs]
 
-    def describe(self, number: int, overrides: Sequence[str]) -> SweepJob:
-        """Compose a job; say who it is and where it goes."""
-        composed = self.composer.compose(self.config, overrides)
-        if composed.template.subdir == "${job_folder:}":
+    def compose(self, number: int, overrides: Sequence[str]) -> SweepJob:
+        """Compose a job and determine its id and folder."""
+        composed = self.loader.compose(self.config, overrides)
+        if composed.composition.subdir == "${job_folder:}":
             name = job_folder_name(composed.overrides, composed.config)
-        else:  # the user's own way of naming jobs
+        else:  # the user's own `hydra.sweep.subdir`
             name = str(OmegaConf.select(self.full_config(number, overrides), "hydra.sweep.subdir"))
         return SweepJob(number, composed, job_id(composed.config), self.folder.path / name)
 
     def full_config(self, number: int, overrides: Sequence[str]) -> DictConfig:
-        """Compose a job as Hydra's own launcher would hand it to the task."""
-        cfg = self.composer.compose_fully(self.config, overrides)
+        """Compose a job as Hydra's own launcher would pass it to the task function."""
+        cfg = self.loader.compose_fully(self.config, overrides)
         with open_dict(cfg):
             cfg.hydra.job.id, cfg.hydra.job.num = str(number), number
         return cfg
 
-    def write_hydra_files(self, job: SweepJob) -> None:
-        """Write what Hydra writes for a job that it runs itself."""
-        output = OmegaConf.select(job.composed.template.cfg, "hydra.output_subdir")
+    def track(self, job: SweepJob) -> JobTracking:
+        """Write the files that Hydra writes for a job it runs itself, and begin the job's record."""
+        composition = job.composed.composition
+        output = OmegaConf.select(composition.cfg, "hydra.output_subdir")
         if output is not None:
             folder = job.folder / output
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in job.composed.template.yaml_files(job.composed, job.number, str(job.folder)).items():
+            for name, text in composition.yaml_files(job.composed, job.number, str(job.folder)).items():
                 (folder / name).write_bytes(text.encode())
-
-    def track(self, job: SweepJob) -> JobTracking:
-        """Begin a job's record."""
-        self.write_hydra_files(job)
         return JobTracking(job.folder, job.composed.config, list(job.composed.overrides))
 
     def fail(self, job: SweepJob, error: Exception) -> None:
@@ -113,47 +112,47 @@ class Sweep:
         with self.track(job) as tracking:
             tracking.fail(error)
 
-    def returned(self, job: SweepJob, record: Job, records: Mapping[Path, Job]) -> JobReturn:
-        """Return what Hydra's sweeper wants to know of a job."""
-        result = JobReturn(overrides=list(job.composed.overrides), working_dir=str(job.folder))
-        if record.status in ENDED:
-            objective = record.objective
-            result.return_value = float("inf") if objective is None else objective
-            result.status = JobStatus.COMPLETED
-        else:
-            failed = [r for r in records.values() if r.status not in ENDED]
-            result.return_value = UserError(
-                f"{len(failed)} of {len(records)} jobs did not complete; the first: {job.label}: "
-                f"{record.error or record.status} ({job.folder / SUMMARY})"
-            )
-            result.status = JobStatus.FAILED
-        return result
+
+def run_alone(job: SweepJob, sweep: Sweep) -> None:
+    """Run a job in this process as Hydra's own launcher would."""
+    run_hydra_job(
+        hydra_context=sweep.context,
+        task_function=sweep.task,
+        config=sweep.full_config(job.number, job.composed.overrides),
+        job_dir_key="hydra.sweep.dir",
+        job_subdir_key="hydra.sweep.subdir",
+    )
+
+
+def job_return(job: SweepJob, records: Mapping[Path, Job]) -> JobReturn:
+    """Return a job's result for Hydra's sweeper; ``records`` are those of all jobs, by folder."""
+    record = records[job.folder]
+    result = JobReturn(overrides=list(job.composed.overrides), working_dir=str(job.folder))
+    if record.status in ENDED:
+        result.return_value = float("inf") if record.objective is None else record.objective
+        result.status = JobStatus.COMPLETED
+    else:
+        failed = [r for r in records.values() if r.status not in ENDED]
+        result.return_value = UserError(
+            f"{len(failed)} of {len(records)} jobs did not complete; the first: {job.label}: "
+            f"{record.error or record.status} ({job.folder / SUMMARY})"
+        )
+        result.status = JobStatus.FAILED
+    return result
 
 
 def show_report(name: str, sweep: Path) -> None:
-    """Write a sweep's report and say what it found; whatever goes wrong here, the jobs' records stay as they are."""
+    """Write a sweep's report and print its conclusion; an error is printed and leaves the jobs' records as they are."""
     try:
         report, page = write_study(name, sweep)
-    except Exception as error:  # noqa: BLE001  (hours of jobs must not end as a failure of their last picture)
+    except Exception as error:  # noqa: BLE001  (hours of jobs must not fail with their report)
         reason = " ".join(str(error).split()) or repr(error)
-        again = f"python scripts/report_sweep.py {near(sweep)} --report {name}"
-        say(
-            f"report={name} could not be written ({reason}); every record is kept, and this tries again: {again}", "red"
+        echo(
+            f"report={name} could not be written ({reason}); all records are kept; repeat the command to try again",
+            "red",
         )
         return
     for remark in report.remarks:
-        say(remark, "yellow")
-    say(report.conclusion, "bold")
-    say(f"report: {near(page)}")
-
-
-def make_runner(way: str, settings: Mapping[str, Any]) -> Any:
-    """Return what runs the jobs that are missing: ``fused`` or ``isolated``, its settings checked."""
-    if way == "fused":
-        from .fused import Fused, FusedSettings
-
-        return Fused(typed(FusedSettings, settings, "hydra.launcher"))
-    from .isolated import Settings
-    from .processes import Isolated
-
-    return Isolated(typed(Settings, settings, "hydra.launcher"))
+        echo(remark, "yellow")
+    echo(report.conclusion, "bold")
+    echo(f"report: {relative_path(page)}")

@@ -1,4 +1,4 @@
-"""The table at the end of a sweep: how its jobs ended, the best of each strategy, every failure with its reason."""
+"""The table at the end of a sweep: how its jobs ended, each strategy's best job, and every failure with its reason."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..tracking.console import console, near, say
+from ..tracking.console import console, echo, relative_path
 from ..tracking.records import Job
 
 COLOURS = {"completed": "green", "diverged": "yellow", "failed": "red", "unfinished": "red", "damaged": "red"}
@@ -22,13 +22,13 @@ def show_table(jobs: Sequence[Job], sweep: Path) -> None:
         _show_best(completed)
     for job in jobs:
         if job.status not in ("completed", "diverged"):
-            say(f"{job.status}: {job.error or 'its process ended before its record'}", "red")
-            say(f"  {near(sweep / job.name)}")
+            echo(f"{job.status}: {job.error or 'its process ended before its summary was written'}", "red")
+            echo(f"  {relative_path(sweep / job.name)}")
     for job in [job for job in jobs if job.status == "diverged"][:10]:
-        say(f"diverged after update {job.last_finite_step}: {near(sweep / job.name)}", "yellow")
+        echo(f"diverged after update {job.last_finite_step}: {relative_path(sweep / job.name)}", "yellow")
     more = counts["diverged"] - 10
     if more > 0:
-        say(f"and {more} more diverged", "yellow")
+        echo(f"and {more} more diverged", "yellow")
 
 
 def _show_best(completed: Sequence[Job]) -> None:
@@ -40,4 +40,4 @@ def _show_best(completed: Sequence[Job]) -> None:
             best[name] = job
     width = max(map(len, best))
     for name, job in sorted(best.items(), key=lambda item: item[1].objective or 0.0):
-        say(f"best {name:<{width}}  validation loss {job.objective:.4f}  {job.name}")
+        echo(f"best {name:<{width}}  validation loss {job.objective:.4f}  {job.name}")

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..analysis.study import check_report
 from ..config.choices import Kind
-from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study, build, option_class, option_names, typed
+from ..config.schema import CONFIG_GROUPS, RecipeConfig, StudyConfig, build, option_class, option_names, typed
 from ..errors import UserError, did_you_mean, listed
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class Plan:
     recipe: Recipe
     source: DataSource  # of the data
     tracker: Any
-    study: Study
+    study: StudyConfig
 
 
 def make_plan(cfg: DictConfig) -> Plan:
@@ -36,10 +35,9 @@ def make_plan(cfg: DictConfig) -> Plan:
     from ..checkpoints.huggingface import load_config
     from .spec import Recipe
 
-    known = [*RecipeConfig.__dataclass_fields__, *Study.__dataclass_fields__, *CONFIG_GROUPS]
+    known = [*RecipeConfig.__dataclass_fields__, *StudyConfig.__dataclass_fields__, *CONFIG_GROUPS]
     for key in (str(key) for key in cfg if key not in {*known, "hydra"}):  # `+key=value` gets past Hydra
         raise UserError(f"there is no key '{key}'{did_you_mean(key, known)}; the keys are: {listed(known, 40)}")
-    check_report(cfg.report)
     kind = typed(RecipeConfig, {"recipe": cfg.recipe}, "").recipe
     ordered = kind is Kind.sequence
     if option_class("data", str(cfg.data.get("name"))).is_sequence != ordered:
@@ -55,5 +53,5 @@ def make_plan(cfg: DictConfig) -> Plan:
         recipe=typed(Recipe, {name: cfg[name] for name in RecipeConfig.__dataclass_fields__}, "", **groups),
         source=build("data", cfg.data),
         tracker=build("tracker", cfg.tracker),
-        study=typed(Study, {name: cfg[name] for name in Study.__dataclass_fields__}, ""),
+        study=typed(StudyConfig, {name: cfg[name] for name in StudyConfig.__dataclass_fields__}, ""),
     )

@@ -1,1 +1,1 @@
-"""The record of a job on disk, Weights & Biases, the console."""
+"""Records jobs on disk and in Weights & Biases; prints to the console."""

@@ -1,4 +1,4 @@
-"""What the terminal shows. Colours follow NO_COLOR; the progress bar exists in a terminal only."""
+"""Terminal output. Colours follow NO_COLOR; the progress bar is shown in a terminal only."""
 
 from __future__ import annotations
 
@@ -20,24 +20,20 @@ from ..optim.partition import FROZEN, ParamLabels
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from ..recipe.resolve import TrainableSummary
-    from ..recipe.run import RunResult
-    from ..recipe.sequence import SequenceResult
-
 
 @functools.cache
 def console() -> Console:
-    """Return the console; when the output is not a terminal, lines are not cut to a width nobody set."""
+    """Return the console; outside a terminal, lines are not wrapped."""
     return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
-def say(text: str, style: str | None = None) -> None:
+def echo(text: str, style: str | None = None) -> None:
     """Print one line."""
     console().print(text, style=style, markup=False)
 
 
 def show_config(cfg: DictConfig) -> None:
-    """Print the composed configuration as a tree, a branch a group."""
+    """Print the composed configuration as a tree with one branch per group."""
     tree = Tree("[bold]configuration")
     _grow(tree, OmegaConf.to_container(cfg, resolve=True))
     console().print(tree)
@@ -54,65 +50,75 @@ def _grow(tree: Tree, node: Any) -> None:
             tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
 
 
-def show_movement(movement: TrainableSummary) -> None:
-    """Print what each line of the strategy's table matched, phase by phase, and how many parameters move."""
+def show_trainable(
+    phases: Sequence[ParamLabels], updates: Sequence[int], sizes: Mapping[str, int], trainable: int
+) -> None:
+    """Print which parameters each pattern of the strategy matched, phase by phase, and how many are trainable.
+
+    Args:
+        phases: the parameters that each pattern matched, in each phase of fine-tuning.
+        updates: the number of updates of each phase.
+        sizes: the number of values of each parameter, by path.
+        trainable: the number of values that are trainable in some phase.
+    """
     first = 0
-    for placed, length in zip(movement.labels, movement.lengths, strict=True):
-        phase = f" in updates {first + 1} to {first + length}" if len(movement.labels) > 1 else ""
-        _show_placement(placed, movement.sizes, f"what moves in fine-tuning{phase}")
-        first += length
-    say(f"{movement.trainable:,} of {movement.total:,} parameters move ({movement.trainable / movement.total:.1%})")
+    for labels, count in zip(phases, updates, strict=True):
+        phase = f" in updates {first + 1} to {first + count}" if len(phases) > 1 else ""
+        table = Table("pattern", "learning rate", "parameters", "matched", title_justify="left")
+        table.title = f"trainable parameters in fine-tuning{phase}"
+        for pattern, multiplier, paths in labels.matched:
+            rate = "frozen" if multiplier is FROZEN else f"{float(multiplier):.4g} x lr_fine"
+            matched = listed(paths) if paths else "nothing that an earlier pattern had not matched"
+            table.add_row(pattern.replace("[", "\\["), rate, f"{sum(sizes[path] for path in paths):,}", matched)
+        console().print(table)
+        first += count
+    total = sum(sizes.values())
+    echo(f"{trainable:,} of {total:,} parameters are trainable ({trainable / total:.1%})")
 
 
-def _show_placement(placed: ParamLabels, sizes: Mapping[str, int], title: str) -> None:
-    table = Table("pattern", "learning rate", "parameters", "matched", title=title, title_justify="left")
-    for pattern, value, paths in placed.matched:
-        rate = "frozen" if value is FROZEN else f"{float(value):.4g} x lr_fine"
-        names = listed(paths) if paths else "nothing that a line above had not taken"
-        table.add_row(pattern.replace("[", "\\["), rate, f"{sum(sizes[p] for p in paths):,}", names)
-    console().print(table)
+def show_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], folder: Path) -> None:
+    """Print how a single run ended.
 
-
-def show_outcome(outcome: RunResult | SequenceResult, folder: Path, overrides: Sequence[str] | None) -> None:
-    """Print how a run ended: a table for a single run, a line for a job of a sweep (when ``overrides`` are given)."""
-    if overrides is not None:
-        say(f"  {outcome.status}, val loss {outcome.objective:.4f}  ({' '.join(overrides)})")
-        return
-    if matrix := outcome.summary().get("accuracy_matrix"):  # empty where the first task diverged
+    Args:
+        summary: the fields of its ``summary.json``.
+        seconds: the wall time of each stage.
+        folder: the job's folder.
+    """
+    metrics = summary["metrics"]
+    if matrix := summary.get("accuracy_matrix"):  # empty where the first task diverged
         console().print(_matrix_table(matrix))
-    if outcome.metrics:
-        console().print(_result_table(outcome.metrics))
-        for line in _worth(outcome.metrics):
-            say(line)
+    if metrics:
+        console().print(_result_table(metrics))
+        for line in _feature_lines(metrics):
+            echo(line)
     else:
-        say(
-            f"diverged: the loss stopped being finite after update {outcome.last_finite_step}; try a lower rate",
-            "red",
-        )
-    seconds = ", ".join(f"{stage} {value:.2f} s" for stage, value in outcome.seconds.items())
-    say(f"objective (validation loss) {outcome.objective:.4f}; {outcome.cost.flops:,.0f} FLOPs an update; {seconds}")
-    for warning in outcome.summary().get("warnings", ()):
-        say(f"warning: {warning}", "yellow")
-    say(f"record: {near(folder)}")
+        last = summary["last_finite_step"]
+        echo(f"diverged: the loss was not finite after update {last}; try a lower learning rate", "red")
+    times = ", ".join(f"{stage} {value:.2f} s" for stage, value in seconds.items())
+    flops = summary["flops_per_step"]
+    echo(f"objective (validation loss) {summary['objective']:.4f}; {flops:,.0f} FLOPs per update; {times}")
+    for warning in summary.get("warnings", ()):
+        echo(f"warning: {warning}", "yellow")
+    echo(f"record: {relative_path(folder)}")
 
 
-WORTH = {"knn": "nearest neighbours", "probe": "a linear probe"}
-FLOORS = {"random": "the untrained network's", "pixels": "pixels"}
+FEATURE_EVALS = {"knn": "k-nearest neighbours", "probe": "a linear probe"}
+BASELINES = {"random": "untrained network", "pixels": "pixels"}
 
 
-def _worth(metrics: Mapping[str, float]) -> list[str]:
-    """Say what pre-trained features are worth, beside their floors, where that was measured."""
+def _feature_lines(metrics: Mapping[str, float]) -> list[str]:
+    """Return the evaluations of the pre-trained features beside their baselines, where they were measured."""
     lines = []
-    for name, words in WORTH.items():
+    for name, method in FEATURE_EVALS.items():
         if (value := metrics.get(f"source_test_{name}")) is not None:
-            found = {floor: metrics.get(f"source_test_{name}_{floor}") for floor in FLOORS}
-            beside = ", ".join(f"{FLOORS[floor]} {v:.3f}" for floor, v in found.items() if v is not None)
-            lines.append(f"features of the source's test rows by {words}: {value:.3f} ({beside})")
+            found = {baseline: metrics.get(f"source_test_{name}_{baseline}") for baseline in BASELINES}
+            beside = ", ".join(f"{BASELINES[baseline]} {v:.3f}" for baseline, v in found.items() if v is not None)
+            lines.append(f"features of the source task's test split by {method}: {value:.3f} ({beside})")
     return lines
 
 
 def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
-    """Return the accuracy matrix of a sequence: a row a task that was learned, a column a task it was tested on."""
+    """Return the accuracy matrix of a sequence: one row per task learned, one column per task tested."""
     columns = [f"on {j + 1}" for j in range(len(matrix[0]))]
     table = Table("after task", *columns, title="test accuracy", title_justify="left")
     for i, row in enumerate(matrix):
@@ -128,7 +134,7 @@ SPLITS = {
     "source_test": "source before",
     "source_after": "source after",
 }
-# The record holds more.
+# The record contains more.
 SHOWN = (
     "loss",
     "perplexity",
@@ -145,12 +151,12 @@ SHOWN = (
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
-    """Return a table of the metrics: a row a split, a column a metric; the source's rows are of its test part."""
+    """Return a table of the metrics: one row per split, one column per metric; source rows are of its test split."""
     names = [name for name in SHOWN if {f"test_{name}", f"source_test_{name}"} & metrics.keys()]
     table = Table("", *names, title="result", title_justify="left")
     for split, label in SPLITS.items():
         if f"{split}_loss" in metrics:
-            found = (metrics.get(f"{split}_{name}") for name in names)  # of a part, not all need be known
+            found = (metrics.get(f"{split}_{name}") for name in names)  # a split may lack some
             table.add_row(label, *("" if value is None else f"{value:.4f}" for value in found))
     for name in ("average_accuracy", "backward_transfer", "forgetting"):
         if name in metrics:
@@ -158,8 +164,8 @@ def _result_table(metrics: Mapping[str, float]) -> Table:
     return table
 
 
-class Bar:
-    """A progress bar over both stages; does nothing outside a terminal."""
+class ProgressBar:
+    """A progress bar with one line per stage; does nothing outside a terminal."""
 
     def __init__(self, stages: Mapping[str, int], enabled: bool) -> None:
         self._progress: Progress | None = None
@@ -176,11 +182,11 @@ class Bar:
                 transient=True,
             )
             for stage, steps in stages.items():
-                self._tasks[stage] = self._progress.add_task(stage, total=steps, warn_once="", start=False)
+                self._tasks[stage] = self._progress.add_task(stage, total=steps, note="", start=False)
             self._progress.start()
 
     def update(self, stage: str, row: Mapping[str, float]) -> None:
-        """Move a stage's bar to a logged row."""
+        """Advance a stage's line to a logged row."""
         if self._progress is None:
             return
         task = self._tasks[stage]
@@ -188,9 +194,9 @@ class Bar:
         self._progress.update(task, completed=row["step"])
         elapsed = self._progress.tasks[task].elapsed or 0.0
         speed = f"{row['step'] / elapsed:,.0f} steps/s" if elapsed > 0 and row["step"] else ""
-        self._progress.update(task, warn_once=f"loss {row['loss']:.4f}  {speed}" if "loss" in row else "")
+        self._progress.update(task, note=f"loss {row['loss']:.4f}  {speed}" if "loss" in row else "")
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -198,6 +204,6 @@ class Bar:
             self._progress.stop()
 
 
-def near(path: Path) -> str:
-    """Return a path relative to the working folder where it lies below it."""
+def relative_path(path: Path) -> str:
+    """Return a path relative to the current folder if it is inside it."""
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

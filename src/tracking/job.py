@@ -1,4 +1,4 @@
-"""Tracking one job: everything that happens to it goes to its record, and from there to W&B."""
+"""Tracks one job: its rows and its summary go to its record on disk, and to W&B."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from ..config.identity import job_id
 from ..environment import git_state, versions
+from ..errors import first_line
 from .options import Wandb
 from .publisher import Publisher, enabled, publisher
 from .record import JobRecord, as_lines
 
 
 class JobTracking:
-    """Follows a job from its configuration to its summary; leaving the block by an error records it as failed."""
+    """A context manager over one job; an exception that leaves its block records the job as failed."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any], overrides: list[str]) -> None:
         self.folder, self.config, self.overrides = folder, config, overrides
@@ -25,22 +26,22 @@ class JobTracking:
         self._clock = time.perf_counter()
         self._publisher: Publisher | None = None
         self._options = Wandb()
-        self._run: dict[str, Any] | None = None  # what W&B is told of the job
-        self._kept: list[tuple[str, Mapping[str, float]]] | None = None  # rows of a job that had ended before
+        self._run: dict[str, Any] | None = None  # the arguments of `wandb.init`
+        self._rows: list[tuple[str, Mapping[str, float]]] | None = None  # of a job recorded after its end
         self._ended = False
         self.record = JobRecord(folder)
 
-    def open_view(self, options: Any) -> None:
-        """Start what the job's tracker needs; no W&B run begins before :meth:`publish`."""
+    def start_tracker(self, options: Any) -> None:
+        """Start the process that the job's tracker needs; the W&B run begins with :meth:`start_run`."""
         if enabled(options):
             self._options, self._publisher = options, publisher()
 
-    def publish(self, group: str | None, fingerprint: str) -> None:
-        """Begin the job's W&B run, if its tracker makes one.
+    def start_run(self, group: str | None, fingerprint: str) -> None:
+        """Begin the job's W&B run, if its tracker is W&B.
 
         Args:
             group: the sweep's name.
-            fingerprint: of the data; noted in the run's configuration beside the job's identity.
+            fingerprint: of the data; added to the run's configuration with the job's id.
         """
         if self._publisher is not None:
             self._run = self._describe(group, fingerprint)
@@ -52,36 +53,37 @@ class JobTracking:
         if self._publisher is not None and self._run is not None:
             self._publisher.log(stage, row)
 
-    def keep(self, stages: Sequence[StageRows], group: str | None, fingerprint: str) -> None:
-        """Record a job that has ended already, with all its rows; W&B hears of it when it is finished."""
+    def record_rows(self, stages: Sequence[StageRows], group: str | None, fingerprint: str) -> None:
+        """Record all rows of a job that has ended; W&B receives them with :meth:`finish`."""
         self.record.log_lines("".join(stage.lines for stage in stages))
         if self._publisher is not None:
             self._run = self._describe(group, fingerprint)
-            self._kept = [(stage.name, row) for stage in stages for row in stage.rows]
+            self._rows = [(stage.name, row) for stage in stages for row in stage.rows]
 
-    def finish(self, status: str, **facts: Any) -> None:
-        """Write the summary; ``facts`` fill in what a job of that status can know (docs/architecture.md)."""
+    def finish(self, status: str, **fields: Any) -> dict[str, Any]:
+        """Write the summary, whose ``fields`` depend on the status (docs/architecture.md), and return it."""
         summary = {
             **blank_summary(self.config),
             "status": status,
             "overrides": self.overrides,
             "seconds": round(time.perf_counter() - self._clock, 4),
             "started": self.started,
-            **facts,
+            **fields,
         }
         self.record.finish(summary)
         self._ended = True
         if self._publisher is None or self._run is None:
-            return
-        shown, exit_code = numbers(summary), int(status == "failed")
-        if self._kept is None:
+            return summary
+        shown, exit_code = wandb_summary(summary), int(status == "failed")
+        if self._rows is None:
             self._publisher.finish(shown, exit_code)
         else:
-            self._publisher.record(self._options, self._run, self._kept, shown, exit_code)
+            self._publisher.record(self._options, self._run, self._rows, shown, exit_code)
+        return summary
 
     def fail(self, error: Exception) -> None:
-        """Write the summary of a job that could not be run to its end."""
-        self.finish("failed", error=(str(error).strip() or repr(error)).splitlines()[0])
+        """Write the summary of a job that failed."""
+        self.finish("failed", error=first_line(error))
 
     def _describe(self, group: str | None, fingerprint: str) -> dict[str, Any]:
         """Return the keyword arguments of ``wandb.init``."""
@@ -103,14 +105,14 @@ class JobTracking:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
     ) -> None:
-        # An interrupt is no result: such a job keeps no summary and counts as unfinished.
+        # An interrupted job has no summary and counts as unfinished.
         if isinstance(error, Exception) and not self._ended:
             self.fail(error)
         self.record.close()
 
 
 class StageRows(NamedTuple):
-    """A stage's rows, and the lines that they are in the record: jobs that share a stage share both."""
+    """A stage's rows, and their lines in the record; jobs that share a stage share both."""
 
     name: str
     rows: Sequence[Mapping[str, float]]
@@ -123,12 +125,12 @@ class StageRows(NamedTuple):
 
 
 def now() -> str:
-    """Return the time as the record writes it."""
+    """Return the time in the format of the record."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a summary that says only which job it is of, and what it ran with."""
+    """Return the summary of a job about which only its configuration is known."""
     return {
         "status": "failed",
         "job_id": job_id(config),
@@ -151,17 +153,17 @@ def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def numbers(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return what W&B's table of runs shows of a summary: its numbers side by side.
+def wandb_summary(summary: Mapping[str, Any]) -> dict[str, float]:
+    """Return a summary's numbers as the columns of W&B's table of runs.
 
-    Numbers only: for a text, or for nothing, W&B would first import pandas.
+    Texts and missing values are left out, because W&B imports pandas for them.
     """
     found = {name: summary[name] for name in ("objective", "last_finite_step", "flops_per_step", "seconds")}
     for kind in ("parameters", "bytes"):
         found |= {f"{name}_{kind}": count for name, count in (summary[kind] or {}).items()}
     if summary["moved"]:
         found |= {"rounded": summary["moved"]["rounded"], "frozen_changed": len(summary["moved"]["frozen_changed"])}
-    if "stability" in summary:  # the sentences stay in the record
+    if "stability" in summary:  # the sentences are in the record only
         found |= {**summary["stability"], "warnings": len(summary.get("warnings", ()))}
     shown = {**summary["metrics"], **summary["signals"], **found}
     return {name: value for name, value in shown.items() if value is not None}

@@ -7,19 +7,19 @@ from enum import Enum
 
 from ..config.hparams import POSITIVE, hparam
 
-Mode = Enum("Mode", ["auto", "online", "offline", "disabled"])
+WandbMode = Enum("WandbMode", ["auto", "online", "offline", "disabled"])
 
 
 @dataclass(frozen=True)
 class Disk:
-    """The record on disk only."""
+    """Only the record on disk."""
 
 
 @dataclass(frozen=True)
 class Wandb:
-    """One W&B run a job. ``mode=auto`` is online where an API key is found and offline where not; it never asks."""
+    """One W&B run per job. ``mode=auto`` is online if an API key is found, else offline; it never prompts."""
 
-    mode: Mode = hparam(Mode.auto)
+    mode: WandbMode = hparam(WandbMode.auto)
     project: str = hparam("thaw")
     entity: str | None = hparam(None)
     group: str | None = hparam(None)

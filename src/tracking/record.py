@@ -12,24 +12,24 @@ SUMMARY, METRICS, CHECKPOINT = "summary.json", "metrics.jsonl", "model.safetenso
 
 
 class JobRecord:
-    """Writes one job's folder. A crash leaves whole rows and no summary; a summary is whole or absent."""
+    """Writes one job's folder. A crash leaves complete rows and no summary; a summary is complete or absent."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier try in the same folder
-        self._rows = (folder / METRICS).open("wb", buffering=0)  # what is written is with the system at once
+        (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier attempt in the same folder
+        self._rows = (folder / METRICS).open("wb", buffering=0)  # unbuffered: a row is handed to the system at once
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Append a logged step."""
         self.log_lines(as_lines(stage, [row]))
 
     def log_lines(self, lines: str) -> None:
-        """Append rows that :func:`as_lines` has written already."""
+        """Append rows in the form that :func:`as_lines` returns."""
         self._rows.write(lines.encode())
 
     def close(self) -> None:
-        """Close the file of rows; without a summary the job counts as unfinished."""
+        """Close the file of rows; a job without a summary counts as unfinished."""
         self._rows.close()
 
     def finish(self, summary: Mapping[str, Any]) -> None:
@@ -48,5 +48,5 @@ class JobRecord:
 
 
 def as_lines(stage: str, rows: Iterable[Mapping[str, float]]) -> str:
-    """Return a stage's rows as they stand in the file of rows."""
+    """Return a stage's rows as lines of the file of rows."""
     return "".join(to_json({"stage": stage, **row}) + "\n" for row in rows)

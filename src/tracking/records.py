@@ -1,6 +1,6 @@
-"""The jobs of a sweep as they lie on disk: one :class:`Job` a job's folder (docs/architecture.md).
+"""Reads the records of jobs from disk, one :class:`Job` per job's folder (docs/architecture.md).
 
-Nothing heavy is imported here, so that code which runs jobs can ask which of them are done.
+This module imports neither JAX nor pandas, because launchers use it to find the jobs that have ended.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
+from .record import METRICS, SUMMARY
 
 STATUSES = ("completed", "diverged", "failed", "unfinished", "damaged")
 STAGES = ("pretrain", "finetune")
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
 
-Row = dict[str, Any]
+RecordRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job's record, from its folder or from W&B; what the record does not say is None.
+    """One job's record, from its folder or from W&B; fields that the record does not have are None.
 
     Attributes:
         name: the job's folder relative to the sweep, or the W&B run's name.
-        status: one of `STATUSES`; `unfinished` was killed or still runs, `damaged` cannot be read.
-        config: the resolved configuration, nested as Hydra composed it.
+        status: one of :data:`STATUSES`; an `unfinished` job was killed or is running, a `damaged` one cannot be read.
+        config: the resolved configuration.
         metrics: final values by name, such as ``test_loss``.
         flops_per_step: floating-point operations of one fine-tuning step.
         seconds: wall time of the job.
-        warnings: of pre-training, a sentence each.
-        stability: the numbers that they are about.
+        warnings: of pre-training, one sentence each.
+        stability: the numbers that the warnings are based on.
         rows: reads the logged steps when called: dicts with ``stage``, ``step`` (updates done) and values.
     """
 
@@ -59,27 +60,26 @@ class Job:
     started: str | None = None
     warnings: tuple[str, ...] = ()
     stability: dict[str, float] = field(default_factory=dict)
-    rows: Callable[[], list[Row]] = field(default=list, compare=False, repr=False)
+    rows: Callable[[], list[RecordRow]] = field(default=list, compare=False, repr=False)
 
 
 def number(value: Any) -> Any:
-    """Return the float that ``"NaN"``, ``"Infinity"`` or ``"-Infinity"`` stands for, else the value."""
+    """Convert ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` to floats; return other values unchanged."""
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def job_folders(sweep_dir: Path) -> Iterator[Path]:
-    """Find the folders, at any depth, with a ``summary.json`` or a ``.hydra/``; a job holds no other jobs."""
+    """Yield the folders, at any depth, with a ``summary.json`` or a ``.hydra/``; jobs are not nested."""
     for folder, children, files in os.walk(sweep_dir):
-        if "summary.json" in files or ".hydra" in children:
+        if SUMMARY in files or ".hydra" in children:
             children.clear()
             yield Path(folder)
 
 
 def load_jobs(sweep_dir: Path | str) -> list[Job]:
-    """Read every job below a sweep's folder, in the order of their names (``2`` before ``10``).
+    """Read every job below a sweep's folder, sorted by name (``2`` before ``10``).
 
-    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file: one bad
-    file does not cost the other rows.
+    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file.
 
     Raises:
         UserError: ``sweep_dir`` is not a folder.
@@ -92,7 +92,7 @@ def load_jobs(sweep_dir: Path | str) -> list[Job]:
 
 
 def relative_name(folder: Path, sweep_dir: Path) -> str:
-    """Name a job by its folder relative to the sweep; a sweep that is one job has its own name only."""
+    """Return a job's folder relative to the sweep's; if they are the same, the folder's name."""
     return folder.resolve().name if folder == sweep_dir else folder.relative_to(sweep_dir).as_posix()
 
 
@@ -102,9 +102,9 @@ def natural_key(name: str) -> list[Any]:
 
 
 def load_job(folder: Path, name: str) -> Job:
-    """Read one job's folder; never fails (see :func:`load_jobs` for what a damaged record becomes)."""
-    rows = functools.partial(read_rows, folder / "metrics.jsonl")
-    path = folder / "summary.json"
+    """Read one job's folder; a record that cannot be read becomes a ``damaged`` job (:func:`load_jobs`)."""
+    rows = functools.partial(read_rows, folder / METRICS)
+    path = folder / SUMMARY
     try:
         if path.exists():
             return job_from_summary(json.loads(path.read_text(encoding="utf-8")), name, rows)
@@ -115,11 +115,11 @@ def load_job(folder: Path, name: str) -> Job:
         return Job(name, "damaged", error=f"{path} cannot be read: {reason}", rows=rows)
 
 
-def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> Job:
-    """Make the job that a ``summary.json`` describes.
+def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]]) -> Job:
+    """Make a job from the content of its ``summary.json``.
 
     Raises:
-        ValueError: a part that every record must have is missing or of the wrong kind.
+        ValueError: a required part is missing or has the wrong type.
     """
     if not isinstance(summary, Mapping) or summary.get("status") not in STATUSES[:3]:
         raise ValueError(f"its status is not one of {', '.join(STATUSES[:3])}")
@@ -152,7 +152,7 @@ def job_from_summary(summary: Any, name: str, rows: Callable[[], list[Row]]) -> 
 
 
 def read_hydra_config(path: Path) -> dict[str, Any]:
-    """Read what Hydra composed; the ``${...}`` references in its file are resolved where they can be."""
+    """Read the configuration that Hydra composed; ``${...}`` references are resolved if possible."""
     text = path.read_text(encoding="utf-8")
     config = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
     if not isinstance(config, dict):
@@ -164,12 +164,12 @@ def read_hydra_config(path: Path) -> dict[str, Any]:
 
     try:
         return OmegaConf.to_container(OmegaConf.create(config), resolve=True)  # pyright: ignore[reportReturnType]
-    except OmegaConfBaseException:  # a resolver that only the running job had
+    except OmegaConfBaseException:  # a resolver that only the running job registers
         return config
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read a job's logged steps; a last line cut short by a kill is left out, a missing file has no rows.
+def read_rows(path: Path) -> list[RecordRow]:
+    """Read a job's logged steps, without an incomplete last line (of a killed job); a missing file has no rows.
 
     Raises:
         UserError: another line is not a JSON object.

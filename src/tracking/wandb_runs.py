@@ -1,15 +1,15 @@
-"""What a W&B run means as a job's record, whether it came from a file or from the server."""
+"""Makes a job's record from a W&B run, and reads the runs of a W&B server."""
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from .records import STAGES, Job, Row, number
+from ..errors import UserError
+from .records import STAGES, Job, RecordRow, number
 
-# The fields of a record that a run's summary may carry beside its metrics.
+# The fields of a record that a run's summary may contain beside its metrics.
 RECORD_FIELDS = (
     "objective",
     "last_finite_step",
@@ -18,6 +18,87 @@ RECORD_FIELDS = (
     "flops_per_step",
     "seconds",
 )
+# Of a run's state on the server. "crashed" means that it lost its connection: whether it failed is unknown.
+STATUS = {"finished": "completed", "failed": "failed"}
+
+
+def load_wandb_project(path: str, api: Any = None) -> list[Job]:
+    """Read every run of ``entity/project`` or ``entity/project/group`` as a job.
+
+    The histories are complete, not W&B's sample of 500 points; each is fetched when its ``rows`` are read.
+
+    Args:
+        path: the project or group.
+        api: a ``wandb.Api``; by default that of the user who is logged in.
+
+    Raises:
+        UserError: the path has another form, nobody is logged in, or the server does not know the project.
+    """
+    parts = path.strip("/").split("/")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise UserError(f"--wandb is '{path}'; allowed: entity/project or entity/project/group")
+    import wandb
+    from wandb.errors import Error
+
+    try:
+        api = api or wandb.Api()
+        filters = {"group": parts[2]} if len(parts) == 3 else None
+        # Not lazy: one request per page of runs, instead of one more per run for its config.
+        return [_job_from_api(run) for run in api.runs("/".join(parts[:2]), filters=filters, lazy=False)]
+    except (Error, ValueError, OSError) as error:  # requests' own errors are OSErrors
+        raise UserError(f"W&B did not return the runs of '{path}': {' '.join(str(error).split())}") from error
+
+
+def _job_from_api(run: Any) -> Job:
+    return job_from_run(
+        name=run.name,
+        run_id=run.id,
+        status=STATUS.get(run.state, "unfinished"),
+        config=run.config,
+        summary=run.summary_metrics,
+        history=run.scan_history,
+        git_commit=getattr(run, "commit", None),
+        started=run.created_at,
+    )
+
+
+def job_from_run(
+    name: str,
+    run_id: str,
+    status: str,
+    config: Mapping[str, Any],
+    summary: Mapping[str, Any],
+    history: Callable[[], Iterable[Mapping[str, Any]]],
+    **more: Any,
+) -> Job:
+    """Make a job of a run.
+
+    Its metrics are the numbers of the run's summary, without those of W&B (``_step``) and without the last values of
+    the history (``finetune/loss``). The summary's :data:`RECORD_FIELDS` become fields of the job; an infinite objective
+    means that the job diverged.
+    """
+    fields: dict[str, Any] = {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
+    config = {key: value for key, value in config.items() if not key.startswith("_")}
+    # Thaw adds these two to the run's configuration; a record keeps them apart from it.
+    identity: dict[str, Any] = {
+        "job_id": str(config.pop("job_id", run_id)),
+        "data_fingerprint": config.pop("data_fingerprint", None),
+    }
+    fields = identity | {"seconds": summary.get("_runtime")} | fields | more
+    metrics = {
+        key: value
+        for key, value in flat_numbers(summary).items()
+        if not key.startswith(("_", *(f"{stage}/" for stage in STAGES))) and key not in RECORD_FIELDS
+    }
+    diverged = status == "completed" and fields.get("objective") == math.inf
+    return Job(
+        name=name or run_id,
+        status="diverged" if diverged else status,
+        config=config,
+        metrics=metrics,
+        rows=lambda: stage_rows(history()),
+        **fields,
+    )
 
 
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -32,11 +113,11 @@ def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def stage_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
-    """Turn W&B's history into a record's rows.
+def stage_rows(history: Iterable[Mapping[str, Any]]) -> list[RecordRow]:
+    """Convert W&B's history to a record's rows.
 
-    ``finetune/val_loss`` beside ``finetune/step`` is the value ``val_loss`` of stage ``finetune``. What has
-    no stage with a step keeps its name, under stage "" and W&B's own ``_step``.
+    ``finetune/val_loss`` with ``finetune/step`` becomes the value ``val_loss`` of stage ``finetune``. Values of no
+    stage keep their names, under stage "" and W&B's ``_step``.
     """
     rows = []
     for logged in history:
@@ -49,47 +130,3 @@ def stage_rows(history: Iterable[Mapping[str, Any]]) -> list[Row]:
         if rest:
             rows.append({"stage": "", "step": values.get("_step")} | rest)
     return rows
-
-
-def job_from_run(
-    name: str,
-    run_id: str,
-    status: str,
-    config: Mapping[str, Any],
-    summary: Mapping[str, Any],
-    history: Callable[[], Iterable[Mapping[str, Any]]],
-    **more: Any,
-) -> Job:
-    """Make a job of a run.
-
-    Its metrics are the numbers of its summary, without W&B's own (``_step``) and without the last values of
-    the history (``finetune/loss``). An objective or a cost that Thaw put there counts as such;
-    an infinite objective means that the job diverged.
-    """
-    fields: dict[str, Any] = {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
-    config = {key: value for key, value in config.items() if not key.startswith("_")}
-    # Thaw notes its job's identity and data in the run's configuration, which the record keeps apart.
-    noted: dict[str, Any] = {
-        "job_id": str(config.pop("job_id", run_id)),
-        "data_fingerprint": config.pop("data_fingerprint", None),
-    }
-    fields = noted | {"seconds": summary.get("_runtime")} | fields | more
-    metrics = {
-        key: value
-        for key, value in flat_numbers(summary).items()
-        if not key.startswith(("_", *(f"{stage}/" for stage in STAGES))) and key not in RECORD_FIELDS
-    }
-    diverged = status == "completed" and fields.get("objective") == math.inf
-    return Job(
-        name=name or run_id,
-        status="diverged" if diverged else status,
-        config=config,
-        metrics=metrics,
-        rows=functools.partial(read_history, history),
-        **fields,
-    )
-
-
-def read_history(history: Callable[[], Iterable[Mapping[str, Any]]]) -> list[Row]:
-    """Read a run's history now, as rows."""
-    return stage_rows(history())

@@ -75,7 +75,7 @@ def test_prune_to_a_limit_and_then_wholly(folder):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["prune", "--limit", "5 parsecs"], "error: --limit is '5 parsecs'; allowed: a size such as 500MB, 2GiB or 0\n"),
-    (["ls", "--folder", "README.md"], "error: --folder is 'README.md', which is no folder\n"),
+    (["ls", "--folder", "README.md"], "error: --folder is 'README.md', which is a file; allowed: a folder\n"),
 ])  # fmt: skip
 def test_what_cannot_work_is_one_sentence(arguments, message):
     done = run(*arguments)

@@ -1,11 +1,8 @@
 """``hydra/launcher=fused`` through the real command line: the records of one job at a time, nothing lost to a crash."""
 
-import contextlib
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +14,8 @@ import yaml
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from src.tracking.wandb_files import read_run
-from tests.commands import ROOT, rows, summary, sweep
+from src.tracking.wandb_file_reader import read_run
+from tests.commands import ROOT, rows, running, summary, sweep
 
 GRID = ("strategy=frozen,masked,discriminative", "lr_fine=0.01,0.1,1e6", "seed=0,1", "finetune_steps=23")
 
@@ -104,16 +101,16 @@ def test_a_sweep_goes_on_where_it_was(tmp_path):
     shutil.rmtree(removed)
     again = sweep(tmp_path, "lr_fine=0.01,0.1", "seed=0,1,2")  # points were added, which moves every job's number
     assert again.returncode == 0, again.stderr
-    assert "6 jobs, 2 of them there already" in again.stdout
+    assert "6 jobs, 2 of them already done" in again.stdout
     assert len(jobs(tmp_path)) == 6
     untouched = [name for name in stamps if name not in (damaged.name, removed.name)]
     for name in untouched:
         assert (tmp_path / name / "summary.json").stat().st_mtime_ns == stamps[name]
     assert summary(damaged)["status"] == "completed"
     third = sweep(tmp_path, "lr_fine=0.01,0.1", "seed=0,1,2")
-    assert "6 of them there already" in third.stdout
+    assert "6 of them already done" in third.stdout
     off = sweep(tmp_path, "lr_fine=0.01,0.1", "seed=0,1,2", "resume=off")
-    assert "there already" not in off.stdout
+    assert "already done" not in off.stdout
     assert (tmp_path / untouched[0] / "summary.json").stat().st_mtime_ns != stamps[untouched[0]]
 
 
@@ -154,7 +151,7 @@ def test_a_folder_that_is_no_sweep_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     done = sweep(tmp_path, "seed=0,1")
     assert done.returncode == 1
-    assert "was not made by a sweep (it holds thesis.tex)" in done.stderr
+    assert "was not made by a sweep (it contains thesis.tex)" in done.stderr
     assert not (tmp_path / "multirun.yaml").exists()
 
 
@@ -221,8 +218,8 @@ def test_what_is_compiled_in_makes_groups_of_its_own(tmp_path):
     assert "12 jobs: 12 completed" in done.stdout
     objectives = {name: summary(job)["objective"] for name, job in jobs(tmp_path).items()}
     assert len(set(objectives.values())) == 12
-    assert "optimizer.b1 is compiled in: its 2 values are programs of their own" in done.stdout
-    assert "batch_size is compiled in: its 2 values are programs of their own" in done.stdout
+    assert "optimizer.b1 is compiled in: each of its 2 values compiles its own program" in done.stdout
+    assert "batch_size is compiled in: each of its 2 values compiles its own program" in done.stdout
 
 
 @pytest.mark.slow
@@ -278,22 +275,17 @@ def contents(path: Path) -> tuple:
         return tensors, {name: text for name, text in file.metadata().items() if name != "sha256"}
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "src.train", "-m", f"hydra.sweep.dir={folder}", "tracker=disk", *arguments]
-    return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def running_sweep(folder: Path, *arguments: str, **options):
+    return running("-m", "src.train", "-m", f"hydra.sweep.dir={folder}", "tracker=disk", *arguments, **options)
 
 
 def test_two_sweeps_on_one_folder(tmp_path):
-    first = start(tmp_path, "seed=0,1", "finetune_steps=30000000")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / ".lock").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    time.sleep(0.3)
-    second = sweep(tmp_path, "seed=0,1")
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
+    with running_sweep(tmp_path, "seed=0,1", "finetune_steps=30000000") as first:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / ".lock").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.3)
+        second = sweep(tmp_path, "seed=0,1")
     assert second.returncode == 1
     assert f"another sweep (process {first.pid}) is writing to" in second.stderr
     assert second.stderr.count("\n") == 1
@@ -315,15 +307,12 @@ def test_ten_kills_lose_nothing(tmp_path, launcher):
     finished: dict[str, int] = {}
     killed = 0
     for _ in range(10):
-        process = start(tmp_path / "killed", *arguments)
-        # From before the first import to when the last job may have ended.
-        end = time.monotonic() + rng.uniform(0.5, 6.0)
-        while time.monotonic() < end and process.poll() is None:
-            time.sleep(0.02)
-        killed += process.poll() is None
-        with contextlib.suppress(ProcessLookupError):  # this time it had ended already
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        with running_sweep(tmp_path / "killed", *arguments) as process:
+            # From before the first import to when the last job may have ended.
+            end = time.monotonic() + rng.uniform(0.5, 6.0)
+            while time.monotonic() < end and process.poll() is None:
+                time.sleep(0.02)
+            killed += process.poll() is None
         time.sleep(0.3)  # children of an isolated sweep end with their parent
         for name, job in jobs(tmp_path / "killed").items():
             stamp = (job / "summary.json").stat().st_mtime_ns

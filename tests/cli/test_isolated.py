@@ -3,14 +3,13 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.cli.test_fused import jobs, start
-from tests.commands import ROOT, summary, sweep
+from tests.cli.test_fused import jobs, running_sweep
+from tests.commands import summary, sweep
 
 ISOLATED = ("hydra/launcher=isolated", "hydra.launcher.slots=2")
 
@@ -44,23 +43,17 @@ def test_the_same_records_as_fused(tmp_path):
 
 def test_one_raises_one_diverges_one_is_killed(tmp_path):
     endless = "finetune_steps=2000000000"
-    command = [sys.executable, "-m", "src.train", "-m", f"hydra.sweep.dir={tmp_path}", "tracker=disk", *ISOLATED]
-    process = subprocess.Popen(
-        [*command, "lr_fine=0.01,-1,1e9", "finetune_steps=20,2000000000"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 90
-    victim = None
-    while victim is None and time.monotonic() < deadline:
-        victim = process_of("lr_fine=0.01 ", endless, "hydra.mode=RUN")
-        time.sleep(0.1)
-    assert victim
-    time.sleep(3)  # well into its training
-    os.kill(victim, signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+    grid = (*ISOLATED, "lr_fine=0.01,-1,1e9", "finetune_steps=20,2000000000")
+    with running_sweep(tmp_path, *grid, stdout=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 90
+        victim = None
+        while victim is None and time.monotonic() < deadline:
+            victim = process_of("lr_fine=0.01 ", endless, "hydra.mode=RUN", str(tmp_path))
+            time.sleep(0.1)
+        assert victim
+        time.sleep(3)  # well into its training
+        os.kill(victim, signal.SIGKILL)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == 1
     assert "6 jobs: 1 completed, 2 diverged, 3 failed" in out
     assert "failed: killed by SIGKILL" in out
@@ -71,13 +64,13 @@ def test_one_raises_one_diverges_one_is_killed(tmp_path):
 
 
 def test_ctrl_c_ends_every_child(tmp_path):
-    process = start(tmp_path, *ISOLATED, "seed=0,1", "finetune_steps=2000000000")
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and not all(process_of(str(tmp_path), f"seed={s} ") for s in (0, 1)):
-        time.sleep(0.1)
-    time.sleep(1)
-    os.kill(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    with running_sweep(tmp_path, *ISOLATED, "seed=0,1", "finetune_steps=2000000000") as process:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and not all(process_of(str(tmp_path), f"seed={s} ") for s in (0, 1)):
+            time.sleep(0.1)
+        time.sleep(1)
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
     assert process.returncode != 0
     assert process_of(str(tmp_path)) is None
     assert not jobs(tmp_path)  # unfinished, not failed: the same command runs them

@@ -10,8 +10,7 @@ import yaml
 from tests.commands import sweep
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("optuna") is None,
-    reason="the extra `optuna` is not installed",
+    importlib.util.find_spec("optuna") is None, reason="the extra `optuna` is not installed"
 )
 
 

@@ -1,4 +1,4 @@
-"""The schema: every YAML file fits its dataclass, every key is explained, every wrong value is named."""
+"""The schema: YAML files match their dataclasses, keys have comments, wrong values raise errors that name them."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from src.config.schema import (
     CONF,
     CONFIG_GROUPS,
     RecipeConfig,
-    Study,
+    StudyConfig,
     build,
     is_setting,
     option_class,
@@ -34,7 +34,7 @@ def composed(*overrides):
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
-def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
+def test_a_yaml_file_has_the_fields_and_defaults_of_its_dataclass(group, name):
     cls = option_class(group, name)
     values = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
     assert values.pop("name") == name
@@ -43,7 +43,7 @@ def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in nested and is_setting(f)}
     assert set(values) == set(fields)
     for key, value in values.items():
-        if str(value).startswith("${"):  # taken from elsewhere, which has its own default
+        if str(value).startswith("${"):  # refers to another key with its own default
             continue
         default = fields[key].default
         if value == "???":
@@ -53,7 +53,7 @@ def test_a_yaml_file_is_its_dataclass_with_the_same_defaults(group, name):
 
 
 def as_written(default):
-    """Return a default as YAML has it."""
+    """Return a default in the form of the YAML file."""
     if dataclasses.is_dataclass(default):
         return {f.name: as_written(getattr(default, f.name)) for f in dataclasses.fields(default)}
     return getattr(default, "name", list(default) if isinstance(default, tuple) else default)
@@ -61,13 +61,13 @@ def as_written(default):
 
 def test_top_level_defaults_are_the_dataclass_s():
     cfg = composed()
-    for f in [*dataclasses.fields(RecipeConfig), *dataclasses.fields(Study)]:
+    for f in [*dataclasses.fields(RecipeConfig), *dataclasses.fields(StudyConfig)]:
         assert cfg[f.name] == f.default, f.name
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
 def test_every_key_is_explained(path):
-    """Each setting has a comment on its line, each file one at its top (presets: what to run)."""
+    """Each setting has a comment on its line, each file one at its top (of a preset: the command)."""
     lines = path.read_text().splitlines()
     assert lines[0].startswith("#")
     if path.parent.name in CONFIG_GROUPS:
@@ -120,7 +120,7 @@ def test_presets_compare_simclr_and_moco_with_one_projection_head(name):
     assert [(option.proj_hidden_dim, option.proj_output_dim) for option in options] == [(128, 64)] * 2
 
 
-def test_debug_presets_build_and_win():
+def test_debug_presets_override_experiments():
     assert make_plan(composed("experiment=digits", "debug=fast")).recipe.finetune_steps == 2
     assert make_plan(composed("debug=nans")).recipe.log_every == 1
 

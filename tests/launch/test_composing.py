@@ -1,4 +1,4 @@
-"""Cheap composition against Hydra's own: the same values, the same errors, the same bytes in ``.hydra``."""
+"""Cached composition against Hydra's: the same values, the same errors, the same bytes in ``.hydra``."""
 
 import copy
 
@@ -14,7 +14,7 @@ from omegaconf import open_dict
 
 from src.config.identity import job_id, register_resolvers, resolved
 from src.config.schema import CONF, register_schema
-from src.launch.composing import SweepComposer
+from src.launch.composing import CachingConfigLoader
 
 JOBS = [
     ["lr_fine=0.1", "strategy=frozen", "seed=0"],
@@ -51,7 +51,7 @@ def loaded(tmp_path):
 
 def test_the_same_bytes_as_hydra_s_own_launcher(loaded):
     loader, master, folder = loaded
-    composer = SweepComposer(loader)
+    composer = CachingConfigLoader(loader)
     context = HydraContext(config_loader=loader, callbacks=Callbacks())
     for number, job in enumerate(JOBS):
         cfg = loader.load_sweep_config(copy.deepcopy(master), list(job))
@@ -72,13 +72,13 @@ def test_the_same_bytes_as_hydra_s_own_launcher(loaded):
         composed = composer.compose(master, job)
         assert composed.config == resolved(cfg)
         assert job_id(composed.config) == job_id(resolved(cfg))
-        for name, text in composed.template.yaml_files(composed, number, str(written)).items():
+        for name, text in composed.composition.yaml_files(composed, number, str(written)).items():
             assert text == (written / ".hydra" / name).read_text(), (job, name)
 
 
 def test_hydra_composes_once_a_structure(loaded, monkeypatch):
     loader, master, _ = loaded
-    composer = SweepComposer(loader)
+    composer = CachingConfigLoader(loader)
     calls = []
     original = composer.compose_fully
     monkeypatch.setattr(composer, "compose_fully", lambda *a: calls.append(a) or original(*a))
@@ -93,7 +93,7 @@ def test_hydra_composes_once_a_structure(loaded, monkeypatch):
 @pytest.mark.parametrize("job", [["lr_fine=abc"], ["seed=1.5"], ["model.nothing=1"], ["lr_fine=0.1", "batch_size=two"]])
 def test_the_same_errors(loaded, job):
     loader, master, _ = loaded
-    composer = SweepComposer(loader)
+    composer = CachingConfigLoader(loader)
     composer.compose(master, [line.split("=")[0] + "=1" for line in job if "nothing" not in line])
     with pytest.raises(ConfigCompositionException) as ours:
         composer.compose(master, job)

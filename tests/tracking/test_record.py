@@ -1,4 +1,4 @@
-"""The record: readable by every JSON reader, whole or absent."""
+"""The record: strict JSON, complete or absent."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from src.environment import git_state, versions
 from src.files import atomic_write, to_json
-from src.tracking.job import blank_summary, numbers
+from src.tracking.job import blank_summary, wandb_summary
 from src.tracking.record import JobRecord
 
 
@@ -36,7 +36,7 @@ def test_a_row_is_on_disk_when_it_is_logged(tmp_path):
     assert strict((tmp_path / "job/summary.json").read_text()) == {"status": "completed"}
 
 
-def test_a_second_try_starts_clean(tmp_path):
+def test_a_second_attempt_removes_the_first(tmp_path):
     first = JobRecord(tmp_path)
     first.log("pretrain", {"step": 1})
     first.finish({"status": "failed"})
@@ -45,7 +45,7 @@ def test_a_second_try_starts_clean(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
 
-def test_replacing_is_all_or_nothing(tmp_path):
+def test_atomic_write_replaces_completely_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
     with pytest.raises(TypeError), atomic_write(path) as file:
@@ -57,7 +57,7 @@ def test_replacing_is_all_or_nothing(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_parameters_come_back(tmp_path):
+def test_parameters_are_restored(tmp_path):
     params = {"Dense_0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}
     record = JobRecord(tmp_path)
     record.save_params(params, {"strategy": "full"})
@@ -72,9 +72,9 @@ def test_versions_and_commit():
     assert state is None or (len(state["commit"]) == 40 and isinstance(state["dirty"], bool))
 
 
-def test_the_table_of_runs_has_the_numbers_behind_the_warnings_and_how_many_there_are():
+def test_the_table_of_runs_has_the_stability_numbers_and_the_number_of_warnings():
     stability = {"first_epoch_grad_norm": 320.0, "collapsed": 1.0}
     whole = blank_summary({}) | {"stability": stability, "warnings": ["One.", "Two."]}
-    assert numbers(whole).items() >= {**stability, "warnings": 2}.items()
-    assert numbers(blank_summary({}) | {"stability": stability})["warnings"] == 0
-    assert "warnings" not in numbers(blank_summary({}))
+    assert wandb_summary(whole).items() >= {**stability, "warnings": 2}.items()
+    assert wandb_summary(blank_summary({}) | {"stability": stability})["warnings"] == 0
+    assert "warnings" not in wandb_summary(blank_summary({}))

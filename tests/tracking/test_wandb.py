@@ -1,18 +1,18 @@
-"""W&B for real: offline runs on disk, and a server that cannot be reached."""
+"""The W&B client: offline runs on disk, and a server that cannot be reached."""
 
 import time
 
 import pytest
 
-from src.tracking.wandb_files import read_run
-from tests.commands import rows, summary, sweep, train
+from src.tracking.wandb_file_reader import read_run
+from tests.commands import rows, running, summary, sweep, train
 
 
 def wandb_files(folder):
     return sorted(folder.glob("**/offline-run-*/run-*.wandb"))
 
 
-def test_a_run_is_the_record_s_view(tmp_path):
+def test_a_run_has_the_rows_and_the_summary_of_the_record(tmp_path):
     done = train(tmp_path, "tracker=wandb", "tracker.tags=[a,b]", "finetune_steps=20", "strategy=full")
     assert done.returncode == 0, done.stderr
     assert "wandb sync" in done.stdout
@@ -46,21 +46,12 @@ def test_a_sweep_is_a_group_of_separate_runs(tmp_path):
 
 
 def test_a_killed_training_is_a_failed_run(tmp_path):
-    import os
-    import signal
-    import subprocess
-    import sys
-
-    from tests.commands import ROOT
-
-    command = [sys.executable, "-m", "src.train", f"hydra.run.dir={tmp_path}", "finetune_steps=100000000"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
-    while not wandb_files(tmp_path) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    while time.monotonic() < deadline:  # the writer notices that its input has ended, and closes the run
+    with running("-m", "src.train", f"hydra.run.dir={tmp_path}", "finetune_steps=100000000") as process:
+        deadline = time.monotonic() + 60
+        while not wandb_files(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        process.kill()
+    while time.monotonic() < deadline:  # the W&B process finishes the run when its input ends
         if wandb_files(tmp_path) and read_run(wandb_files(tmp_path)[0]).exit_code is not None:
             break
         time.sleep(0.2)
@@ -69,7 +60,7 @@ def test_a_killed_training_is_a_failed_run(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["auto", pytest.param("online", marks=pytest.mark.slow)])
-def test_a_server_that_cannot_be_reached_costs_seconds_and_a_warning(tmp_path, mode):
+def test_a_server_that_cannot_be_reached_is_a_warning(tmp_path, mode):
     started = time.monotonic()
     done = train(
         tmp_path,
@@ -82,12 +73,12 @@ def test_a_server_that_cannot_be_reached_costs_seconds_and_a_warning(tmp_path, m
     )
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - started < 40
-    assert "going on offline" in done.stdout
+    assert "continuing offline" in done.stdout
     assert summary(tmp_path)["status"] == "completed"
     assert len(wandb_files(tmp_path)) == 1
 
 
-def test_no_key_no_question(tmp_path):
+def test_without_a_key_the_run_is_offline_and_nothing_prompts(tmp_path):
     done = train(tmp_path, "tracker=wandb", "tracker.mode=online", WANDB_MODE="", HOME=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "W&B has no API key here" in done.stdout

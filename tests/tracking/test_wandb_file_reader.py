@@ -9,17 +9,11 @@ import wandb
 
 from src.analysis.export import history_table, jobs_table, load_sweep
 from src.errors import UserError
-from src.tracking.wandb_files import BLOCK, load_wandb_files, read_run
+from src.tracking.wandb_file_reader import BLOCK, load_wandb_files, read_run
 from tests.fabricate import write_job
 
 CONFIG = {"seed": 3, "lr_fine": 0.01, "strategy": {"name": "frozen", "layers": [1, 2], "decay": None}}
-FAST: Any = {
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "disable_git": True,
-    "disable_code": True,
-    "silent": True,
-}
+FAST: Any = {"x_disable_stats": True, "x_disable_meta": True, "disable_git": True, "disable_code": True, "silent": True}
 
 
 def write_run(folder: Path, steps: int = 50, exit_code: int = 0, **init: Any) -> Path:
@@ -32,15 +26,7 @@ def write_run(folder: Path, steps: int = 50, exit_code: int = 0, **init: Any) ->
         run.log({"pretrain/step": step, "pretrain/loss": 1 / (step + 1)})
     for step in range(steps):
         loss = {1: math.inf, 2: math.nan}.get(step, 2 / (step + 1))
-        run.log(
-            {
-                "finetune/step": step,
-                "finetune/val_loss": loss,
-                "epoch": step,
-                "text": "x",
-                "layer": {"norm": 2.0},
-            }
-        )
+        run.log({"finetune/step": step, "finetune/val_loss": loss, "epoch": step, "text": "x", "layer": {"norm": 2.0}})
     run.log({"picture": wandb.Histogram([1, 2, 3])})
     run.summary["test_loss"] = 0.25
     run.finish(exit_code=exit_code)
@@ -82,17 +68,7 @@ def test_any_truncation_ends_cleanly(file, tmp_path):
     content, cut = file.read_bytes(), tmp_path / "run-cut.wandb"
     whole = len(read_run(file).history)
     counts = []
-    for size in [
-        0,
-        3,
-        7,
-        9,
-        20,
-        *range(40, len(content), len(content) // 12),
-        BLOCK - 3,
-        BLOCK + 3,
-        len(content) - 1,
-    ]:
+    for size in [0, 3, 7, 9, 20, *range(40, len(content), len(content) // 12), BLOCK - 3, BLOCK + 3, len(content) - 1]:
         cut.write_bytes(content[:size])
         run = read_run(cut)
         assert run.exit_code is None
@@ -136,7 +112,7 @@ def test_a_run_resumed_offline_is_one_job(tmp_path):
     assert jobs[0].config == {"seed": 2, "old": 1}
     rows = jobs[0].rows()
     assert [row["step"] for row in rows if row["stage"] == "pretrain"] == [0, 1, 2, 0, 1]
-    assert [row["step"] for row in rows if row["stage"] == ""] == [3, 4, 5, 9, 10]  # `_step` goes on
+    assert [row["step"] for row in rows if row["stage"] == ""] == [3, 4, 5, 9, 10]  # `_step` continues
 
 
 def test_a_folder_of_foreign_runs(tmp_path):

@@ -1,9 +1,9 @@
-"""Writes a whole finished run as W&B's own offline file, for ``wandb sync``, without starting a run of W&B's.
+"""Writes a finished run as W&B's offline file, which ``wandb sync`` uploads, without W&B's client.
 
-What a run of the official client costs is the conversation with its service; the file that comes out of it is small
-and simple. A sweep whose jobs finish a hundred at a time writes it directly. The records are those of the official
-client, in its order, without its telemetry, which tells what of the client was used: here nothing was. The format is
-described where it is read, in ``src/tracking/wandb_files.py``.
+A run of the official client is slow because it communicates with a service process; the resulting file is small and
+simple. A sweep whose jobs finish a hundred at a time therefore writes the files directly. They contain the records of
+the official client in its order, without its telemetry, which lists the features of the client that were used. The
+format is described in ``wandb_file_reader.py``.
 """
 
 from __future__ import annotations
@@ -22,40 +22,33 @@ from typing import Any
 import wandb
 from wandb.sdk.lib.runid import generate_id
 
-from .wandb_files import BLOCK, FIRST, FULL, HEADER, LAST, MIDDLE, PIECE, Record
+from .records import STAGES
+from .wandb_file_reader import BLOCK, FIRST, FRAGMENT, FULL, HEADER, LAST, MIDDLE, Record
 
-OLDEST_READER = "0.70.0"  # of W&B's service that may read the file, in the numbering of its own format
-STAGES = ("pretrain", "finetune")
+MIN_CONSUMER = "0.70.0"  # the oldest version of W&B's service that can read the file
 
 to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # NaN and Infinity as W&B writes them
 
 
 def write_offline_run(
-    run: Mapping[str, Any],
-    rows: Iterable[Mapping[str, float]],
-    summary: Mapping[str, float],
-    exit_code: int,
-    *,
-    run_id: str | None = None,
+    run: Mapping[str, Any], rows: Iterable[Mapping[str, float]], summary: Mapping[str, float], exit_code: int
 ) -> Path:
-    """Write a finished run; it appears whole or not at all.
+    """Write a finished run; its folder is complete or absent.
 
     Args:
         run: keyword arguments of ``wandb.init``: ``dir``, ``config``, ``project``, ``entity``, ``group``, ``job_type``,
-            ``name``, ``tags``; what is absent or ``None`` stays unset.
-        rows: what ``run.log`` would be given, one mapping a step, keys such as ``"finetune/loss"``.
-        summary: what the run's summary says beside each key's last value.
+            ``name``, ``tags``; keys that are absent or ``None`` stay unset.
+        rows: the arguments of ``run.log``, one mapping per step, with keys such as ``"finetune/loss"``.
+        summary: the run's summary, beside each key's last value.
         exit_code: 0 for a run that succeeded.
-        run_id: W&B's identity of the run; a new one where it is ``None``.
 
     Returns:
-        The run's folder, ``<dir>/wandb/offline-run-<time>-<run_id>``, which is what ``wandb sync`` takes.
+        The run's folder, ``<dir>/wandb/offline-run-<time>-<run_id>``, the argument of ``wandb sync``.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    run_id = run_id or generate_id()
-    started = time.time()
+    run_id, started = generate_id(), time.time()
     records = numbered(run_records(run, rows, summary, exit_code, run_id, started))
     content = framed(record.SerializeToString() for record in records)
     stamp = time.strftime("%Y%m%d_%H%M%S", time.localtime(started))
@@ -80,11 +73,11 @@ def run_records(
     started: float,
 ) -> Iterator[Any]:
     """Yield a run's records in the order in which the official client and its service write them."""
-    mine = {"stream_id": run_id}  # what comes from the client and not from the service says so
-    yield Record(header={"version_info": {"producer": wandb.__version__, "min_consumer": OLDEST_READER}}, _info=mine)
-    yield Record(run=run_record(run, run_id, started), _info=mine)
+    client = {"stream_id": run_id}  # marks the records that the client writes, as opposed to the service
+    yield Record(header={"version_info": {"producer": wandb.__version__, "min_consumer": MIN_CONSUMER}}, _info=client)
+    yield Record(run=run_record(run, run_id, started), _info=client)
     for metric in stage_metrics():
-        yield Record(metric=metric, _info=mine)
+        yield Record(metric=metric, _info=client)
     for step, row in enumerate(rows):
         now = time.time()
         logged = {**row, "_timestamp": now, "_runtime": now - started, "_step": step}
@@ -92,13 +85,13 @@ def run_records(
         yield runtime(started)
         yield Record(summary={"update": items})
         yield Record(history={"item": items, "step": {"num": step}})
-    yield Record(summary={"update": plain_items(summary)}, _info=mine)
+    yield Record(summary={"update": plain_items(summary)}, _info=client)
     yield runtime(started)
-    yield Record(exit={"exit_code": exit_code}, _info=mine)
+    yield Record(exit={"exit_code": exit_code}, _info=client)
 
 
 def run_record(run: Mapping[str, Any], run_id: str, started: float) -> dict[str, Any]:
-    """Return the fields of the record that says what a run is; W&B leaves out what is ``None``."""
+    """Return the fields of the record that describes the run; W&B leaves out those that are ``None``."""
     return {
         "run_id": run_id,
         "entity": run.get("entity"),
@@ -115,7 +108,7 @@ def run_record(run: Mapping[str, Any], run_id: str, started: float) -> dict[str,
 
 
 def stage_metrics() -> Iterator[dict[str, Any]]:
-    """Yield the definitions that draw each stage's curves over that stage's own steps."""
+    """Yield the metric definitions by which each stage's curves are drawn over that stage's steps."""
     for stage in STAGES:
         axis = f"{stage}/step"
         yield {"name": axis, "options": {"hidden": True, "defined": True}}
@@ -123,13 +116,13 @@ def stage_metrics() -> Iterator[dict[str, Any]]:
 
 
 def plain_items(values: Mapping[str, Any]) -> list[dict[str, str]]:
-    """Return items of a configuration or a summary, where W&B has ``null`` for NaN (and not in rows)."""
+    """Return the items of a configuration or a summary, where W&B writes NaN as ``null`` (unlike in rows)."""
     nan = {key for key, value in values.items() if isinstance(value, float) and math.isnan(value)}
     return [{"key": key, "value_json": to_json(None if key in nan else value)} for key, value in values.items()]
 
 
 def runtime(started: float) -> Any:
-    """Return the record by which the service keeps the summary's whole seconds of runtime."""
+    """Return the record by which the service sets the summary's runtime in whole seconds."""
     seconds = to_json(int(time.time() - started))
     nested = {"nested_key": ["_wandb", "runtime"], "value_json": seconds}
     return Record(summary={"update": [nested, {"key": "_runtime", "value_json": seconds}]})
@@ -143,17 +136,17 @@ def numbered(records: Iterable[Any]) -> Iterator[Any]:
 
 
 def framed(messages: Iterable[bytes]) -> bytes:
-    """Return the content of a file that holds the messages: W&B's header, then LevelDB's log format."""
+    """Return the content of a file with these messages: W&B's header, then LevelDB's log format."""
     log = bytearray(HEADER)
     for message in messages:
-        rest, kinds = message, (FULL, FIRST)  # kinds of a piece: the last of its message, or not
-        while rest or kinds[0] == FULL:
-            room = BLOCK - len(log) % BLOCK
-            if room < PIECE.size:
-                log += bytes(room)
-                room = BLOCK
-            data, rest = rest[: room - PIECE.size], rest[room - PIECE.size :]
-            kind = kinds[bool(rest)]
-            log += PIECE.pack(zlib.crc32(data, zlib.crc32(bytes([kind]))), len(data), kind) + data
-            kinds = (LAST, MIDDLE)
+        rest, types = message, (FULL, FIRST)  # of a fragment: the last of its message, or not
+        while rest or types[0] == FULL:
+            free = BLOCK - len(log) % BLOCK
+            if free < FRAGMENT.size:
+                log += bytes(free)
+                free = BLOCK
+            data, rest = rest[: free - FRAGMENT.size], rest[free - FRAGMENT.size :]
+            kind = types[bool(rest)]
+            log += FRAGMENT.pack(zlib.crc32(data, zlib.crc32(bytes([kind]))), len(data), kind) + data
+            types = (LAST, MIDDLE)
     return bytes(log)

@@ -1,4 +1,4 @@
-"""The file that we write ourselves against the one that the official client writes for the same run."""
+"""Compares the offline file of `wandb_file_writer` with the one of the official client for the same run."""
 
 import gzip
 import http.server
@@ -19,9 +19,9 @@ import wandb
 
 from src.tracking.options import Wandb
 from src.tracking.publisher import Publisher
-from src.tracking.wandb_file import framed, write_offline_run
-from src.tracking.wandb_files import BLOCK, HEADER, PIECE, read_records, read_run
-from src.tracking.wandb_writer import Writer
+from src.tracking.wandb_file_reader import BLOCK, FRAGMENT, HEADER, read_records, read_run
+from src.tracking.wandb_file_writer import framed, write_offline_run
+from src.tracking.wandb_process import RunWriter
 
 CONFIG = {
     "seed": 3,
@@ -52,7 +52,7 @@ def settings(folder, **changed):
 
 def official(run, rows, summary, exit_code):
     """Write the run through the official client; return its file."""
-    writer = Writer(io.StringIO())
+    writer = RunWriter(io.StringIO())
     writer.handle({"op": "start", "mode": "offline", "timeout": 20.0, "run": run})
     for row in rows:
         writer.handle({"op": "log", "row": row})
@@ -65,7 +65,7 @@ def official(run, rows, summary, exit_code):
 
 
 def ours(*content):
-    """Write the same run ourselves; return its file."""
+    """Write the same run with `write_offline_run`; return its file."""
     folder = write_offline_run(*content)
     (file,) = folder.glob("run-*.wandb")
     assert file.stem == f"run-{folder.name.rpartition('-')[2]}"
@@ -155,12 +155,12 @@ def plain(value):
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
-@pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * PIECE.size])
+@pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * FRAGMENT.size])
 def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, monkeypatch):
     """Sizes that end before, in and after the last bytes of a block, where no header fits, or a header and no data."""
-    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
-    room = BLOCK - len(HEADER) - 2 * PIECE.size - before
-    sizes = [*range(room - 20, room + 10), BLOCK, 3 * BLOCK - 8, 100_000]
+    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
+    free = BLOCK - len(HEADER) - 2 * FRAGMENT.size - before
+    sizes = [*range(free - 20, free + 10), BLOCK, 3 * BLOCK - 8, 100_000]
     for size in sizes:
         messages = [b"a" * before, os.urandom(max(size, 0)), b"", b"end"]
         file = tmp_path / "run-x.wandb"
@@ -170,13 +170,13 @@ def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, mon
 
 def test_the_official_file_s_messages_framed_are_the_official_file(tmp_path, monkeypatch):
     file = official(settings(tmp_path), list(rows(200)), SUMMARY, 0)
-    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
     assert file.stat().st_size > 3 * BLOCK
     assert framed(read_records(file)) == file.read_bytes()
 
 
-def test_the_official_reader_takes_it(tmp_path):
-    """W&B's own tools, which read in Go what we write."""
+def test_the_official_reader_reads_it(tmp_path):
+    """W&B's own reader, in Go."""
     file = ours(settings(tmp_path), list(rows(300)), {"val_loss": 0.5}, 0)
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -189,7 +189,7 @@ def test_the_official_reader_takes_it(tmp_path):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """As much of a W&B server as ``wandb sync`` needs; keeps what it is sent."""
+    """The part of a W&B server that ``wandb sync`` needs; stores the requests."""
 
     received: ClassVar[list[dict]] = []
 
@@ -218,7 +218,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 
 def uploaded(file, home):
-    """Let ``wandb sync`` upload a run to a server of our own; return what that one was told, without clocks."""
+    """Upload a run with ``wandb sync`` to a local server; return what it received, without clocks."""
     Server.received.clear()
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -260,7 +260,7 @@ def test_wandb_sync_uploads_the_same(tmp_path):
 
 
 @pytest.mark.parametrize("where", ["rows", "write_bytes", "rename"])
-def test_a_crash_leaves_nothing(tmp_path, monkeypatch, where):
+def test_a_crash_leaves_no_run(tmp_path, monkeypatch, where):
     def crash(*_):
         raise KeyboardInterrupt
 
@@ -276,15 +276,15 @@ def test_a_crash_leaves_nothing(tmp_path, monkeypatch, where):
 
 
 def test_an_unfinished_folder_is_no_run(tmp_path):
-    """What a killed process leaves has a name that nobody looks for, and is in nobody's way."""
-    folder = write_offline_run(settings(tmp_path), [], {}, 0, run_id="abc")
+    """What a killed process leaves has another name, and does not prevent the next run."""
+    folder = write_offline_run(settings(tmp_path), [], {}, 0)
     shutil.move(folder, folder.with_name(f".{folder.name}"))
     assert not list(tmp_path.rglob("offline-run-*"))
     assert write_offline_run(settings(tmp_path), [], {}, 0).exists()
 
 
 def publish_three(monkeypatch, folder, **environment):
-    """Run the writer process over two recorded runs with an ordinary one between; return its answers."""
+    """Publish two recorded runs with a live one between them; return the process's answers."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     publisher, options = Publisher(), Wandb(timeout=1.0)
@@ -305,7 +305,7 @@ def logged(folder):
     return list((folder / "logs").glob("debug.log"))
 
 
-def test_recorded_runs_are_as_ordinary_ones(tmp_path, monkeypatch):
+def test_recorded_runs_equal_live_ones(tmp_path, monkeypatch):
     answers = publish_three(monkeypatch, tmp_path, WANDB_RUN_GROUP="around", WANDB_ENTITY="me")
     folders = [Path(answer["folder"]) for answer in answers]
     assert [answer["url"] for answer in answers] == [None] * 3
@@ -323,7 +323,7 @@ def test_recorded_runs_are_as_ordinary_ones(tmp_path, monkeypatch):
     "environment",
     [{"WANDB_RUN_ID": "chosen", "WANDB_SWEEP_ID": "s"}, {"WANDB_NOTES": "why"}, {"WANDB_RESUME": "allow"}],
 )
-def test_what_only_the_official_client_can_do_it_does(tmp_path, monkeypatch, environment):
+def test_runs_that_need_the_official_client_use_it(tmp_path, monkeypatch, environment):
     answers = publish_three(monkeypatch, tmp_path, **environment)
     folders = [Path(answer["folder"]) for answer in answers]
     assert all(logged(folder) for folder in folders)
@@ -335,7 +335,7 @@ def test_a_recorded_run_whose_server_cannot_be_reached_is_kept_offline(tmp_path,
     monkeypatch.setenv("WANDB_MODE", "online")
     answers = publish_three(monkeypatch, tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
     assert ["warning" in answer for answer in answers] == [True, False, False, False]
-    assert "going on offline" in answers[0]["warning"]
+    assert "continuing offline" in answers[0]["warning"]
     runs = [read_run(next(Path(answer["folder"]).glob("run-*.wandb"))) for answer in answers[1:]]
     assert [run.config["seed"] for run in runs] == [0, 1, 2]
 

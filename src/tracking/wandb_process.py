@@ -1,12 +1,12 @@
-"""The process that talks to W&B: reads JSON lines from stdin, makes one run a job, answers on stdout.
+"""The process that talks to W&B: reads JSON lines from stdin, makes one run per job, answers on stdout.
 
-It is a process of its own so that importing W&B, starting its service and waiting for a server go on beside the
-training, and so that nothing that goes wrong there can hurt it. Its input ends when the training process ends, however
-that happens: a run that was not finished by then is marked as failed.
+W&B is imported, its service is started and its server awaited in this process, so that training neither waits for W&B
+nor fails because of it. The input ends when the training process ends, however that happens; a run that was not
+finished by then is marked as failed.
 
-Messages (one JSON object a line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary
-and exit code; or, between two such runs, ``record`` with all of that for a run that is finished already. Answers: where
-each run is, and warnings.
+Messages (one JSON object per line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary
+and exit code; or, between two such runs, ``record`` with all of these for a job that has ended. Answers: the location
+of each run, and warnings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ import sys
 import threading
 from typing import Any, TextIO
 
-SERVICE_SETTINGS = {  # what W&B would collect for each run and the record on disk has already
+from ..errors import first_line
+from .records import STAGES
+
+SERVICE_SETTINGS = {  # switches off what the record on disk contains already
     "console": "off",
     "disable_code": True,
     "disable_git": True,
@@ -31,7 +34,7 @@ SERVICE_SETTINGS = {  # what W&B would collect for each run and the record on di
 }
 
 
-class Writer:
+class RunWriter:
     """Makes W&B runs from messages."""
 
     def __init__(self, answers: TextIO) -> None:
@@ -61,11 +64,11 @@ class Writer:
         summary: dict[str, float],
         exit_code: int,
     ) -> None:
-        """Make a whole finished run: offline as a file of our own writing, which is far quicker than W&B's client."""
+        """Make a complete run: offline by writing its file directly, which is much faster than W&B's client."""
         if self.online is None:
             self.online = self.may_go_online(mode, timeout)
-        if not self.online and (completed := from_surroundings(run)) is not None:
-            from .wandb_file import write_offline_run
+        if not self.online and (completed := with_wandb_settings(run)) is not None:
+            from .wandb_file_writer import write_offline_run
 
             self.answer(folder=str(write_offline_run(completed, rows, summary, exit_code)), url=None)
             return
@@ -76,7 +79,7 @@ class Writer:
         self.finish(exit_code)
 
     def start(self, mode: str, timeout: float, run: dict[str, Any]) -> None:
-        """Begin a run: online where that is asked for and possible, else offline."""
+        """Begin a run, online if requested and possible, else offline."""
         import wandb
 
         if self.online is None:
@@ -84,7 +87,7 @@ class Writer:
         settings = {**SERVICE_SETTINGS, "init_timeout": timeout, "finish_timeout": 6 * timeout}
 
         def init(mode: str) -> Any:
-            # create_new: by default a second init in a process returns the first run and forgets the new settings.
+            # create_new: by default a second init in a process returns the first run and ignores the new settings.
             options: Any = {**run, "mode": mode, "reinit": "create_new", "settings": wandb.Settings(**settings)}
             return wandb.init(**options)
 
@@ -93,16 +96,16 @@ class Writer:
                 self.run = init("online")
             except (wandb.Error, TimeoutError, OSError) as error:
                 self.online = False
-                self.answer(warning=f"W&B's server cannot be used ({first_line(error)}): going on offline")
+                self.answer(warning=f"W&B's server cannot be used ({first_line(error)}): continuing offline")
         if not self.online:
             self.run = init("offline")
-        for stage in ("pretrain", "finetune"):
+        for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.answer(folder=os.path.dirname(self.run.dir), url=self.run.url if self.online else None)  # noqa: PTH120
 
     def may_go_online(self, mode: str, timeout: float) -> bool:
-        """Decide between online and offline without ever asking anybody anything."""
+        """Tell whether runs can be online; never prompts."""
         import wandb
 
         if mode == "offline":
@@ -111,9 +114,9 @@ class Writer:
             if wandb.login(prompt=False, verify=False, timeout=int(timeout) or 1):
                 return True
             if mode == "online":
-                self.answer(warning="W&B has no API key here (`wandb login` asks for one): going on offline")
+                self.answer(warning="W&B has no API key here (set one with `wandb login`): continuing offline")
         except (wandb.Error, TimeoutError, OSError, ValueError) as error:
-            self.answer(warning=f"W&B cannot log in ({first_line(error)}): going on offline")
+            self.answer(warning=f"W&B cannot log in ({first_line(error)}): continuing offline")
         return False
 
     def finish(self, exit_code: int) -> None:
@@ -123,15 +126,16 @@ class Writer:
             run.finish(exit_code=exit_code)
 
     def answer(self, **fields: Any) -> None:
-        """Tell the training process something, if it is still there."""
+        """Send an answer to the training process, if it is still running."""
         with contextlib.suppress(BrokenPipeError):
             print(json.dumps(fields), file=self.answers, flush=True)
 
 
-def from_surroundings(run: dict[str, Any]) -> dict[str, Any] | None:
-    """Add to a run what its environment and W&B's settings files say; ``None`` if only W&B's client can do as they say.
+def with_wandb_settings(run: dict[str, Any]) -> dict[str, Any] | None:
+    """Add entity and group from the environment and W&B's settings files to a run.
 
-    That is so under W&B's sweep agent, which has chosen the run's id, and where a run shall be resumed or has notes.
+    Returns ``None`` if the run needs W&B's client: under W&B's sweep agent, which has chosen the run's id, and where
+    the run is to be resumed or has notes.
     """
     import wandb
 
@@ -142,18 +146,13 @@ def from_surroundings(run: dict[str, Any]) -> dict[str, Any] | None:
     return {**run, **{name: run.get(name) or value for name, value in found.items()}}
 
 
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, or its name where it has none."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
 def main() -> None:
     """Handle messages until the input ends."""
-    # Whatever W&B prints must not be mistaken for an answer.
+    # W&B's own output must not be read as answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    writer = Writer(answers)
-    # The pipe is emptied at once, so that the training process never waits for W&B.
+    writer = RunWriter(answers)
+    # The pipe is read by a thread, so that the training process never waits for W&B.
     inbox: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=lambda: [*map(inbox.put, sys.stdin), inbox.put("")], daemon=True).start()
     import wandb
@@ -162,11 +161,11 @@ def main() -> None:
     for line in iter(inbox.get, ""):
         try:
             writer.handle(json.loads(line))
-        except Exception as error:  # noqa: BLE001  (a view of the record may fail; the training goes on)
+        except Exception as error:  # noqa: BLE001  (W&B may fail; the training continues)
             writer.answer(warning=f"W&B: {first_line(error)}")
     writer.finish(exit_code=1)
     wandb.teardown()  # waits until everything is on disk, or uploaded
-    os._exit(0)  # and the training process waits for this one: its own tidying up would cost another 0.2 s
+    os._exit(0)  # the training process waits for this one, and a normal exit would take another 0.2 s
 
 
 if __name__ == "__main__":

@@ -5,17 +5,17 @@ from typing import Any
 import pytest
 
 from src.errors import UserError
-from src.tracking.wandb_api import load_wandb_project
+from src.tracking.wandb_runs import load_wandb_project
 
 
 class Api:
-    """Stands in for ``wandb.Api`` and notes what it was asked."""
+    """A fake ``wandb.Api`` that stores the arguments of its last call."""
 
     def __init__(self, runs: list[Any] | Exception):
-        self.given, self.asked = runs, None
+        self.given, self.arguments = runs, None
 
     def runs(self, path, filters=None, lazy=True):
-        self.asked = (path, filters, lazy)
+        self.arguments = (path, filters, lazy)
         if isinstance(self.given, Exception):
             raise self.given
         return self.given
@@ -27,13 +27,7 @@ def make_run(**changes: Any) -> Any:
         "id": "i",
         "state": "finished",
         "config": {"seed": 1, "strategy": {"name": "full"}, "_wandb": {}},
-        "summary_metrics": {
-            "test_loss": "NaN",
-            "val_loss": 0.5,
-            "_step": 3,
-            "_runtime": 7.5,
-            "finetune/loss": 1.0,
-        },
+        "summary_metrics": {"test_loss": "NaN", "val_loss": 0.5, "_step": 3, "_runtime": 7.5, "finetune/loss": 1.0},
         "scan_history": lambda: iter(
             [{"_step": 0, "finetune/step": 1, "finetune/loss": "Infinity", "finetune/x": None}]
         ),
@@ -46,14 +40,8 @@ def make_run(**changes: Any) -> Any:
 def test_a_run_becomes_a_job():
     api = Api([make_run()])
     (job,) = load_wandb_project("team/project/sweep", api)
-    assert api.asked == ("team/project", {"group": "sweep"}, False)
-    assert (job.name, job.job_id, job.status, job.seconds, job.git_commit) == (
-        "n",
-        "i",
-        "completed",
-        7.5,
-        "abc",
-    )
+    assert api.arguments == ("team/project", {"group": "sweep"}, False)
+    assert (job.name, job.job_id, job.status, job.seconds, job.git_commit) == ("n", "i", "completed", 7.5, "abc")
     assert job.config == {"seed": 1, "strategy": {"name": "full"}}
     assert job.metrics["val_loss"] == 0.5
     assert math.isnan(job.metrics.pop("test_loss"))
@@ -69,7 +57,7 @@ def test_the_identity_in_the_configuration_is_the_jobs():
 def test_without_a_group():
     api = Api([])
     assert load_wandb_project("team/project", api) == []
-    assert api.asked == ("team/project", None, False)
+    assert api.arguments == ("team/project", None, False)
 
 
 @pytest.mark.parametrize(
@@ -81,19 +69,9 @@ def test_states(state, status):
 
 
 def test_what_thaw_put_into_the_summary_counts():
-    summary = {
-        "status": "diverged",
-        "objective": "Infinity",
-        "trainable_parameters": 9,
-        "last_finite_step": 4,
-    }
+    summary = {"status": "diverged", "objective": "Infinity", "trainable_parameters": 9, "last_finite_step": 4}
     (job,) = load_wandb_project("a/b", Api([make_run(summary_metrics=summary)]))
-    assert (job.status, job.objective, job.trainable_parameters, job.last_finite_step) == (
-        "diverged",
-        math.inf,
-        9,
-        4,
-    )
+    assert (job.status, job.objective, job.trainable_parameters, job.last_finite_step) == ("diverged", math.inf, 9, 4)
     assert job.metrics == {}
 
 

@@ -1,8 +1,8 @@
-"""Reads W&B's offline ``.wandb`` files, which wandb itself stopped reading in Python with release 0.30.
+"""Reads W&B's offline ``.wandb`` files, for which wandb has no Python reader since release 0.30.
 
-A file is a 7-byte header and then LevelDB's log format (github.com/google/leveldb, doc/log_format.md) with
-zlib's CRC-32: blocks of 32768 bytes, counted from the file's start, hold pieces of records; each piece has
-its checksum, length and kind, and each record is a protobuf message.
+A file is a 7-byte header followed by LevelDB's log format (github.com/google/leveldb, doc/log_format.md) with zlib's
+CRC-32: blocks of 32768 bytes, counted from the file's start, contain fragments of records; each fragment has its
+checksum, length and type, and each record is a protobuf message.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .wandb_runs import job_from_run
 Record: Any = getattr(wandb_internal_pb2, "Record")  # noqa: B009  (made at import, which no type checker sees)
 HEADER = struct.pack("<4sHB", b":W&B", 0xBEE1, 0)
 BLOCK = 32768
-PIECE = struct.Struct("<IHB")  # checksum, length, kind
+FRAGMENT = struct.Struct("<IHB")  # checksum, length, type
 PADDING, FULL, FIRST, MIDDLE, LAST = range(5)
 
 
 def read_records(path: Path) -> Iterator[Any]:
-    """Yield the records of a ``.wandb`` file; the tail that a killed process left half written is left out.
+    """Yield the records of a ``.wandb`` file, without an incomplete record at its end (of a killed process).
 
     Raises:
         UserError: the file is not W&B's, or a checksum is wrong.
@@ -41,16 +41,16 @@ def read_records(path: Path) -> Iterator[Any]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    if content[: len(HEADER)] != HEADER[: len(content)]:  # a process can be killed within the header, too
-        raise UserError(f"{path} is not a .wandb file that this version can read: it starts with {content[:7]!r}")
+    if content[: len(HEADER)] != HEADER[: len(content)]:  # the header may be incomplete, too
+        raise UserError(f"{path} is not a .wandb file of a known version: it starts with {content[:7]!r}")
     position, parts = len(HEADER), []
-    while position + PIECE.size <= len(content):
+    while position + FRAGMENT.size <= len(content):
         left_in_block = BLOCK - position % BLOCK
-        if left_in_block < PIECE.size:
+        if left_in_block < FRAGMENT.size:
             position += left_in_block
             continue
-        checksum, length, kind = PIECE.unpack_from(content, position)
-        start = position + PIECE.size
+        checksum, length, kind = FRAGMENT.unpack_from(content, position)
+        start = position + FRAGMENT.size
         data = content[start : start + length]
         if kind == PADDING and length == 0:
             position += left_in_block
@@ -75,7 +75,7 @@ def parse(message: bytes, path: Path) -> Any:
 
 @dataclass
 class OfflineRun:
-    """What one or more files say about one run."""
+    """One run, from one or more files."""
 
     path: Path
     run_id: str = ""
@@ -93,7 +93,7 @@ class OfflineRun:
 
 
 def update(target: dict[str, Any], items: Iterable[Any], removed: Iterable[Any] = ()) -> dict[str, Any]:
-    """Set (or remove) a record's items in a nested dict; an item's place is its nested key or its key."""
+    """Set (or remove) a record's items in a nested dict, at each item's nested key or key."""
     for item in items:
         *above, key = item.nested_key or [item.key]
         inner = target
@@ -135,7 +135,7 @@ def read_run(path: Path | str) -> OfflineRun:
 
 
 def merge(runs: list[OfflineRun]) -> OfflineRun:
-    """Join the files of a run that was resumed offline; ``_step``, which restarts with each file, goes on."""
+    """Join the files of a run that was resumed offline; ``_step``, which restarts with each file, continues."""
     runs = sorted(runs, key=lambda run: run.started)
     whole = runs[0]
     for run in runs[1:]:
@@ -150,7 +150,7 @@ def merge(runs: list[OfflineRun]) -> OfflineRun:
 
 
 def load_wandb_files(paths: Iterable[Path | str]) -> list[Job]:
-    """Read offline runs as jobs: one a run, whose files are joined in the order in which they started.
+    """Read offline runs as jobs, one per run; a run's files are joined in the order in which they were started.
 
     Status: ``unfinished`` without an exit code, ``completed`` with exit code 0, else ``failed``. A file that
     cannot be read becomes a job of status ``damaged`` whose ``error`` names it.
@@ -163,18 +163,17 @@ def load_wandb_files(paths: Iterable[Path | str]) -> list[Job]:
             jobs.append(Job(path.stem, "damaged", error=str(error)))
             continue
         files.setdefault((run.project, run.run_id or str(path)), []).append(run)
-    return [job_from_offline_run(merge(runs)) for runs in files.values()] + jobs
-
-
-def job_from_offline_run(run: OfflineRun) -> Job:
-    """Make a job of a run's files."""
-    return job_from_run(
-        name=run.name,
-        run_id=run.run_id or run.path.stem,
-        status={None: "unfinished", 0: "completed"}.get(run.exit_code, "failed"),
-        config=run.config,
-        summary=run.summary,
-        history=lambda: run.history,
-        git_commit=run.commit,
-        started=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds") if run.started else None,
-    )
+    whole = [merge(runs) for runs in files.values()]
+    return [
+        job_from_run(
+            name=run.name,
+            run_id=run.run_id or run.path.stem,
+            status={None: "unfinished", 0: "completed"}.get(run.exit_code, "failed"),
+            config=run.config,
+            summary=run.summary,
+            history=lambda run=run: run.history,
+            git_commit=run.commit,
+            started=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds") if run.started else None,
+        )
+        for run in whole
+    ] + jobs

@@ -1,5 +1,6 @@
-"""Jobs in processes of their own: who runs when and where, and what is left of those that die."""
+"""Jobs in child processes: order, slots and devices, the records of jobs that die, retries, and signals."""
 
+import contextlib
 import json
 import math
 import os
@@ -14,10 +15,10 @@ import pytest
 
 from src.config.schema import typed
 from src.errors import UserError
-from src.launch.isolated import Ended, OnError, Settings, Task, run_isolated
+from src.launch.process_pool import IsolatedSettings, JobCommand, JobResult, OnError, run_commands
 from src.tracking.records import load_job
+from tests.commands import running
 
-ROOT = Path(__file__).parents[2]
 PRELUDE = """
 import json, os, pathlib, resource, signal, subprocess, sys, time
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -28,7 +29,7 @@ def note(**facts):
 def finish(status="completed", objective=0.5, error=None):
     (folder / "summary.json").write_text(json.dumps({"status": status, "objective": objective, "error": error}))
 """
-# Ends at no polite request; its own child neither.
+# Ignores SIGTERM, and has a child.
 STUBBORN = """
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 below = subprocess.Popen([sys.executable, "-ISc", "import time; time.sleep(60)"])
@@ -39,20 +40,20 @@ POLITE = "note(pids=[os.getpid()]); time.sleep(60)"
 RUNNER = """
 import sys
 from pathlib import Path
-from src.sweeps.isolated import Settings, Task, run_isolated
+from src.launch.process_pool import IsolatedSettings, JobCommand, run_commands
 jobs = zip(sys.argv[1::2], sys.argv[2::2])
-tasks = [Task(name, (sys.executable, "-ISc", code, name), Path(name), {}) for name, code in jobs]
-run_isolated(tasks, Settings(slots=2), lambda task, ended: print(Path(task.label).name, ended.status, flush=True))
+commands = [JobCommand(name, (sys.executable, "-ISc", code, name), Path(name), {}) for name, code in jobs]
+run_commands(commands, IsolatedSettings(slots=2), lambda job, end: print(Path(job.label).name, end.status, flush=True))
 """
 
 
-def task(folder, code, **summary):
-    return Task(folder.name, (sys.executable, "-ISc", PRELUDE + code, str(folder)), folder, summary)
+def job_command(folder, code, **summary):
+    return JobCommand(folder.name, (sys.executable, "-ISc", PRELUDE + code, str(folder)), folder, summary)
 
 
-def run(tmp_path, *codes, tell=lambda task, ended: None, **settings):
-    tasks = [task(tmp_path / str(place), code, job_id=f"id{place}") for place, code in enumerate(codes)]
-    return run_isolated(tasks, Settings(**settings), tell)
+def run(tmp_path, *codes, on_end=lambda job, ended: None, **settings):
+    jobs = [job_command(tmp_path / str(place), code, job_id=f"id{place}") for place, code in enumerate(codes)]
+    return run_commands(jobs, IsolatedSettings(**settings), on_end)
 
 
 def read(path):
@@ -60,7 +61,7 @@ def read(path):
 
 
 def facts(folder, patience=10.0):
-    """What a child noted, once it has."""
+    """Return what a child wrote, waiting for it."""
     until = time.monotonic() + patience
     while not (folder / "facts.json").exists():
         assert time.monotonic() < until, f"{folder.name} did not start"
@@ -69,7 +70,7 @@ def facts(folder, patience=10.0):
 
 
 def alive(pid):
-    """Tell whether a process runs; one that ended but was not yet collected does not."""
+    """Tell whether a process runs; a zombie does not."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self").exists():
         try:
@@ -86,20 +87,20 @@ def assert_gone(pids, patience=5.0):
         time.sleep(0.05)
 
 
-# --- who runs when, and where ---------------------------------------------------------------------------------------
+# --- order, slots and devices ----------------------------------------------------------------------------------------
 
 
-def test_results_keep_the_order_of_tasks_and_each_is_told_once_as_it_ends(tmp_path):
-    told = []
+def test_results_are_in_the_order_of_jobs_and_each_is_reported_once_when_it_ends(tmp_path):
+    reported = []
     codes = ["time.sleep(0.6); finish(objective=1.0)", "finish('diverged', 'Infinity')", "finish(objective=3.0)"]
-    ended = run(tmp_path, *codes, slots=2, tell=lambda task, ended: told.append((task.label, ended)))
+    ended = run(tmp_path, *codes, slots=2, on_end=lambda job, ended: reported.append((job.label, ended)))
     assert ended == [
-        Ended("completed", 1.0, None, 1),
-        Ended("diverged", math.inf, None, 1),
-        Ended("completed", 3.0, None, 1),
+        JobResult("completed", 1.0, None, 1),
+        JobResult("diverged", math.inf, None, 1),
+        JobResult("completed", 3.0, None, 1),
     ]
-    assert [label for label, _ in told] == ["1", "2", "0"]
-    assert sorted(told, key=lambda pair: pair[0]) == [(str(place), end) for place, end in enumerate(ended)]
+    assert [label for label, _ in reported] == ["1", "2", "0"]
+    assert sorted(reported, key=lambda pair: pair[0]) == [(str(place), end) for place, end in enumerate(ended)]
 
 
 def test_a_slot_is_one_job_at_a_time_and_one_device(tmp_path):
@@ -116,7 +117,7 @@ def test_a_slot_is_one_job_at_a_time_and_one_device(tmp_path):
     assert {job["device"] for job in jobs} == {"4", "5"}
 
 
-def test_the_child_s_surroundings(tmp_path, monkeypatch):
+def test_the_environment_of_a_child(tmp_path, monkeypatch):
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -142,7 +143,7 @@ def test_starts_are_staggered(tmp_path):
     assert time.monotonic() - begin > 1.0
 
 
-# --- those that die -------------------------------------------------------------------------------------------------
+# --- jobs that die ---------------------------------------------------------------------------------------------------
 
 DEATHS = {
     "os.kill(os.getpid(), signal.SIGKILL)": "killed by SIGKILL (out of memory?)",
@@ -159,7 +160,7 @@ DEATHS = {
 }
 
 
-def test_each_death_has_its_cause_and_a_record_and_harms_no_other(tmp_path):
+def test_a_job_that_dies_has_a_record_with_the_cause_and_other_jobs_complete(tmp_path):
     codes = [*DEATHS, "time.sleep(0.5); finish()"]
     ended = run(tmp_path, *codes, slots=3)
     assert [end.error for end in ended] == [*DEATHS.values(), None]
@@ -172,16 +173,16 @@ def test_each_death_has_its_cause_and_a_record_and_harms_no_other(tmp_path):
 
 
 def test_a_command_that_does_not_exist_is_a_failed_job(tmp_path):
-    lost = Task("lost", ("no-such-program",), tmp_path / "lost", {})
-    (ended,) = run_isolated([lost], Settings(), lambda task, ended: None)
+    lost = JobCommand("lost", ("no-such-program",), tmp_path / "lost", {})
+    (ended,) = run_commands([lost], IsolatedSettings(), lambda job, ended: None)
     assert ended.status == "failed"
     assert "no-such-program" in str(ended.error) or "No such file" in str(ended.error)
 
 
-def test_the_record_of_a_death_holds_what_was_known_and_the_end_of_the_log(tmp_path):
+def test_the_record_of_a_job_that_died_has_the_known_fields_and_the_end_of_the_log(tmp_path):
     code = "[print('line', n) for n in range(50)]; sys.stdout.flush(); os.write(1, b'caf\\xff\\n'); os.abort()"
     known = {"job_id": "abc", "config": {"seed": 0}, "overrides": ["seed=0"]}
-    run_isolated([task(tmp_path, code, **known)], Settings(), lambda *_: None)
+    run_commands([job_command(tmp_path, code, **known)], IsolatedSettings(), lambda *_: None)
     summary = read(tmp_path / "summary.json")
     assert known.items() <= summary.items()
     assert summary["log_tail"] == [*(f"line {n}" for n in range(31, 50)), "caf\ufffd"]
@@ -189,24 +190,24 @@ def test_the_record_of_a_death_holds_what_was_known_and_the_end_of_the_log(tmp_p
     assert summary["seconds"] > 0
 
 
-def test_what_a_child_recorded_itself_stands(tmp_path):
+def test_the_summary_of_a_child_is_kept(tmp_path):
     codes = ["finish('failed', None, 'lr is too odd'); print('other words'); sys.exit(1)", "finish(); os.abort()"]
     ended = run(tmp_path, *codes)
-    assert ended == [Ended("failed", math.inf, "lr is too odd", 1), Ended("completed", 0.5, None, 1)]
+    assert ended == [JobResult("failed", math.inf, "lr is too odd", 1), JobResult("completed", 0.5, None, 1)]
     assert read(tmp_path / "0/summary.json") == {"status": "failed", "objective": None, "error": "lr is too odd"}
 
 
-def test_an_earlier_summary_and_log_are_not_this_run_s(tmp_path):
+def test_an_earlier_summary_and_log_are_removed(tmp_path):
     run(tmp_path, "finish(); print('before')")
     (ended,) = run(tmp_path, "sys.exit(3)")
-    assert ended == Ended("failed", math.inf, "exit code 3", 1)
+    assert ended == JobResult("failed", math.inf, "exit code 3", 1)
     assert read(tmp_path / "0/summary.json")["log_tail"] == []
 
 
-# --- second tries, stop, timeout ------------------------------------------------------------------------------------
+# --- retries, stop, timeout ------------------------------------------------------------------------------------------
 
 
-def test_a_failed_job_is_tried_again(tmp_path):
+def test_a_failed_job_is_retried(tmp_path):
     code = """
 tries = len(list(folder.glob("try*")))
 (folder / f"try{tries}").touch()
@@ -215,101 +216,122 @@ if tries == 0: finish("failed", None, "bad luck"); sys.exit(1)
 if tries == 1: os.kill(os.getpid(), signal.SIGKILL)
 finish()
 """
-    told = []
-    ended = run(tmp_path, code, "finish()", retries=2, on_error=OnError["stop"], tell=lambda *end: told.append(end))
-    assert ended == [Ended("completed", 0.5, None, 3), Ended("completed", 0.5, None, 1)]
-    assert len(told) == 2
+    reported = []
+    ended = run(
+        tmp_path, code, "finish()", retries=2, on_error=OnError["stop"], on_end=lambda *end: reported.append(end)
+    )
+    assert ended == [JobResult("completed", 0.5, None, 3), JobResult("completed", 0.5, None, 1)]
+    assert len(reported) == 2
     assert (tmp_path / "0/console.log").read_text().splitlines() == [
-        "this is 0 and a summary False", "", "--- try 2 of 3 ---",
-        "this is 1 and a summary False", "", "--- try 3 of 3 ---",
+        "this is 0 and a summary False", "", "--- attempt 2 of 3 ---",
+        "this is 1 and a summary False", "", "--- attempt 3 of 3 ---",
         "this is 2 and a summary False",
     ]  # fmt: skip
 
 
-def test_the_last_try_s_failure_is_the_job_s(tmp_path):
+def test_the_failure_of_the_last_attempt_is_the_result(tmp_path):
     code = "first = not (folder / 'x').exists(); (folder / 'x').touch(); print('first' if first else ''); sys.exit(3)"
     (ended,) = run(tmp_path, code, retries=1)
-    assert ended == Ended("failed", math.inf, "exit code 3", 2)
+    assert ended == JobResult("failed", math.inf, "exit code 3", 2)
 
 
 def test_stop_starts_no_further_job_and_lets_the_running_ones_finish(tmp_path):
-    told = []
+    reported = []
     codes = ["sys.exit(1)", "time.sleep(0.6); finish()", "finish()", "finish()"]
-    ended = run(tmp_path, *codes, slots=2, on_error=OnError["stop"], tell=lambda task, end: told.append(task.label))
+    ended = run(tmp_path, *codes, slots=2, on_error=OnError["stop"], on_end=lambda job, end: reported.append(job.label))
     assert [end.status for end in ended] == ["failed", "completed", "skipped", "skipped"]
-    assert ended[2] == Ended("skipped", math.inf, None, 0)
-    assert told == ["0", "2", "3", "1"]
+    assert ended[2] == JobResult("skipped", math.inf, None, 0)
+    assert reported == ["0", "2", "3", "1"]
     assert not (tmp_path / "2").exists()
 
 
-def test_what_takes_too_long_is_ended_with_all_that_it_started(tmp_path):
-    # The second says itself that it failed when it is asked to end: the cause is still the time.
-    asked = "signal.signal(signal.SIGTERM, lambda *_: (finish('failed', None, 'asked'), sys.exit(1))); time.sleep(60)"
-    codes = [STUBBORN, asked, "finish()"]
+def test_a_timeout_ends_the_process_group(tmp_path):
+    # The second writes a failed summary on SIGTERM: the recorded cause is still the timeout.
+    on_sigterm = (
+        "signal.signal(signal.SIGTERM, lambda *_: (finish('failed', None, 'terminated'), sys.exit(1))); time.sleep(60)"
+    )
+    codes = [STUBBORN, on_sigterm, "finish()"]
     ended = run(tmp_path, *codes, slots=3, timeout=1.5)
     assert [end.error for end in ended] == ["took longer than 1.5 s", "took longer than 1.5 s", None]
     assert read(tmp_path / "1/summary.json")["error"] == "took longer than 1.5 s"
     assert not any(alive(pid) for pid in facts(tmp_path / "0")["pids"])
 
 
-def test_nothing_outlives_its_job(tmp_path):
+def test_a_job_s_children_end_with_it(tmp_path):
     below = "below = subprocess.Popen([sys.executable, '-ISc', 'import time; time.sleep(60)']); note(pids=[below.pid])"
     run(tmp_path, f"{below}; os.kill(os.getpid(), signal.SIGKILL)")
     assert_gone(facts(tmp_path / "0")["pids"])
 
 
-# --- the parent's end -----------------------------------------------------------------------------------------------
+# --- the end of the parent -------------------------------------------------------------------------------------------
 
 
-def start_runner(tmp_path, *codes):
-    """Start a process that runs jobs two at a time; wait until the first two run and return their processes' ids."""
+@contextlib.contextmanager
+def running_jobs(tmp_path, *codes, setup=""):
+    """Start a process that runs jobs two at a time; yield it and the ids of the first two jobs' processes."""
     folders = [tmp_path / str(place) for place in range(len(codes))]
     words = [word for folder, code in zip(folders, codes, strict=True) for word in (str(folder), PRELUDE + code)]
-    runner = subprocess.Popen([sys.executable, "-c", RUNNER, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    return runner, [pid for folder in folders[:2] for pid in facts(folder)["pids"]]
+    with running("-c", f"import signal\n{setup}\n{RUNNER}", *words, stdout=subprocess.PIPE) as runner:
+        yield runner, [pid for folder in folders[:2] for pid in facts(folder)["pids"]]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_every_child_and_leaves_them_unfinished(tmp_path, number):
-    excuse = "signal.signal(signal.SIGTERM, lambda *_: (finish('failed', None, 'asked'), sys.exit(1)));" + POLITE
-    runner, pids = start_runner(tmp_path, STUBBORN, excuse, POLITE)
-    runner.send_signal(number)
-    out, _ = runner.communicate(timeout=10)
+    on_sigterm = (
+        "signal.signal(signal.SIGTERM, lambda *_: (finish('failed', None, 'terminated'), sys.exit(1)));" + POLITE
+    )
+    with running_jobs(tmp_path, STUBBORN, on_sigterm, POLITE) as (runner, pids):
+        runner.send_signal(number)
+        out, _ = runner.communicate(timeout=10)
     assert not any(alive(pid) for pid in pids)
     assert runner.returncode == -number
     assert out == "2 skipped\n"
     assert not list(tmp_path.glob("*/summary.json"))
 
 
-def test_a_job_between_two_tries_is_unfinished(tmp_path):
-    told = []
+def test_a_signal_that_the_caller_ignores_ends_no_child(tmp_path):
+    """A shell starts a background command with SIGINT ignored, ``nohup`` with SIGHUP ignored; SIGTERM still ends it."""
+    ignored = "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    with running_jobs(tmp_path, POLITE, POLITE, setup=ignored) as (runner, pids):
+        runner.send_signal(signal.SIGINT)
+        runner.send_signal(signal.SIGHUP)
+        time.sleep(0.5)
+        assert all(alive(pid) for pid in [runner.pid, *pids])
+        runner.send_signal(signal.SIGTERM)
+        runner.communicate(timeout=10)
+    assert runner.returncode == -signal.SIGTERM
+    assert not any(alive(pid) for pid in pids)
+
+
+def test_a_job_between_two_attempts_is_unfinished(tmp_path):
+    reported = []
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, tell=lambda *end: told.append(end))
+        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, on_end=lambda *end: reported.append(end))
     interrupt.join()
     assert (tmp_path / "0/console.log").exists()
     assert not (tmp_path / "0/summary.json").exists()
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
 def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
-    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + POLITE
-    runner, pids = start_runner(tmp_path, deaf, POLITE)
-    runner.kill()
-    runner.communicate(timeout=10)
+    ignores_sigterm = "signal.signal(signal.SIGTERM, signal.SIG_IGN);" + POLITE
+    with running_jobs(tmp_path, ignores_sigterm, POLITE) as (runner, pids):
+        runner.kill()
+        runner.communicate(timeout=10)
     assert_gone(pids)
 
 
-def test_an_error_in_the_caller_s_own_code_ends_the_children_too(tmp_path):
-    def tell(task, ended):
-        raise RuntimeError(task.label)
+def test_an_error_in_the_callback_ends_the_children(tmp_path):
+    def on_end(job, ended):
+        raise RuntimeError(job.label)
 
     wait = "while not (folder.parent / '1' / 'facts.json').exists(): time.sleep(0.02)\n"
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(RuntimeError, match="0"):
-        run(tmp_path, wait + "finish()", POLITE, slots=2, tell=tell)
+        run(tmp_path, wait + "finish()", POLITE, slots=2, on_end=on_end)
     assert not any(alive(pid) for pid in facts(tmp_path / "1")["pids"])
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
@@ -319,8 +341,8 @@ def test_an_error_in_the_caller_s_own_code_ends_the_children_too(tmp_path):
 
 def test_settings_come_from_plain_values():
     values = {"slots": 2, "devices": [0, 1], "on_error": "stop", "timeout": 60}
-    assert typed(Settings, values, "isolated") == Settings(2, ("0", "1"), 0.0, OnError["stop"], 0, 60.0)
-    assert typed(Settings, {"on_error": "continue"}, "isolated") == Settings()
+    assert typed(IsolatedSettings, values, "isolated") == IsolatedSettings(2, ("0", "1"), 0.0, OnError["stop"], 0, 60.0)
+    assert typed(IsolatedSettings, {"on_error": "continue"}, "isolated") == IsolatedSettings()
 
 
 @pytest.mark.parametrize(
@@ -328,11 +350,11 @@ def test_settings_come_from_plain_values():
     [
         ({"slots": 0}, "isolated.slots is 0; allowed: a whole number >= 1"),
         ({"timeout": 0}, "isolated.timeout is 0.0; allowed: a finite number > 0"),
-        ({"slots": 2, "devices": ["0"]}, "devices has 1 entries for slots=2; allowed: one a slot, or none"),
+        ({"slots": 2, "devices": ["0"]}, "devices has 1 entries and slots is 2; allowed: one per slot, or none"),
         ({"on_error": "halt"}, "isolated.on_error: Invalid value 'halt', expected one of [continue, stop]"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(values, sentence):
     with pytest.raises(UserError) as refused:
-        typed(Settings, values, "isolated")
+        typed(IsolatedSettings, values, "isolated")
     assert str(refused.value) == sentence
