@@ -287,7 +287,7 @@ def recompute_statistics(stage: Stage, params: Mapping[str, Any], x: Float[Array
     @jax.jit
     def answered(old: Array) -> Params:
         asked = {**params, **{path: jnp.full_like(params[path], old) for path in paths}}
-        return forward(stage, asked, {}, jnp.asarray(x), ApplyOptions(moving=paths))[1]
+        return forward(stage, asked, {}, jnp.asarray(x), ApplyOptions(mutable=paths))[1]
 
     nothing, one = jax.device_get((answered(jnp.zeros(())), answered(jnp.ones(()))))
     return _with_numpy(params) | {path: nothing[path] / (1.0 - (one[path] - nothing[path])) for path in nothing}

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 from ..config.hparams import COUNT, FRACTION, hparam
 from ..config.schema import option_name
 from ..errors import UserError
-from ..models.autoencoder import HIDDEN, Autoencoder, from_patches, in_patches
+from ..models.autoencoder import MASKED_PIXEL, Autoencoder, patchify, unpatchify
 from ..models.base import Model
 from ..models.layers import take_rows
 from ..models.vit import Sizes, Vit
@@ -53,12 +53,12 @@ class Patches(Objective):
 
     def corrupt(self, key: Array, x: Shaped[Array, "N H W C"], targets: Array) -> tuple[Array, Array]:
         """Return images with hidden patches, and what these are; labels are not looked at."""
-        patches = in_patches(to_float(x), self.patch)
+        patches = patchify(to_float(x), self.patch)
         images, count, _ = patches.shape
         hidden = hide(key, images, count, self.seen)
         what = take_rows(patches, jnp.argsort(~hidden, stable=True)[:, : count - self.seen])
-        left = jnp.where(hidden[..., None], HIDDEN, patches)
-        return from_patches(left, x.shape, self.patch), normalized(what) if self.normalize else what
+        left = jnp.where(hidden[..., None], MASKED_PIXEL, patches)
+        return unpatchify(left, x.shape, self.patch), normalized(what) if self.normalize else what
 
     def loss(self, outputs: Float[Array, "N M P"], targets: Float[Array, "N M P"], smoothing: Any = None) -> Array:
         """Return the mean over pixels and hidden patches."""

@@ -51,7 +51,7 @@ def trunk_params(stage: Stage, params: Params) -> Params:
 
 def upper_params(stage: Stage, params: Params) -> Params:
     """Return the parameters of the groups from ``stage.bottom`` on, and those under it that the head uses too."""
-    cut, shared = trunk_params(stage, params), stage.model.shared()
+    cut, shared = trunk_params(stage, params), stage.model.tied_params()
     return {path: leaf for path, leaf in params.items() if path not in cut or re.fullmatch(shared, path)}
 
 
@@ -73,7 +73,7 @@ def fits(stage: Stage, params: Mapping[str, Any], splits: Mapping[str, Split]) -
 
 def chunks(model: Model, x: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Cut rows into pieces of one size, the last one filled up with its first row, each with its true length."""
-    size = model.rows_at_once(x.shape[1:]) or CHUNK
+    size = model.eval_batch_size(x.shape[1:]) or CHUNK
     if len(x) <= size:
         return [(x, len(x))]
     pieces = [x[i : i + size] for i in range(0, len(x), size)]

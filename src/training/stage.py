@@ -275,7 +275,7 @@ def gradients(
         rest = {**frozen, **statistics}
 
         draw = StepContext(keys.corruption, stage.first + number, stage.steps)
-        network = network_of(stage, params, rest, ApplyOptions(moving=moving, key=keys.dropout))
+        network = network_of(stage, params, rest, ApplyOptions(mutable=moving, key=keys.dropout))
         loss, learned = stage.objective.loss_and_aux(network, part, draw, state.memory, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, kept["own"])
@@ -327,7 +327,7 @@ def network_of(stage: Stage, params: Params, rest: Params, how: ApplyOptions) ->
     """Return a stage's network as an objective sees it; where both halves have a leaf, a head, it is the rest's."""
 
     def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
-        own = how._replace(places=places)
+        own = how._replace(positions=places)
         return forward(stage, params, rest, x, own) if other is None else forward(stage, other, {}, x, own)
 
     return Network(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, how))
@@ -459,7 +459,7 @@ def eval_outputs(stage: Stage, moving: Params, frozen: Params, data: Split) -> A
     def digested(part: Split) -> Array:
         return stage.objective.reduce_outputs(stage.objective.apply_eval(run, part.x), part.y)
 
-    return by_chunks(digested, stage.model.rows_at_once(data.x.shape[1:]), data)
+    return by_chunks(digested, stage.model.eval_batch_size(data.x.shape[1:]), data)
 
 
 def predictions(stage: Stage, moving: Params, frozen: Params, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -468,7 +468,7 @@ def predictions(stage: Stage, moving: Params, frozen: Params, inputs: Mapping[st
     def outputs(x: Array) -> Array:
         return forward(stage, moving, frozen, x, ApplyOptions())[0]
 
-    return {name: by_chunks(outputs, stage.model.rows_at_once(x.shape[1:]), x) for name, x in inputs.items()}
+    return {name: by_chunks(outputs, stage.model.eval_batch_size(x.shape[1:]), x) for name, x in inputs.items()}
 
 
 def by_chunks(function: Callable[[Any], Array], size: int | None, data: Any) -> Array:

@@ -202,7 +202,7 @@ def test_a_grouped_convolution_is_refused():
     model = GroupedModel()
     params = started(model, (5, 5, 4), 2)
     added = prepared(Lora(rank=2), model, params)
-    with pytest.raises(UserError, match=r"stands beside body, a Conv; allowed: Dense, and Conv without groups"):
+    with pytest.raises(UserError, match=r"beside body, a Conv, is not supported; allowed: Dense, and Conv without groups"):
         run(Lora(rank=2), model, params | added, rows(2, 5, 5, 4), 2)
 
 
