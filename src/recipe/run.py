@@ -305,7 +305,7 @@ def phases(recipes: Sequence[Recipe], data: Transfer, lanes: Lanes = Lanes.one) 
     recipe.trainer.check(data.kind, batch)
     recipe.pretrain.schedule.check(recipe.pretrain_steps, "pretrain.schedule")
     count = len(recipe.strategy.tables(recipe.model.groups()))
-    lengths = recipe.strategy.lengths(count, recipe.finetune_steps, -(-rows // batch))
+    lengths = recipe.strategy.phase_steps(count, recipe.finetune_steps, -(-rows // batch))
     for length in lengths:
         recipe.schedule.check(length)
     firsts = [sum(lengths[:phase]) for phase in range(count)]

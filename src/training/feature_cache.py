@@ -36,7 +36,7 @@ def num_frozen_groups(stage: Stage, params: Mapping[str, Any]) -> int:
     new = added_shapes(stage, params)
     whole, moving = {**params, **new}, set(new)
     for table in stage.strategy.tables(groups)[: stage.phase + 1]:
-        moving |= {path for path, value in match_rules(table, whole, groups).multiplier.items() if value is not FROZEN}
+        moving |= {path for path, value in match_rules(table, whole, groups).lr_scale.items() if value is not FROZEN}
     for number, (_, expression) in enumerate(groups[:-1]):
         if any(re.fullmatch(expression, path) for path in moving):
             return number

@@ -116,8 +116,8 @@ def placement(stage: Stage, params: Mapping[str, Any]) -> ParamLabels:
 
 def optimized_paths(stage: Stage, placed: ParamLabels) -> tuple[str, ...]:
     """Return the paths that are optimised: the trainable ones, or all of them in the two reference forms."""
-    everything = (stage.form or stage.strategy.form) is not FreezeImpl.split
-    return tuple(path for path in (placed.multiplier if everything else placed.trainable) if not is_statistic(path))
+    everything = (stage.form or stage.strategy.freeze_impl) is not FreezeImpl.split
+    return tuple(path for path in (placed.lr_scale if everything else placed.trainable) if not is_statistic(path))
 
 
 def moving_statistics(placed: ParamLabels) -> frozenset[str]:
@@ -149,10 +149,10 @@ def _rate(stage: Stage, count: Any) -> Any:
 
 def _transformation(stage: Stage, placed: ParamLabels) -> optax.GradientTransformation:
     paths = optimized_paths(stage, placed)
-    multiplier = {path: placed.multiplier[path] for path in placed.multiplier if not is_statistic(path)}
+    lr_scale = {path: placed.lr_scale[path] for path in placed.lr_scale if not is_statistic(path)}
     rate = functools.partial(_rate, stage)
-    form = stage.form or stage.strategy.form
-    return transformation(stage.optimizer, rate, multiplier, form, optimizer_groups(stage, paths))
+    form = stage.form or stage.strategy.freeze_impl
+    return transformation(stage.optimizer, rate, lr_scale, form, optimizer_groups(stage, paths))
 
 
 def frozen_paths(stage: Stage, whole: Mapping[str, Any]) -> tuple[str, ...]:
@@ -361,13 +361,13 @@ def update(
     updates, optimizer = _transformation(stage, placed).update(grads, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     if stage.retention.proximal:
-        rates = {path: 0.0 if (m := placed.multiplier[path]) is FROZEN else m * _rate(stage, number) for path in params}
+        rates = {path: 0.0 if (m := placed.lr_scale[path]) is FROZEN else m * _rate(stage, number) for path in params}
         params = stage.retention.after_update(params, kept["own"], rates)
     average = state.average
     if stage.trainer.ema is not None:
         decay = stage.trainer.ema
         average = {path: decay * mean + (1.0 - decay) * params[path] for path, mean in average.items()}
-    trainable = [path for path in state.params if placed.multiplier[path] is not FROZEN]
+    trainable = [path for path in state.params if placed.lr_scale[path] is not FROZEN]
     losses = Losses(
         loss,
         # Only of what moves: reading a frozen gradient would make XLA compute the whole backward pass for it.
