@@ -146,7 +146,7 @@ def recompute_statistics(stage: Stage, params: Mapping[str, Any], x: Float[Array
     @jax.jit
     def moved_from(old: Array) -> Params:
         start = {**params, **{path: jnp.full_like(params[path], old) for path in paths}}
-        return forward(stage, start, {}, jnp.asarray(x), ApplyOptions(moving=paths))[1]
+        return forward(stage, start, {}, jnp.asarray(x), ApplyOptions(mutable=paths))[1]
 
     zero, one = jax.device_get((moved_from(jnp.zeros(())), moved_from(jnp.ones(()))))
     return as_numpy(params) | {path: zero[path] / (1.0 - (one[path] - zero[path])) for path in zero}

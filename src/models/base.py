@@ -1,4 +1,4 @@
-"""What the recipe asks of a model: initial parameters, outputs, and its groups from bottom to top."""
+"""Base class of the models: initial parameters, the forward pass, and the groups of layers from bottom to top."""
 
 from __future__ import annotations
 
@@ -32,63 +32,61 @@ WrapCall = Callable[[ModuleCall], Array]  # returns the output that replaces the
 
 
 class ApplyOptions(NamedTuple):
-    """How a pass differs from plain inference."""
+    """Options of a forward pass; the defaults are inference."""
 
-    start: int = 0  # the first group that is run: below it, the inputs are what the group before it returned
-    stop: int | None = None  # the first group that is not run any more; None: all are
-    moving: frozenset[str] = frozenset()  # batch statistics that the pass updates; all others are used as they are
-    key: Any = None  # of dropout; None: there is none
-    adapter_params: frozenset[str] = (
-        frozenset()
-    )  # names of leaves that a strategy added beside a module's own parameters
-    wrap_call: WrapCall | None = None  # what these leaves do
-    # Places that there are outputs of; None: all. Of texts, int (P,) of all of a batch's that are asked for; of images,
-    # the patches of each that are looked at, int (N, V).
-    places: Any = None
+    start: int = 0  # the first group that runs; its inputs are the outputs of the group before it
+    stop: int | None = None  # the group before which the pass ends; None: the end of the model
+    mutable: frozenset[str] = frozenset()  # paths of the batch statistics that the pass updates
+    key: Any = None  # for dropout; None: no dropout
+    adapter_params: frozenset[str] = frozenset()  # last parts of the paths of a strategy's adapter parameters
+    wrap_call: WrapCall | None = None  # how adapter parameters change a module's output
+    # Which outputs are computed; None: all. For texts, the tokens, int (P,) into the batch's N * L; for images, the
+    # patches that the encoder sees, int (N, V).
+    positions: Any = None
 
 
 PLAIN = ApplyOptions()
 
 
 def is_statistic(path: str) -> bool:
-    """Tell whether a flat path is a batch statistic: no parameter, but what batch normalisation has seen."""
+    """Return whether a flat path is a running mean or variance of batch normalisation, which is no parameter."""
     return path.rsplit("/", 1)[-1] in ("mean", "var")
 
 
 @dataclass(frozen=True)
 class Model:
-    """Base of every model: a file says how to make its module and what its groups are."""
+    """Base of every model. A model implements :meth:`module` and :meth:`groups`."""
 
-    input_dtype: ClassVar[Any] = jnp.float32  # of what the module takes: whole numbers for tokens
+    input_dtype: ClassVar[Any] = jnp.float32  # of the module's inputs; integers for tokens
 
     def module(self, outputs: int) -> nn.Module:
         """Return the linen module with ``outputs`` output units.
 
-        Its ``__call__(x, start=0, stop=None)`` runs the groups ``start`` to ``stop - 1``: what a frozen bottom returns
-        can then be computed once and kept.
+        Its ``__call__(x, start=0, stop=None)`` runs the groups ``start`` to ``stop - 1``, so that the outputs of frozen
+        bottom groups can be computed once and cached.
         """
-        raise TypeError(f"{type(self).__name__} does not say how to make its module")
+        raise TypeError(f"{type(self).__name__} does not define module()")
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``(name, regular expression on whole paths)`` from bottom to top; the last is the head."""
-        raise TypeError(f"{type(self).__name__} does not name its groups")
+        raise TypeError(f"{type(self).__name__} does not define groups()")
 
     @property
     def stochastic(self) -> bool:
-        """Whether a training pass differs from inference by chance (dropout)."""
+        """Whether a training pass is random (dropout)."""
         return getattr(self, "dropout", None) is not None
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return, block by block from the bottom, the modules after which an adapter may stand, innermost first.
+        """Return, block by block from the bottom, the modules that an adapter may follow, innermost first.
 
-        An adapter after every one of a block is Houlsby's arrangement, after its last one Pfeiffer's.
+        Houlsby adapters follow every one of them, Pfeiffer adapters the last one of each block.
         """
-        raise TypeError(f"{type(self).__name__} does not say where adapters may stand")
+        raise TypeError(f"{type(self).__name__} does not define adapter_points()")
 
-    def shared(self) -> str:
-        """Return a regular expression for the leaves of lower groups that the head uses too: a tied embedding.
+    def tied_params(self) -> str:
+        """Return a regular expression for parameters of lower groups that the head uses too, such as a tied embedding.
 
-        They stay at hand where what lies below the head is cut off. The default matches nothing.
+        A pass that starts above these groups still needs them. The default matches nothing.
         """
         return "(?!)"
 
@@ -97,12 +95,12 @@ class Model:
         """Whether a checkpoint's parameters replace the initial ones (see ``src/checkpoints/huggingface.py``)."""
         return False
 
-    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
-        """Return how many rows of these features are evaluated side by side; ``None``: all there are."""
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
+        """Return the number of rows of a batch in evaluation, by the shape of a row; ``None``: all rows."""
         return None
 
     def with_head(self, kind: str) -> Model:
-        """Return the model with the head that a kind of task needs, where that is not the configured one's."""
+        """Return the model with the head for a kind of task, if that differs from the configured head."""
         return self
 
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
@@ -114,56 +112,56 @@ class Model:
             flat |= flatten_dict(part, sep="/")
         return flat
 
-    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, how: ApplyOptions = PLAIN) -> Array:
+    def apply(self, params: Params, x: Float[Array, "N ..."], outputs: int, options: ApplyOptions = PLAIN) -> Array:
         """Return the network's outputs for a batch."""
-        return self.forward(params, x, outputs, how)[0]
+        return self.forward(params, x, outputs, options)[0]
 
     def forward(
-        self, params: Params, x: Float[Array, "N ..."], outputs: int, how: ApplyOptions = PLAIN
+        self, params: Params, x: Float[Array, "N ..."], outputs: int, options: ApplyOptions = PLAIN
     ) -> tuple[Float[Array, "N outputs"], Params]:
-        """Return the outputs for a batch, and the new values of the statistics in ``how.moving``."""
-        beside: dict[str, dict[str, Array]] = {}
+        """Return the outputs for a batch, and the updated batch statistics named in ``options.mutable``."""
+        adapters: dict[str, dict[str, Array]] = {}
         collections: dict[str, dict[str, Any]] = {"params": {}, "batch_stats": {}}
         for path, leaf in params.items():
             module, _, name = path.rpartition("/")
-            if name in how.adapter_params:
-                beside.setdefault(module, {})[name] = leaf
+            if name in options.adapter_params:
+                adapters.setdefault(module, {})[name] = leaf
             else:
                 collections["batch_stats" if is_statistic(path) else "params"][path] = leaf
         variables = {name: unflatten_dict(part, sep="/") for name, part in collections.items()}
-        rngs = {} if how.key is None else {"dropout": how.key}
-        with nn.intercept_methods(partial(_intercept, how, beside)):
+        rngs = {} if options.key is None else {"dropout": options.key}
+        with nn.intercept_methods(partial(_intercept, options, adapters)):
             outputs_, changed = self.module(outputs).apply(
                 variables,
                 x,
-                how.start,
-                how.stop,
-                *(() if how.places is None else (how.places,)),
+                options.start,
+                options.stop,
+                *(() if options.positions is None else (options.positions,)),
                 rngs=rngs,
-                mutable=["batch_stats"] if how.moving else [],
+                mutable=["batch_stats"] if options.mutable else [],
             )
-        seen = flatten_dict(changed.get("batch_stats", {}), sep="/")
-        return outputs_, {path: seen[path] for path in how.moving if path in seen}  # type: ignore[return-value]
+        stats = flatten_dict(changed.get("batch_stats", {}), sep="/")
+        return outputs_, {path: stats[path] for path in options.mutable if path in stats}  # type: ignore[return-value]
 
 
 def _intercept(
-    how: ApplyOptions, beside: Mapping[str, Mapping[str, Array]], call: Any, args: Any, kwargs: Any, context: Any
+    options: ApplyOptions, adapters: Mapping[str, Mapping[str, Array]], call: Any, args: Any, kwargs: Any, context: Any
 ) -> Any:
-    """Stand between a module and its caller: decide on batch statistics, and let injected parameters act."""
+    """Intercept a module's call: select batch statistics, and apply ``options.wrap_call``."""
     if context.method_name != "__call__":
         return call(*args, **kwargs)
     path = "/".join(context.module.path)
     if isinstance(context.module, nn.BatchNorm):
-        kwargs = kwargs | {"use_running_average": f"{path}/mean" not in how.moving}
-    if path not in beside or how.wrap_call is None:
+        kwargs = kwargs | {"use_running_average": f"{path}/mean" not in options.mutable}
+    if path not in adapters or options.wrap_call is None:
         return call(*args, **kwargs)
     x, *rest = args
-    key = None if how.key is None else jax.random.fold_in(how.key, sorted(beside).index(path))
-    return how.wrap_call(ModuleCall(lambda x: call(x, *rest, **kwargs), beside[path], context.module, x, key))
+    key = None if options.key is None else jax.random.fold_in(options.key, sorted(adapters).index(path))
+    return options.wrap_call(ModuleCall(lambda x: call(x, *rest, **kwargs), adapters[path], context.module, x, key))
 
 
 def same_bits(one: Any, other: Any) -> bool:
-    """Tell whether two leaves hold the same bytes: NaN equals itself, 0 is not -0. ``None``: one that is not there."""
+    """Return whether two arrays hold the same bytes: NaN equals NaN, 0 differs from -0. ``None``: a missing array."""
     if one is None or other is None or one is other:
         return one is other
     a, b = np.asarray(one), np.asarray(other)
@@ -177,9 +175,9 @@ def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
-    """Return ``params`` with the head taken from ``fresh``: what a change of label space asks for.
+    """Return ``params`` with the head of ``fresh``, for a target task with other labels.
 
-    So is what the source's network had no use for, such as a pooler below the head.
+    Parameters that ``params`` lacks, such as a pooler below the head, are taken from ``fresh`` too.
     """
     head = head_paths(model, fresh)
     return {path: fresh[path] if path in head else params.get(path, fresh[path]) for path in fresh}

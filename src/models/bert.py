@@ -14,14 +14,24 @@ from ..config.hparams import NATURAL, hparam
 from ..errors import UserError
 from .cpu_kernels import add_bias, gelu
 from .layers import Dropout
-from .transformer import HEAD, MASK_VALUE, Attention, Embeddings, Network, Transformer, TransformerConfig, dense, pooled
+from .transformer import (
+    HEAD,
+    MASK_VALUE,
+    Attention,
+    Embeddings,
+    Transformer,
+    TransformerConfig,
+    TransformerModule,
+    dense,
+    pooled,
+)
 
 Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
 Pooling = Enum("Pooling", ["pooler", "first", "mean"])
 POOLER = "pooler/.*"
 
 
-class Block(nn.Module):
+class BertBlock(nn.Module):
     """Attention and two dense layers, each added to its input and then normalised."""
 
     sizes: TransformerConfig
@@ -30,8 +40,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
-        gathered = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
-        h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(gathered))
+        attended = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
+        h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(attended))
         inner = gelu(dense(self.sizes.intermediate, "up")(h))
         outer = dense(self.sizes.width, "down")(inner)
         return self.normalised("mlp_norm", h + Dropout(self.dropout, name="mlp_dropout")(outer))
@@ -42,33 +52,33 @@ class Block(nn.Module):
         return nn.LayerNorm(self.sizes.epsilon, name=name)(h)
 
 
-class Encoder(Network):
-    """BERT: the embeddings are normalised, the blocks end with a normalisation, every token sees every other."""
+class BertModule(TransformerModule):
+    """BERT: normalised embeddings, blocks that end with a normalisation, attention in both directions."""
 
     @nn.nowrap
-    def block(self, number: int) -> Block:
+    def block(self, number: int) -> BertBlock:
         """Return a block."""
-        return Block(self.sizes, self.dropout, name=f"block_{number}")
+        return BertBlock(self.sizes, self.dropout, name=f"block_{number}")
 
     @nn.nowrap
     def pool(self, h: Float[Array, "N S E"]) -> Float[Array, "N S E"]:
-        """Return the pooler's outputs: a dense layer and tanh on the first token, ``[CLS]``."""
+        """Return a dense layer and tanh on the first token, ``[CLS]``."""
         return nn.tanh(dense(self.sizes.width, "pooler")(h))
 
     @nn.nowrap
-    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs; of masked words, logits over the vocabulary (section 3.1, task 1)."""
+    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs; for masked words, logits over the vocabulary (section 3.1, task 1)."""
         if self.head not in ("masked", "pretraining"):
-            return super().answer(h, examples, embeddings)
+            return super().apply_head(h, examples, embeddings)
         words = self.words(h, embeddings)
         return words if self.head == "masked" else jnp.concatenate([self.pair(h, examples, words), words], axis=1)
 
     @nn.nowrap
-    def asked(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, places: Array) -> Array:
-        """Return some tokens' outputs; with a pair, ``(N + P, V)``, the pairs' logits in front."""
+    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
+        """Return some tokens' outputs; with ``head="pretraining"``, ``(N + P, V)``: the pairs' logits come first."""
         if self.head != "pretraining":
-            return super().asked(h, examples, embeddings, places)
-        words = self.words(jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip"), embeddings)
+            return super().head_at(h, examples, embeddings, positions)
+        words = self.words(jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), embeddings)
         return jnp.concatenate([self.pair(h, examples, words)[:, 0], words])
 
     @nn.nowrap
@@ -80,14 +90,14 @@ class Encoder(Network):
 
     @nn.nowrap
     def pair(self, h: Float[Array, "N L E"], examples: Int[Array, "N L"], words: Array) -> Float[Array, "N 1 V"]:
-        """Return the pairs' two logits, as wide as those of words: both tasks' lie in one array."""
+        """Return the pairs' two logits, padded to the width of the words' logits."""
         logits = dense(2, "classifier")(self.pool(pooled(h, examples, "first", 1)))
         rest = ((0, 0), (0, 0), (0, words.shape[-1] - logits.shape[-1]))
         return jnp.pad(logits, rest, constant_values=MASK_VALUE)
 
 
 class Bias(nn.Module):
-    """A bias alone: that of a dense layer whose kernel lies elsewhere."""
+    """The bias of a dense layer whose kernel is the tied embedding."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "... K"]) -> Float[Array, "... K"]:
@@ -100,12 +110,11 @@ class Bias(nn.Module):
 class Bert(Transformer):
     """``model=bert``: see :class:`~src.models.transformer.Transformer` for what it shares with GPT-2.
 
-    ``types``: of tokens, for pairs of segments. ``head``: ``classify`` an example, label its ``tokens``, mark
-    ``spans`` (two outputs a token: first, last), say which words were ``masked``, or as in BERT's own ``pretraining``
-    both that and whether the second segment follows the first: ``(N, 1 + L, V)``, the pair's two logits in front, the
-    rest of their row at -1e9. ``pooling``, under ``classify``: the ``first`` token, that token through BERT's
-    ``pooler`` (a group of its own; under ``pretraining``, which needs it, a part of the head), or the ``mean`` of the
-    tokens.
+    ``types``: number of token types, for pairs of segments. ``head``: ``classify`` an example, label its ``tokens``,
+    mark ``spans`` (two outputs a token: first, last), predict ``masked`` words, or ``pretraining``, BERT's own: masked
+    words, and whether the second segment follows the first, as ``(N, 1 + L, V)`` with the pair's two logits first and
+    the rest of their row at -1e9. ``pooling``, under ``classify``: the ``first`` token, that token through BERT's
+    ``pooler`` (a group of its own; under ``pretraining`` a part of the head), or the ``mean`` of the tokens.
     """
 
     architecture: ClassVar[str] = "bert"
@@ -115,15 +124,15 @@ class Bert(Transformer):
     head: Head = hparam(Head.classify)
     pooling: Pooling = hparam(Pooling.pooler)
 
-    def module(self, outputs: int) -> Network:
+    def module(self, outputs: int) -> TransformerModule:
         """Return the network with ``outputs`` outputs.
 
         Raises:
-            UserError: a number of outputs that the head cannot have, or packed rows where a row is a pair.
+            UserError: a number of outputs that the head cannot have, or packed rows with ``head="pretraining"``.
         """
         if self.head is Head.pretraining and self.examples > 1:
             raise UserError(f"model.examples is {self.examples}; allowed with model.head=pretraining: 1, a pair a row")
-        return self.network(Encoder, outputs)
+        return self.make_module(BertModule, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""

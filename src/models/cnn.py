@@ -1,4 +1,4 @@
-"""A small convolutional network with batch normalisation, for square images that come as rows of a table."""
+"""``model=cnn``: a small convolutional network with batch normalisation, for square images given as rows of a table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SUBLAYERS = 2  # convolutions a block
 
 
 class ConvNorm(nn.Module):
-    """A convolution of 3 x 3 and batch normalisation (Ioffe and Szegedy 2015), whose shift makes a bias superfluous.
+    """A 3 x 3 convolution without bias, and batch normalisation (Ioffe and Szegedy 2015).
 
-    Which statistics normalise is not said here: ``src/models/base.py`` decides, module by module.
+    ``src/models/base.py`` selects batch or running statistics, module by module.
     """
 
     width: int
@@ -33,8 +33,8 @@ class ConvNorm(nn.Module):
         return BatchNorm()(x)
 
 
-class Block(nn.Module):
-    """``ConvNorm -> relu`` twice, then the maximum of each 2 x 2 window while there is one."""
+class ConvBlock(nn.Module):
+    """``ConvNorm -> relu`` twice, then 2 x 2 max pooling while the image is larger than one pixel."""
 
     width: int
 
@@ -46,8 +46,8 @@ class Block(nn.Module):
         return nn.max_pool(x, (2, 2), (2, 2)) if min(x.shape[1:3]) > 1 else x
 
 
-class ConvNet(nn.Module):
-    """A block for each width; then the mean over all places, dropout, and ``Dense(outputs)``."""
+class CnnModule(nn.Module):
+    """A block for each width, global average pooling, dropout, and ``Dense(outputs)``."""
 
     widths: tuple[int, ...]
     channels: int
@@ -56,12 +56,12 @@ class ConvNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None) -> Float[Array, "N ..."]:
-        """Return the outputs of a batch of rows; of part of the groups, what the last of them returns."""
+        """Return the outputs of a batch of rows, or the outputs of group ``stop - 1``."""
         depth = len(self.widths)
         if start == 0 and stop != 0:
             x = images(x, self.channels)
         for i in range(start, depth if stop is None else min(stop, depth)):
-            x = Block(self.widths[i], name=f"block_{i}")(x)
+            x = ConvBlock(self.widths[i], name=f"block_{i}")(x)
         if stop is not None and stop <= depth:
             return x
         x = Dropout(self.dropout, name="dropout")(x.mean(axis=(1, 2)))
@@ -69,10 +69,10 @@ class ConvNet(nn.Module):
 
 
 def images(rows: Float[Array, "N D"], channels: int) -> Float[Array, "N side side channels"]:
-    """Return the square images that a table's rows hold, line by line, the channels of a pixel side by side.
+    """Return rows as square images; a row holds the pixels line by line, with the channels of a pixel together.
 
     Raises:
-        UserError: the rows are no square images of so many channels.
+        UserError: the rows are not square images with that number of channels.
     """
     length = rows.shape[-1]
     side = math.isqrt(length // channels)
@@ -92,14 +92,14 @@ class Cnn(Model):
     channels: int = hparam(1, COUNT)
     dropout: float | None = hparam(None, UNIT, traced=True)
 
-    def module(self, outputs: int) -> ConvNet:
+    def module(self, outputs: int) -> CnnModule:
         """Return the network with ``outputs`` output units."""
-        return ConvNet(self.widths, self.channels, self.dropout, outputs)
+        return CnnModule(self.widths, self.channels, self.dropout, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
-        """Return the blocks (``block_0`` at the bottom), statistics included, then the head."""
+        """Return the blocks (``block_0`` at the bottom) with their batch statistics, then the head."""
         return (*((f"block_{i}", f"block_{i}/.*") for i in range(len(self.widths))), ("head", "head/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return each block's two normalised convolutions: an adapter stands before the activation."""
+        """Return each block's two normalised convolutions: an adapter follows each, before the activation."""
         return tuple(tuple(f"block_{i}/ConvNorm_{j}" for j in range(SUBLAYERS)) for i in range(len(self.widths)))

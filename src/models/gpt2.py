@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import hparam
 from .layers import Dropout
-from .transformer import Attention, Embeddings, Network, Transformer, TransformerConfig, dense, residual_deviation
+from .transformer import Attention, Embeddings, Transformer, TransformerConfig, TransformerModule, dense, residual_std
 
 Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
 Pooling = Enum("Pooling", ["last", "mean"])
 
 
-class Block(nn.Module):
+class Gpt2Block(nn.Module):
     """Attention and two dense layers, each on normalised hidden states and added to what they were."""
 
     sizes: TransformerConfig
@@ -26,46 +26,46 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
-        sizes, deviation = self.sizes, residual_deviation(self.sizes.layers)
-        attention = Attention(sizes.heads, self.dropout, fused=True, deviation=deviation, name="attention")
-        gathered = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
-        h += Dropout(self.dropout, name="attention_dropout")(gathered)
+        sizes, std = self.sizes, residual_std(self.sizes.layers)
+        attention = Attention(sizes.heads, self.dropout, fused=True, std=std, name="attention")
+        attended = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
+        h += Dropout(self.dropout, name="attention_dropout")(attended)
         inner = dense(sizes.intermediate, "up")(nn.LayerNorm(sizes.epsilon, name="mlp_norm")(h))
-        outer = dense(sizes.width, "down", deviation=deviation)(nn.gelu(inner, approximate=True))
+        outer = dense(sizes.width, "down", std=std)(nn.gelu(inner, approximate=True))
         return h + Dropout(self.dropout, name="mlp_dropout")(outer)
 
 
-class Decoder(Network):
-    """GPT-2: a token sees itself and what comes before it; a last normalisation follows the blocks."""
+class Gpt2Module(TransformerModule):
+    """GPT-2: causal attention, and a normalisation after the last block."""
 
     causal: ClassVar[bool] = True
     normalised: ClassVar[bool] = False
 
     @nn.nowrap
-    def block(self, number: int) -> Block:
+    def block(self, number: int) -> Gpt2Block:
         """Return a block."""
-        return Block(self.sizes, self.dropout, name=f"block_{number}")
+        return Gpt2Block(self.sizes, self.dropout, name=f"block_{number}")
 
     @nn.nowrap
     def last_norm(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
-        """Return what the normalisation after the last block makes of hidden states."""
+        """Return normalised hidden states."""
         return nn.LayerNorm(self.sizes.epsilon, name="final_norm")(h)
 
     @nn.nowrap
-    def top(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
-        """Return normalised hidden states; under the causal head, that is the head's own part."""
+    def after_blocks(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return normalised hidden states; with ``head="causal"`` the normalisation is part of the head."""
         return h if self.head == "causal" else self.last_norm(h)
 
     @nn.nowrap
-    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs; of the causal one, logits over the vocabulary for the next token."""
+    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs; with ``head="causal"``, logits over the vocabulary for the next token."""
         if self.head == "causal":
             return embeddings.words(self.last_norm(h))
-        return super().answer(h, examples, embeddings)
+        return super().apply_head(h, examples, embeddings)
 
     @property
     def head_bias(self) -> bool:
-        """Whether the classifier has a bias; the one for whole examples has none, as in Hugging Face's."""
+        """Whether the classifier has a bias: not with ``head="classify"``, as in Hugging Face's."""
         return self.head != "classify"
 
 
@@ -74,8 +74,8 @@ class Gpt2(Transformer):
     """``model=gpt2``: see :class:`~src.models.transformer.Transformer` for what it shares with BERT.
 
     ``head``: ``classify`` an example, label its ``tokens``, mark ``spans`` (two outputs a token: first, last), or
-    predict each next token (``causal``). ``pooling``, under ``classify``: the ``last`` token, which has seen all
-    others, or the ``mean``. Types of tokens are ignored.
+    predict each next token (``causal``). ``pooling``, under ``classify``: the ``last`` token or the
+    ``mean``. Token types are ignored.
     """
 
     architecture: ClassVar[str] = "gpt2"
@@ -83,14 +83,14 @@ class Gpt2(Transformer):
     head: Head = hparam(Head.causal)
     pooling: Pooling = hparam(Pooling.last)
 
-    def module(self, outputs: int) -> Network:
+    def module(self, outputs: int) -> TransformerModule:
         """Return the network with ``outputs`` outputs."""
-        return self.network(Decoder, outputs)
+        return self.make_module(Gpt2Module, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., the head; the last normalisation belongs to the last block.
 
-        The causal head has no kernel of its own, so there that normalisation is the head: every strategy moves it.
+        The causal head has no kernel of its own, so the last normalisation is its only parameter.
         """
         *below, (name, head) = super().groups()
         if self.head is Head.causal:

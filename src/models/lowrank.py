@@ -1,4 +1,4 @@
-"""The side path of a low-rank kernel: what ``A B`` beside a module's kernel adds to its output."""
+"""The low-rank path of LoRA: what ``A B`` adds to a module's output."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import UserError
 
 
 def scale(alpha: Any, rank: int, rank_stabilised: bool = False) -> Any:
-    """Return s: ``alpha / r``, or ``alpha / sqrt(r)``, which keeps the change's size whatever the rank.
+    """Return LoRA's scaling: ``alpha / r``, or ``alpha / sqrt(r)`` (rsLoRA), whose updates do not shrink with the rank.
 
     Sources: Hu et al. 2021 (arXiv 2106.09685, section 4.1); Kalajdzievski 2023 (rsLoRA, arXiv 2312.03732).
     """
@@ -26,8 +26,8 @@ def lowrank(
 ) -> Float[Array, "... out"]:
     """Return ``(x A) B``, without the product ``A B`` (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
-    The factor A is the kernel of the same module with r features and no bias, so strides, padding, dilation and
-    leading dimensions are the module's own; B then acts on the last axis, which for a convolution is a 1x1 one.
+    ``x A`` is computed by a copy of the module with r features and no bias, so strides, padding, dilation and leading
+    dimensions are the module's. B acts on the last axis: for a convolution, as a 1x1 convolution.
 
     Args:
         module: an ``nn.Dense``, or an ``nn.Conv`` without groups or a mask.
@@ -36,13 +36,13 @@ def lowrank(
         b: (r, out); of a convolution (1, 1, r, out).
 
     Raises:
-        UserError: another kind of module, whose output need not be linear in its kernel.
+        UserError: another kind of module, whose output may not be linear in its kernel.
     """
-    # Not `isinstance`: a subclass may do something to its kernel first, standardise it for instance.
-    whole = getattr(module, "feature_group_count", 1) == 1 and getattr(module, "mask", None) is None
-    if type(module) not in (nn.Dense, nn.Conv) or not whole:
+    # Not `isinstance`: a subclass may transform its kernel first (weight standardisation).
+    dense = getattr(module, "feature_group_count", 1) == 1 and getattr(module, "mask", None) is None
+    if type(module) not in (nn.Dense, nn.Conv) or not dense:
         raise UserError(
-            f"a low-rank side path stands beside {'/'.join(module.path)}, a {type(module).__name__}; "
+            f"a low-rank path beside {'/'.join(module.path)}, a {type(module).__name__}, is not supported; "
             "allowed: Dense, and Conv without groups or a mask"
         )
     down = module.clone(parent=None, name=None, features=a.shape[-1], use_bias=False)  # type: ignore[call-arg]

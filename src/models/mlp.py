@@ -1,4 +1,4 @@
-"""A multi-layer perceptron, named as the reference recipe names it: ``Dense_0`` ... then the head."""
+"""``model=mlp``: a multi-layer perceptron with layers ``Dense_0``, ``Dense_1`` ..., of which the last is the head."""
 
 from __future__ import annotations
 
@@ -17,12 +17,10 @@ from .layers import Dropout
 Activation = Enum("Activation", ["relu", "gelu", "tanh", "silu"])
 
 
-class Perceptron(nn.Module):
+class MlpModule(nn.Module):
     """``Dense -> activation -> dropout`` for each width, then ``Dense(outputs)``.
 
-    One layer a line: in ``nn.Dense(1)(nn.relu(nn.Dense(8)(x)))`` the outer constructor runs first, so the head would be
-    called ``Dense_0`` and every initial value would change. The names are spelled out because a pass need not begin at
-    the bottom.
+    Layers are named explicitly because a pass may start at any of them.
     """
 
     widths: tuple[int, ...]
@@ -32,7 +30,7 @@ class Perceptron(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N D"], start: int = 0, stop: int | None = None) -> Float[Array, "N outputs"]:
-        """Return the outputs of a batch of feature vectors; of part of the groups, what the last of them returns."""
+        """Return the outputs of a batch of feature vectors, or the outputs of group ``stop - 1``."""
         depth = len(self.widths)
         for i in range(start, depth if stop is None else min(stop, depth)):
             x = nn.Dense(self.widths[i], name=f"Dense_{i}")(x)
@@ -49,9 +47,9 @@ class Mlp(Model):
     activation: Activation = hparam(Activation.relu)
     dropout: float | None = hparam(None, UNIT, traced=True)
 
-    def module(self, outputs: int) -> Perceptron:
+    def module(self, outputs: int) -> MlpModule:
         """Return the perceptron with ``outputs`` output units."""
-        return Perceptron(self.widths, self.activation.name, self.dropout, outputs)
+        return MlpModule(self.widths, self.activation.name, self.dropout, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return one group a hidden layer (``block_0`` at the bottom), then the head."""
@@ -59,5 +57,5 @@ class Mlp(Model):
         return (*blocks, ("head", f"Dense_{len(self.widths)}/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return each block's one dense layer: the adapter stands before the activation."""
+        """Return each block's dense layer: an adapter follows it, before the activation."""
         return tuple((f"Dense_{i}",) for i in range(len(self.widths)))

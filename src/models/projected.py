@@ -1,4 +1,4 @@
-"""A network with a projection head in the place of its own, as contrastive pre-training needs it."""
+"""A model with a projection head, for contrastive pre-training."""
 
 from __future__ import annotations
 
@@ -16,35 +16,34 @@ from .wrapped import Wrapped
 
 @dataclass(frozen=True)
 class Projected(Wrapped):
-    """A network whose head has become a projection head: two dense layers, the first of which is the head itself.
+    """A model with the projection head ``g(h) = W2 relu(W1 h + b1)`` (Chen et al., arXiv 2002.05709, section 2.1).
 
-    ``g(h) = W2 relu(W1 h + b1)`` (Chen et al., arXiv 2002.05709, section 2.1): what contrastive losses compare lies
-    behind it, what is transferred before it.
+    The model's own head is the first of the two layers. Contrastive losses compare ``g(h)``; ``h`` is transferred.
     """
 
-    hidden: int | None = 128  # units between the two layers; None: the head alone is the projection
+    hidden: int | None = 128  # units of the first layer; None: the head alone is the projection
 
     def module(self, outputs: int) -> nn.Module:
-        """Return the network up to the units between."""
+        """Return the model up to the first layer of the head."""
         return self.model.module(self.hidden or outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
-        """Return the network's groups, the second layer in the head."""
+        """Return the model's groups; both layers belong to the head."""
         *below, (name, head) = self.model.groups()
         return (*below, (name, f"{head}|projection/.*"))
 
     def init(self, key: PRNGKeyArray | Array, features: tuple[int, ...], outputs: int) -> Params:
-        """Return initial parameters: the network's, and the second layer's."""
+        """Return initial parameters of the model and of the second layer."""
         own, last = jax.random.split(key)
         params = self.model.init(own, features, self.hidden or outputs)
         if self.hidden is None:
             return params
         return params | {"projection/kernel": nn.initializers.lecun_normal()(last, (self.hidden, outputs), jnp.float32)}
 
-    def forward(self, params: Params, x: Array, outputs: int, how: ApplyOptions = PLAIN) -> tuple[Array, Params]:
+    def forward(self, params: Params, x: Array, outputs: int, options: ApplyOptions = PLAIN) -> tuple[Array, Params]:
         """Return the embeddings of a batch, not normalised."""
         own = {path: leaf for path, leaf in params.items() if path != "projection/kernel"}
-        h, seen = self.model.forward(own, x, self.hidden or outputs, how)
-        if self.hidden is None or (how.stop is not None and how.stop < len(self.groups())):
+        h, seen = self.model.forward(own, x, self.hidden or outputs, options)
+        if self.hidden is None or (options.stop is not None and options.stop < len(self.groups())):
             return h, seen
         return nn.relu(h) @ params["projection/kernel"], seen

@@ -21,7 +21,7 @@ BOTTLENECK = 4  # a bottleneck's outputs for each feature inside
 DEPTHS = {18: ("basic", (2, 2, 2, 2)), 34: ("basic", (3, 4, 6, 3)), 50: ("bottleneck", (3, 4, 6, 3))}  # table 1
 DEPTH = Check("18, 34 or 50", lambda v: v in DEPTHS)
 MOST_BLOCKS = 1000
-VALUES_AT_ONCE = 2**24  # of the largest maps, when nothing is learned
+VALUES_AT_ONCE = 2**24  # of the largest feature maps of a batch in evaluation
 
 
 class ResNetConfig(NamedTuple):
@@ -61,9 +61,9 @@ class ResNetConfig(NamedTuple):
 
 
 def conv(width: int, size: int, stride: int, name: str) -> nn.Conv:
-    """Return a convolution without a bias, padded as PyTorch pads it: alike on both sides, whatever the stride.
+    """Return a convolution without bias, with PyTorch's padding: the same on both sides for every stride.
 
-    Initial values are those of He et al. (arXiv 1502.01852) for the backward pass, normal.
+    The initializer is He et al.'s (arXiv 1502.01852) normal one for the backward pass.
     """
     return nn.Conv(
         width,
@@ -78,12 +78,12 @@ def conv(width: int, size: int, stride: int, name: str) -> nn.Conv:
 
 
 def norm(name: str, start: float = 1.0) -> BatchNorm:
-    """Return batch normalisation; which statistics it takes is decided in ``src/models/base.py``."""
+    """Return batch normalisation; ``src/models/base.py`` selects batch or running statistics."""
     return BatchNorm(scale_init=nn.initializers.constant(start), name=name)
 
 
-class Bottom(nn.Module):
-    """The stem: 3 x 3 at full size for small images; else 7 x 7 and a maximum of 3 x 3, each of stride 2."""
+class ResNetStem(nn.Module):
+    """The stem: a 3 x 3 convolution for small images, else a 7 x 7 convolution and 3 x 3 max pooling of stride 2."""
 
     width: int
     small: bool
@@ -99,17 +99,17 @@ class Bottom(nn.Module):
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # type: ignore[arg-type]
 
 
-class Block(nn.Module):
-    """Two convolutions of 3 x 3, or three (1 x 1, 3 x 3, 1 x 1), beside a shortcut that is added.
+class ResidualBlock(nn.Module):
+    """Two 3 x 3 convolutions, or three (1 x 1, 3 x 3, 1 x 1), and a shortcut.
 
-    The stride is that of the first 3 x 3, in a bottleneck too: "v1.5", as in torchvision and Hugging Face.
+    The first 3 x 3 convolution has the stride, in a bottleneck too: "v1.5", as in torchvision and Hugging Face.
     """
 
     inner: int
     outer: int
     stride: int
     bottleneck: bool
-    last_scale: float  # of the last normalisation, at first
+    last_scale: float  # initial scale of the last normalisation
 
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w outer"]:
@@ -125,10 +125,10 @@ class Block(nn.Module):
         return nn.relu(x + y)
 
 
-class Residual(nn.Module):
-    """The stem, the blocks, and ``Dense(outputs)`` on the mean over all places.
+class ResNetModule(nn.Module):
+    """The stem, the blocks, global average pooling, and ``Dense(outputs)``.
 
-    That mean is the last block's group's: what is kept of a frozen network is then a vector an image, no maps.
+    The pooling belongs to the last block's group, so the cached features of a frozen trunk are one vector an image.
     """
 
     sizes: ResNetConfig
@@ -139,15 +139,15 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None) -> Float[Array, "N ..."]:
-        """Return the outputs of a batch of images; of part of the groups, what the last of them returns."""
+        """Return the outputs of a batch of images, or the outputs of group ``stop - 1``."""
         sizes, blocks = self.sizes, self.sizes.blocks
         end = len(blocks) + 1
         stop = end + 1 if stop is None else stop
         if start == 0 < stop:
             check_images("resnet", x, sizes.channels)
-            x = Bottom(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardised(self, x, self.scaling))
+            x = ResNetStem(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardised(self, x, self.scaling))
         for i in range(max(start - 1, 0), min(stop - 1, len(blocks))):
-            x = Block(*blocks[i], sizes.kind == "bottleneck", self.last_scale, name=f"block_{i}")(x)
+            x = ResidualBlock(*blocks[i], sizes.kind == "bottleneck", self.last_scale, name=f"block_{i}")(x)
         if start < end <= stop:
             x = x.mean(axis=(1, 2))
         if stop <= end:
@@ -197,27 +197,28 @@ class Resnet(Vision):
             )
         return known
 
-    def module(self, outputs: int) -> Residual:
+    def module(self, outputs: int) -> ResNetModule:
         """Return the network with ``outputs`` output units."""
-        return Residual(self.sizes, self.scaling, 0.0 if self.zero_init_residual else 1.0, self.head_dropout, outputs)
+        last_scale = 0.0 if self.zero_init_residual else 1.0
+        return ResNetModule(self.sizes, self.scaling, last_scale, self.head_dropout, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
-        """Return ``stem``, ``block_0`` ..., ``head``; statistics are their block's."""
+        """Return ``stem``, ``block_0`` ..., ``head``; batch statistics belong to their block."""
         blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(len(self.sizes.blocks)))
         return (("stem", "stem/.*"), *blocks, ("head", "head/.*"))
 
     @property
     def stochastic(self) -> bool:
-        """Whether a training pass differs from inference by chance."""
+        """Whether a training pass is random."""
         return self.head_dropout is not None
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return each block's normalised convolutions: an adapter stands before the activation, or the sum."""
+        """Return each block's normalised convolutions: an adapter follows each, before the activation or the sum."""
         count = 3 if self.sizes.kind == "bottleneck" else 2
         return tuple(tuple(f"block_{i}/norm_{j}" for j in range(count)) for i in range(len(self.sizes.blocks)))
 
-    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
-        """Return how many images make maps of 64 MB at the bottom; of vectors, all are taken at once."""
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
+        """Return the number of images whose largest feature maps take 64 MB; ``None`` for vectors."""
         if len(features) != 3:
             return None
         height, width, depth = features

@@ -1,8 +1,9 @@
-"""What BERT and GPT-2 share: attention, embeddings, packed rows, the run from group to group, and the settings.
+"""The parts that BERT and GPT-2 share: attention, embeddings, packed rows, the forward pass, and the settings.
 
 Inputs are int32 ``(N, 3, L)``: token ids, token types (0 or 1), and the number of the example that a token belongs to
-(1, 2 ...; 0 is padding). An example's tokens are neighbours. A row with one example begins with it; several in a row
-are *packed*: each attends to itself only, and its positions count from 0, so packing changes no output.
+(1, 2 ...; 0 is padding). The tokens of an example are contiguous. A row with one example begins with it. Several
+examples in a row are *packed*: each attends only to itself and its positions count from 0, so packing changes no
+output.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from .base import Model
 from .checkpointed import Checkpointed
 from .layers import Dropout
 
-MASK_VALUE = -1e9  # of a score or a logit: its probability is 0 in every precision
-TIED = ("masked", "pretraining", "causal")  # heads whose outputs are words: the embedding of words is their kernel
+MASK_VALUE = -1e9  # of a masked score or logit: its probability is 0 in every precision
+TIED = ("masked", "pretraining", "causal")  # heads over the vocabulary, whose kernel is the word embedding
 HEAD = "(classifier|transform|transform_norm|vocabulary)/.*"
 
 
@@ -42,30 +43,30 @@ class TransformerConfig(NamedTuple):
     epsilon: float = 1e-5
 
 
-def initial_kernel(deviation: float = 0.02) -> Callable[..., Array]:
-    """Return BERT's initial values: normal, truncated at two standard deviations (Devlin et al., arXiv 1810.04805)."""
-    return nn.initializers.truncated_normal(deviation)
+def truncated_normal_init(std: float = 0.02) -> Callable[..., Array]:
+    """Return BERT's initializer: normal, truncated at two standard deviations (Devlin et al., arXiv 1810.04805)."""
+    return nn.initializers.truncated_normal(std)
 
 
-def dense(units: int, name: str, bias: bool = True, deviation: float = 0.02) -> nn.Dense:
-    """Return a dense layer with the initial values of BERT."""
-    return nn.Dense(units, use_bias=bias, kernel_init=initial_kernel(deviation), name=name)
+def dense(units: int, name: str, bias: bool = True, std: float = 0.02) -> nn.Dense:
+    """Return a dense layer with BERT's initializer."""
+    return nn.Dense(units, use_bias=bias, kernel_init=truncated_normal_init(std), name=name)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention with several heads (Vaswani et al., arXiv 1706.03762, section 3.2)."""
+    """Multi-head attention (Vaswani et al., arXiv 1706.03762, section 3.2)."""
 
     heads: int
     dropout: Any
-    fused: bool = False  # whether queries, keys and values share one kernel, side by side
-    deviation: float = 0.02  # of the initial output kernel
+    fused: bool = False  # whether queries, keys and values are one dense layer
+    std: float = 0.02  # of the initial output kernel
 
     @nn.compact
     def __call__(self, x: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
-        """Return what each token gathers; ``bias`` is added to the scores of (query, key)."""
+        """Return the attention outputs; ``bias`` is added to the scores of (query, key)."""
         width = x.shape[-1]
         if self.fused:
             parts = jnp.split(dense(3 * width, "qkv")(x), 3, axis=-1)
@@ -73,26 +74,25 @@ class Attention(nn.Module):
             parts = [dense(width, name)(x) for name in ("query", "key", "value")]
         query, key, value = (self.by_head(part, bias.shape[-1]) for part in parts)
         scores = jnp.einsum("nhqd,nhkd->nhqk", query * (width // self.heads) ** -0.5, key)
-        # In float32: among bfloat16's 8 bits, the probabilities of a long row would not add up to 1.
-        shares = nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(x.dtype)
-        shares = Dropout(self.dropout, name="dropout")(shares)
-        gathered = jnp.einsum("nhqk,nhkd->nhqd", shares, value)
-        together = gathered.transpose(0, 2, 1, 3).reshape(x.shape)
-        return dense(width, "output", deviation=self.deviation)(together)
+        # In float32: bfloat16 probabilities of a long row do not add up to 1.
+        probs = nn.softmax(scores.astype(jnp.float32) + bias, axis=-1).astype(x.dtype)
+        probs = Dropout(self.dropout, name="dropout")(probs)
+        attended = jnp.einsum("nhqk,nhkd->nhqd", probs, value)
+        together = attended.transpose(0, 2, 1, 3).reshape(x.shape)
+        return dense(width, "output", std=self.std)(together)
 
     def by_head(self, x: Float[Array, "N*L E"], length: int) -> Float[Array, "N H L D"]:
-        """Return the heads on axis 1, where the products over them are four times faster on a CPU than on axis 2."""
+        """Return the heads on axis 1, where the batched products are four times faster on a CPU than on axis 2."""
         return x.reshape(-1, length, self.heads, x.shape[-1] // self.heads).transpose(0, 2, 1, 3)
 
 
 def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> Float[Array, "n 1 L L"]:
-    """Return 0 where a token (axis 2, or all alike) may look at another (axis 3), and :data:`MASK_VALUE` elsewhere.
+    """Return 0 where a query (axis 2, broadcast if 1) may attend to a key (axis 3), :data:`MASK_VALUE` elsewhere.
 
     Args:
-        examples: the number of the example at each place.
-        causal: whether a token sees only itself and what comes before it.
-        packed: whether rows hold several examples. With one, padding lies behind it, where causal attention does not
-            look anyway.
+        examples: the number of each token's example.
+        causal: whether a token attends only to itself and the tokens before it.
+        packed: whether rows hold several examples. With one, padding follows it, which causal attention never reaches.
     """
     before = jnp.tril(jnp.ones((examples.shape[-1],) * 2, bool))[None, None]
     if packed:
@@ -106,7 +106,7 @@ def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> F
 
 
 def positions_within(examples: Int[Array, "N L"]) -> Int[Array, "N L"]:
-    """Return each token's place within its example, from 0."""
+    """Return each token's position within its example, from 0."""
     place = jnp.broadcast_to(jnp.arange(examples.shape[-1]), examples.shape)
     before = jnp.pad(examples[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return place - jax.lax.cummax(jnp.where(examples == before, 0, place), axis=1)
@@ -115,9 +115,9 @@ def positions_within(examples: Int[Array, "N L"]) -> Int[Array, "N L"]:
 def pooled(
     h: Float[Array, "N L E"], examples: Int[Array, "N L"], pooling: str, count: int
 ) -> Float[Array, "N count E"]:
-    """Return one vector an example: of its ``first`` or ``last`` token, or the ``mean`` of all; 0 where there is none.
+    """Return one vector an example: its ``first`` or ``last`` token, or the ``mean``; 0 for examples that do not exist.
 
-    By a product: selecting rows by their numbers would make the backward pass a slow scatter.
+    A matrix product rather than indexing, whose gradient is a slow scatter.
     """
     inside = examples[:, None, :] == jnp.arange(1, count + 1)[None, :, None]
     if pooling != "mean":
@@ -129,18 +129,18 @@ def pooled(
 
 
 class Embeddings(nn.Module):
-    """The sum of a token's word, its position and, where the network has types, its type; and a word's likelihood."""
+    """The sum of word, position and type embeddings (types only if the network has them), and the tied output layer."""
 
     sizes: TransformerConfig
     dropout: Any
     packed: bool
-    normalised: bool  # whether the sum is normalised, as in BERT
+    normalised: bool  # whether a layer normalisation follows the sum, as in BERT
 
     def setup(self) -> None:
-        """Make the tables; in one place, because two methods use them."""
+        """Make the tables, which two methods use."""
 
         def table(rows: int) -> nn.Embed:
-            return nn.Embed(rows, self.sizes.width, embedding_init=initial_kernel())
+            return nn.Embed(rows, self.sizes.width, embedding_init=truncated_normal_init())
 
         self.word, self.position = table(self.sizes.vocab_size), table(self.sizes.positions)
         if self.sizes.types:
@@ -152,16 +152,16 @@ class Embeddings(nn.Module):
     def __call__(self, x: Int[Array, "N 3 L"]) -> Float[Array, "N L E"]:
         """Return the hidden states under the first block."""
         ids, types, examples = x[:, 0], x[:, 1], x[:, 2]
-        # The same for every row where there is one example: the backward pass is a sum, no scatter.
+        # Without packing, all rows have the same positions: the gradient is a sum, no scatter.
         same = self.position.embedding[None, : ids.shape[-1]]
         h = self.word(ids) + (self.position(positions_within(examples)) if self.packed else same)
-        if self.sizes.types:  # a product, for the same reason
+        if self.sizes.types:  # a product: the gradient of indexing is a scatter
             chosen = nn.one_hot(types, self.sizes.types, dtype=h.dtype)
             h += jnp.matmul(chosen, self.type.embedding, precision=jax.lax.Precision.HIGHEST)
         return self.drop(self.norm(h) if self.normalised else h)
 
     def words(self, h: Float[Array, "N L E"]) -> Float[Array, "N L V"]:
-        """Return the products of hidden states with every word's embedding (Press and Wolf, arXiv 1608.05859)."""
+        """Return logits over the vocabulary from the tied word embedding (Press and Wolf, arXiv 1608.05859)."""
         return self.word.attend(h.reshape(-1, h.shape[-1])).reshape(*h.shape[:-1], -1)
 
 
@@ -169,44 +169,44 @@ class Embeddings(nn.Module):
 
 
 class Hidden(NamedTuple):
-    """What lies between two groups below the pooling: hidden states, and which example each token belongs to."""
+    """The state between two groups below the pooling: hidden states, and the number of each token's example."""
 
     states: Float[Array, "N L E"]
     examples: Int[Array, "N L"]
 
     def packed(self) -> Float[Array, "N L E+1"]:
-        """Return both as one array, the numbers as a last column."""
+        """Return both as one array, with the numbers as the last column."""
         return jnp.concatenate([self.states, self.examples[..., None].astype(self.states.dtype)], axis=-1)
 
     @classmethod
     def unpacked(cls, x: Float[Array, "N L E+1"]) -> Hidden:
-        """Take apart what :meth:`packed` made."""
+        """Return the inverse of :meth:`packed`."""
         return cls(x[..., :-1], x[..., -1].astype(jnp.int32))
 
 
-class Network(nn.Module):
-    """Embeddings, blocks and a head. A subclass says what its blocks, its pooler and its head are.
+class TransformerModule(nn.Module):
+    """Embeddings, blocks and a head. Subclasses define the blocks, the pooler and the head.
 
-    Between groups there is one array: ``(N, L, E + 1)`` with the example's number as last column; from the last block
-    on, under a head for whole examples, their pooled inputs ``(N, examples, E)``.
+    The state between groups is one array: ``(N, L, E + 1)`` with the example's number as the last column; after the
+    last block, with ``head="classify"``, the pooled states ``(N, examples, E)``.
     """
 
     sizes: TransformerConfig
     outputs: int
     head: str
     pooling: str
-    examples: int  # the most in a row
+    examples: int  # largest number in a row
     dropout: Any
     head_dropout: Any
     causal: ClassVar[bool] = False
-    normalised: ClassVar[bool] = True  # the embeddings
+    normalised: ClassVar[bool] = True  # whether the embeddings are
 
     @nn.compact
-    def __call__(self, x: Array, start: int = 0, stop: int | None = None, places: Array | None = None) -> Array:
-        """Return the outputs of a batch; of part of the groups, what the last of them returns.
+    def __call__(self, x: Array, start: int = 0, stop: int | None = None, positions: Array | None = None) -> Array:
+        """Return the outputs of a batch, or the outputs of group ``stop - 1``.
 
-        With ``places``, int ``(P,)`` among the batch's ``N * L`` tokens, their outputs alone, ``(P, K)``: those of all
-        tokens over a vocabulary would cost more than all blocks of a small network.
+        With ``positions``, int ``(P,)`` into the batch's ``N * L`` tokens, only the outputs ``(P, K)`` of these tokens
+        are computed: the vocabulary's logits of all tokens cost more than all blocks of a small network.
         """
         depth = self.sizes.layers
         embeddings = Embeddings(self.sizes, self.dropout, self.examples > 1, self.normalised, name="embeddings")
@@ -214,7 +214,7 @@ class Network(nn.Module):
         stop = end if stop is None else min(stop, end)
         if start >= stop:
             return x
-        examples, bias, whole = jnp.zeros((1, 1), jnp.int32), None, self.head == "classify"
+        examples, whole = jnp.zeros((1, 1), jnp.int32), self.head == "classify"
         if start == 0:
             self.check(x)
             examples, h = x[:, 2], embeddings(x)
@@ -223,32 +223,35 @@ class Network(nn.Module):
         else:
             h, examples = Hidden.unpacked(x)
         bias = attention_bias(examples, self.causal, self.examples > 1)
-        # Blocks see one long row of tokens: gradients of kernels are then plain products, a fifth faster on a CPU.
+        # Blocks take all tokens as one matrix, which makes the gradients of kernels plain products: a fifth faster.
         shape, h = h.shape, h.reshape(-1, h.shape[-1])
         for i in range(max(start - 1, 0), min(stop - 1, depth)):
             h = self.block(i)(h, bias)
         h = h.reshape(shape)
         if start <= depth < stop:
-            h = self.top(h)
-            h = (
-                pooled(h, examples, "first" if self.pooling == "pooler" else self.pooling, self.examples)
-                if whole
-                else h
-            )
+            h = self.after_blocks(h)
+            if whole:
+                h = pooled(h, examples, "first" if self.pooling == "pooler" else self.pooling, self.examples)
         if start <= depth + 1 < end - 1 and depth + 1 < stop:
             h = self.pool(h)
         if stop < end:
             return h if whole and stop > depth else Hidden(h, examples).packed()
-        return self.answer(h, examples, embeddings) if places is None else self.asked(h, examples, embeddings, places)
+        return (
+            self.apply_head(h, examples, embeddings)
+            if positions is None
+            else self.head_at(h, examples, embeddings, positions)
+        )
 
     @nn.nowrap
-    def asked(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, places: Array) -> Array:
-        """Return the head's outputs of some tokens."""
-        return self.answer(jnp.take(h.reshape(-1, h.shape[-1]), places, axis=0, mode="clip"), examples, embeddings)
+    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
+        """Return the head's outputs for some tokens."""
+        return self.apply_head(
+            jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), examples, embeddings
+        )
 
     @nn.nowrap
     def check(self, x: Array) -> None:
-        """Refuse inputs that are no rows of tokens, and rows that are too long."""
+        """Refuse inputs that are not rows of tokens, and rows that are too long."""
         if x.ndim != 3 or x.shape[1] != 3 or not jnp.issubdtype(x.dtype, jnp.integer):
             raise UserError(
                 f"a model of text is given inputs of shape {x.shape[1:]} and type {x.dtype.name}; "
@@ -263,21 +266,21 @@ class Network(nn.Module):
     @nn.nowrap
     def block(self, number: int) -> nn.Module:
         """Return a block, from hidden states ``(N * L, E)`` and the bias of attention to hidden states."""
-        raise TypeError(f"{type(self).__name__} has no block")
+        raise TypeError(f"{type(self).__name__} does not define block()")
 
     @nn.nowrap
-    def top(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
-        """Return what the last block's group does after the block."""
+    def after_blocks(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
+        """Return the layers of the last block's group that follow the block."""
         return h
 
     @nn.nowrap
     def pool(self, h: Float[Array, "N S E"]) -> Float[Array, "N S E"]:
-        """Return what the group between the blocks and the head does."""
-        raise TypeError(f"{type(self).__name__} has no pooler")
+        """Return the outputs of the pooler, the group between the blocks and the head."""
+        raise TypeError(f"{type(self).__name__} does not define pool()")
 
     @nn.nowrap
-    def answer(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs; of a head that is tied, see the subclass."""
+    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+        """Return the head's outputs. Subclasses add the heads over the vocabulary."""
         h = Dropout(self.head_dropout, name="head_dropout")(h)
         outputs = dense(self.outputs, "classifier", bias=self.head_bias)(h)
         if self.head == "spans":
@@ -338,17 +341,17 @@ class Transformer(Checkpointed):
 
     @property
     def stochastic(self) -> bool:
-        """Whether a training pass differs from inference by chance."""
+        """Whether a training pass is random."""
         return self.dropout is not None or self.head_dropout is not None
 
     @property
     def head_name(self) -> str:
-        """What the head is called in the settings."""
+        """The head's name in the settings."""
         head: Enum = self.head  # type: ignore[attr-defined]
         return head.name
 
-    def network(self, kind: Callable[..., Network], outputs: int) -> Network:
-        """Return the network of a kind.
+    def make_module(self, cls: Callable[..., TransformerModule], outputs: int) -> TransformerModule:
+        """Return the module of a class.
 
         Raises:
             UserError: a number of outputs that the head cannot have.
@@ -357,31 +360,31 @@ class Transformer(Checkpointed):
         fixed = sizes.vocab_size if head in TIED else 2 if head == "spans" else outputs
         if outputs != fixed:
             words = "the vocabulary's size, model.vocab_size" if head in TIED else "first and last token"
-            raise UserError(f"model.head={head} is asked for {outputs} outputs; allowed: {fixed}, {words}")
+            raise UserError(f"model.head={head} has {outputs} outputs; allowed: {fixed}, {words}")
         pooling: Enum = self.pooling  # type: ignore[attr-defined]
-        return kind(sizes, outputs, head, pooling.name, self.examples, self.dropout, self.head_dropout)
+        return cls(sizes, outputs, head, pooling.name, self.examples, self.dropout, self.head_dropout)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., then the head."""
         blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers))
         return (("embeddings", "embeddings/.*"), *blocks, ("head", HEAD))
 
-    def shared(self) -> str:
+    def tied_params(self) -> str:
         """Return the embedding of words where the head is tied to it."""
-        return "embeddings/word/embedding" if self.head_name in TIED else super().shared()
+        return "embeddings/word/embedding" if self.head_name in TIED else super().tied_params()
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
+        """Return the output layers of each block's attention and feed-forward network, before dropout and residual."""
         return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
 
-    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
-        """Return as many as 4,096 tokens make: the scores of attention are what memory is needed for."""
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
+        """Return the rows of 4,096 tokens, a bound on the memory of the attention scores."""
         return max(1, 4096 // features[-1])
 
     def with_head(self, kind: str) -> Model:
-        """Return the model with the head of a language model where that is the task.
+        """Return the model with the language-model head for a language-model task.
 
-        Rows stay packed if the data's are: texts of one row must not see each other, of whichever task.
+        Rows stay packed if the data's rows are, whichever the task.
         """
         if kind not in TIED or kind == self.head_name:
             return self
@@ -389,12 +392,12 @@ class Transformer(Checkpointed):
         if kind not in heads.__members__:
             what = "pairs of sentences" if kind == "pretraining" else f"{kind} words"
             raise UserError(f"model={self.architecture} has no head for a task of {what}")
-        alone = {"examples": 1} if kind == "pretraining" else {}  # pairs have a row each
-        return replace(self, head=heads[kind], **alone)  # type: ignore[call-arg]
+        unpacked = {"examples": 1} if kind == "pretraining" else {}  # a row is a pair
+        return replace(self, head=heads[kind], **unpacked)  # type: ignore[call-arg]
 
 
-def residual_deviation(layers: int) -> float:
-    """Return GPT-2's deviation of what is added to the residual stream: 0.02 over the root of the 2 * layers sums.
+def residual_std(layers: int) -> float:
+    """Return GPT-2's standard deviation for kernels of residual branches, of which there are 2 * layers.
 
     Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3.
     """

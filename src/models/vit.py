@@ -14,14 +14,14 @@ from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
 from .cpu_kernels import convolve, gelu
 from .layers import Dropout, take_rows
-from .transformer import Attention, dense, initial_kernel
+from .transformer import Attention, dense, truncated_normal_init
 from .vision import Scaling, Vision, check_images, standardised
 
 Size = Enum("Size", ["tiny", "small", "base"])
 Pooling = Enum("Pooling", ["first", "mean"])
 
 WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width and heads (arXiv 2012.12877, table 1)
-TOKENS_AT_ONCE = 8192  # when nothing is learned
+TOKENS_AT_ONCE = 8192  # of a batch in evaluation
 
 
 class ViTConfig(NamedTuple):
@@ -49,10 +49,10 @@ class ViTConfig(NamedTuple):
         return next((name for name in WIDTHS if ViTConfig.named(name)[:4] == own), None)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return how many patches an image has, down and across.
+        """Return the number of patches of an image, down and across.
 
         Raises:
-            UserError: images of another size than the network's, or that do not fall into patches.
+            UserError: images of another size than the network's, or not divisible into patches.
         """
         side, patch = self.image, self.patch
         if side is not None and (height, width) != (side, side):
@@ -68,7 +68,7 @@ class ViTConfig(NamedTuple):
 
 
 class PatchEmbeddings(nn.Module):
-    """A dense layer on each patch; a token for the class before them; to all, their positions are added."""
+    """A dense layer on each patch, a class token before them, and position embeddings."""
 
     width: int
     patch: int
@@ -79,17 +79,23 @@ class PatchEmbeddings(nn.Module):
         """Return the hidden states under the first block: the class token's, then those of the patches."""
         side = (self.patch, self.patch)
         patches = nn.Conv(
-            self.width, side, side, "VALID", kernel_init=initial_kernel(), conv_general_dilated=convolve, name="patch"
+            self.width,
+            side,
+            side,
+            "VALID",
+            kernel_init=truncated_normal_init(),
+            conv_general_dilated=convolve,
+            name="patch",
         )(x)
         h = patches.reshape(len(x), -1, self.width)
-        token = self.param("class_token", initial_kernel(), (1, 1, self.width))
+        token = self.param("class_token", truncated_normal_init(), (1, 1, self.width))
         h = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), h], axis=1)
-        positions = self.param("positions", initial_kernel(), (1, *h.shape[1:]))
+        positions = self.param("positions", truncated_normal_init(), (1, *h.shape[1:]))
         return Dropout(self.dropout, name="dropout")(h + positions)
 
 
-class Block(nn.Module):
-    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
+class VitBlock(nn.Module):
+    """A pre-norm block: attention and two dense layers, each with a residual connection."""
 
     sizes: ViTConfig
     dropout: Any
@@ -99,26 +105,26 @@ class Block(nn.Module):
         """Return new hidden states."""
         epsilon = self.sizes.epsilon
         normalised = nn.LayerNorm(epsilon, name="attention_norm")(h)
-        gathered = Attention(self.sizes.heads, self.dropout, name="attention")(normalised, bias)
-        h += Dropout(self.dropout, name="attention_dropout")(gathered)
+        attended = Attention(self.sizes.heads, self.dropout, name="attention")(normalised, bias)
+        h += Dropout(self.dropout, name="attention_dropout")(attended)
         inner = gelu(dense(self.sizes.intermediate, "up")(nn.LayerNorm(epsilon, name="mlp_norm")(h)))
         return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
 
 
 def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
-    """Return what some of the blocks of the module that calls make of hidden states; every token sees every other."""
+    """Apply some blocks, as submodules of the calling module; every token attends to every other."""
     shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
-    # One long row of tokens: gradients of kernels are then plain products.
+    # All tokens as one matrix, which makes the gradients of kernels plain products.
     h = h.reshape(-1, h.shape[-1])
     for i in numbers:
-        h = Block(sizes, dropout, name=f"block_{i}")(h, bias)
+        h = VitBlock(sizes, dropout, name=f"block_{i}")(h, bias)
     return h.reshape(shape)
 
 
-class VisionTransformer(nn.Module):
+class VitModule(nn.Module):
     """Embeddings, blocks, a last normalisation with pooling, and ``Dense(outputs)``.
 
-    Between groups lie hidden states ``(N, L, E)``; above the last block, whose group pools, one vector an image.
+    The state between groups is ``(N, L, E)``; after the last block's group, which pools, one vector an image.
     """
 
     sizes: ViTConfig
@@ -130,16 +136,20 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "N ..."], start: int = 0, stop: int | None = None, places: Int[Array, "N V"] | None = None
+        self,
+        x: Float[Array, "N ..."],
+        start: int = 0,
+        stop: int | None = None,
+        positions: Int[Array, "N V"] | None = None,
     ) -> Float[Array, "N ..."]:
-        """Return the outputs of a batch of images; of part of the groups, what the last of them returns.
+        """Return the outputs of a batch of images, or the outputs of group ``stop - 1``.
 
         Args:
-            x: images, or what the group before ``start`` returned.
-            start: the first group that is run.
-            stop: the first group that is not run any more; ``None``: all are.
-            places: of each image, the patches that the blocks see beside the class token, counted line by line; what
-                they say is then not pooled. ``None``: all, and pooled.
+            x: images, or the outputs of group ``start - 1``.
+            start: the first group that runs.
+            stop: the group before which the pass ends; ``None``: the end of the model.
+            positions: of each image, the patches that the blocks take beside the class token, by their numbers line by
+                line; their hidden states are returned without pooling. ``None``: all patches, pooled.
         """
         sizes = self.sizes
         end = sizes.layers + 1
@@ -148,13 +158,13 @@ class VisionTransformer(nn.Module):
             self.check(x)
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
             x = embeddings(standardised(self, x, self.scaling))
-            if places is not None:
-                x = jnp.concatenate([x[:, :1], take_rows(x[:, 1:], places)], axis=1)
+            if positions is not None:
+                x = jnp.concatenate([x[:, :1], take_rows(x[:, 1:], positions)], axis=1)
         if start < end and stop > 1:
             x = through_blocks(x, sizes, self.dropout, range(max(start - 1, 0), min(stop - 1, sizes.layers)))
         if start < end <= stop:
             x = nn.LayerNorm(sizes.epsilon, name="final_norm")(x)
-            if places is None:
+            if positions is None:
                 x = x[:, 0] if self.pooling == "first" else x.mean(axis=1)
         if stop <= end:
             return x
@@ -162,7 +172,7 @@ class VisionTransformer(nn.Module):
 
     @nn.nowrap
     def check(self, x: Array) -> None:
-        """Refuse inputs that are no images, have another size than the network's, or do not fall into patches."""
+        """Refuse inputs that are not images, have another size than the network's, or do not divide into patches."""
         check_images("vit", x, self.sizes.channels)
         self.sizes.grid(*x.shape[1:3])
 
@@ -176,8 +186,8 @@ class Vit(Vision):
 
     ``size``: a name for ``width``, ``heads``, ``intermediate`` (units between the two layers of a block) and ``layers``
     (12), which may be set one by one as well. ``patch`` and ``image``: sides in pixels. ``pooling``: what stands for an
-    image, the class token (``first``) or the ``mean`` of all tokens. ``dropout``: of the trunk (embeddings, attention's
-    shares, both outputs of a block); ``head_dropout``: of the head's inputs.
+    image, the class token (``first``) or the ``mean`` of all tokens. ``dropout``: of the trunk (embeddings, attention
+    probabilities, both outputs of a block); ``head_dropout``: of the head's inputs.
     """
 
     architecture: ClassVar[str] = "vit"
@@ -213,9 +223,9 @@ class Vit(Vision):
             raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
         return sizes
 
-    def module(self, outputs: int) -> VisionTransformer:
+    def module(self, outputs: int) -> VitModule:
         """Return the network with ``outputs`` output units."""
-        return VisionTransformer(self.sizes, self.scaling, self.pooling.name, self.dropout, self.head_dropout, outputs)
+        return VitModule(self.sizes, self.scaling, self.pooling.name, self.dropout, self.head_dropout, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``head``; the last normalisation belongs to the last block."""
@@ -225,15 +235,15 @@ class Vit(Vision):
 
     @property
     def stochastic(self) -> bool:
-        """Whether a training pass differs from inference by chance."""
+        """Whether a training pass is random."""
         return self.dropout is not None or self.head_dropout is not None
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
-        """Return what attention and the feed-forward layers of each block return, before dropout and residual."""
+        """Return the output layers of each block's attention and feed-forward network, before dropout and residual."""
         return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
 
-    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
-        """Return as many as 8,192 tokens make; of vectors, all are taken at once."""
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
+        """Return the rows of 8,192 tokens; ``None`` for vectors."""
         if len(features) == 1:
             return None
         patch = self.sizes.patch

@@ -1,4 +1,4 @@
-"""A network with something else in the place of its head, for pre-training only."""
+"""Base of the models that replace the head of another model during pre-training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .base import Model
 
 @dataclass(frozen=True)
 class Wrapped(Model):
-    """Base of these: what does not depend on the head is the network's."""
+    """A model with another head; whatever does not depend on the head is the wrapped model's."""
 
     model: Model = hparam()
 
@@ -19,9 +19,9 @@ class Wrapped(Model):
         """As the network."""
         return self.model.stochastic
 
-    def rows_at_once(self, features: tuple[int, ...]) -> int | None:
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
         """As the network."""
-        return self.model.rows_at_once(features)
+        return self.model.eval_batch_size(features)
 
     @property
     def has_checkpoint(self) -> bool:

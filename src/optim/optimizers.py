@@ -101,7 +101,7 @@ class Adamw(Adam):
 def transformation(
     optimizer: Optimizer,
     rate: Callable[[Any], Any],
-    multiplier: Mapping[str, Any],
+    lr_scale: Mapping[str, Any],
     form: FreezeImpl,
     optimizer_groups: Mapping[str, str] | None = None,
 ) -> optax.GradientTransformation:
@@ -110,13 +110,13 @@ def transformation(
     Args:
         optimizer: the settings; traced fields may be tracers.
         rate: schedule, from the number of updates made to the learning rate.
-        multiplier: learning-rate multiplier, or ``FROZEN``, of every parameter by path.
+        lr_scale: learning-rate lr_scale, or ``FROZEN``, of every parameter by path.
         form: how frozen parameters are left unchanged. With ``FreezeImpl.split`` the transformation takes the
             trainable parameters only; with the other two it takes all parameters.
         optimizer_groups: label by path; parameters of one label share an optimizer state with its own count of
             updates. ``None``: all parameters share one.
     """
-    trainable = {path: value for path, value in multiplier.items() if value is not FROZEN}
+    trainable = {path: value for path, value in lr_scale.items() if value is not FROZEN}
     steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []
     direction = optimizer.direction()
     if optimizer_groups is not None:
@@ -131,9 +131,9 @@ def transformation(
     if form is FreezeImpl.split:
         return train
     if form is FreezeImpl.multi_transform:
-        labels = {path: "frozen" if value is FROZEN else "trainable" for path, value in multiplier.items()}
+        labels = {path: "frozen" if value is FROZEN else "trainable" for path, value in lr_scale.items()}
         return optax.multi_transform({"trainable": train, "frozen": optax.set_to_zero()}, labels)
-    mask = {path: value is not FROZEN for path, value in multiplier.items()}
+    mask = {path: value is not FROZEN for path, value in lr_scale.items()}
     # optax.masked alone passes the raw gradients of masked-out leaves through, and apply_updates would add them. The
     # second transformation sets them to zero.
     return optax.chain(
@@ -154,12 +154,12 @@ def _decay(optimizer: Optimizer, trainable: Iterable[str]) -> optax.GradientTran
     return optax.add_decayed_weights(optimizer.weight_decay, mask)
 
 
-def _scale_by_path(multiplier: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Scale each update by its path's multiplier. It follows the optimizer: Adam divides a scaled gradient again."""
+def _scale_by_path(lr_scale: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Scale each update by its path's lr_scale. It follows the optimizer: Adam divides a scaled gradient again."""
 
     def scale(updates: Any, _params: Any) -> Any:
         return {
-            path: update if isinstance(update, optax.MaskedNode) else update * multiplier[path]
+            path: update if isinstance(update, optax.MaskedNode) else update * lr_scale[path]
             for path, update in updates.items()
         }
 

@@ -1,9 +1,9 @@
-"""Which parameters move: an ordered table of patterns over flat paths, and the split that follows from it.
+"""Which parameters are trained: an ordered table of rules over flat paths, and the split into trainable and frozen.
 
-A line of the table is ``(pattern, multiplier)``. The pattern is a group's name (``head``, ``block_0``, or ``trunk`` for
-everything but the head) or a regular expression that must match a whole path (``Dense_1/.*``; so ``Dense_1`` never
-takes ``Dense_10`` with it). The multiplier scales the learning rate; :data:`FROZEN` means that the parameter does not
-move. The first line that matches decides, every parameter must be matched, and every line must match something.
+A rule is ``(pattern, lr_scale)``. The pattern is a group's name (``head``, ``block_0``, or ``trunk`` for everything but
+the head) or a regular expression that must match a whole path (``Dense_1/.*``). ``lr_scale`` multiplies the learning
+rate; :data:`FROZEN` freezes the parameter. The first matching rule decides. Every parameter must be matched, and every
+rule must match a parameter.
 """
 
 from __future__ import annotations
@@ -15,57 +15,57 @@ from typing import Any, NamedTuple
 from ..errors import UserError, did_you_mean, listed
 
 FROZEN = None
-Rule = tuple[str, Any]  # (pattern, multiplier or FROZEN)
+Rule = tuple[str, Any]  # (pattern, lr_scale or FROZEN)
 Groups = Sequence[tuple[str, str]]  # (name, regular expression), bottom to top, the head last
 
 
 class ParamLabels(NamedTuple):
-    """What a table says of a set of parameters."""
+    """The learning-rate scale of every parameter, in the role of ``param_labels`` in ``optax.multi_transform``."""
 
-    multiplier: dict[str, Any]  # path -> multiplier or FROZEN
-    matched: tuple[tuple[str, Any, tuple[str, ...]], ...]  # each line with the paths that it decided
+    lr_scale: dict[str, Any]  # path -> learning-rate scale or FROZEN
+    matched: tuple[tuple[str, Any, tuple[str, ...]], ...]  # each rule with the paths that it decided
 
     @property
     def trainable(self) -> tuple[str, ...]:
-        """The paths of the parameters that move, in the parameters' order."""
-        return tuple(path for path, value in self.multiplier.items() if value is not FROZEN)
+        """The paths of the trained parameters, in the parameters' order."""
+        return tuple(path for path, value in self.lr_scale.items() if value is not FROZEN)
 
 
 def match_rules(table: Iterable[Rule], paths: Iterable[str], groups: Groups, part: bool = False) -> ParamLabels:
     """Apply an ordered table to parameter paths.
 
     Args:
-        table: its lines.
+        table: the rules.
         paths: of the parameters.
-        groups: what names of groups in patterns mean.
-        part: whether these are only some of the model's parameters, so that a line may find nothing.
+        groups: the model's groups, whose names may be patterns.
+        part: whether ``paths`` are only some of the model's parameters, so that a rule may match none.
 
     Raises:
-        UserError: a line that no parameter was left for, a parameter that no line covers, an invalid regular
-            expression, or nothing left to train. The message lists the paths.
+        UserError: a rule matches no parameter, a parameter matches no rule, an invalid regular expression, or nothing
+            is trained. The message lists the paths.
     """
     paths = list(paths)
-    multiplier: dict[str, Any] = {}
+    lr_scale: dict[str, Any] = {}
     matched = []
     for pattern, value in table:
         expression = compile_pattern(pattern, groups)
         all_hits = [path for path in paths if expression.fullmatch(path)]
-        hits = tuple(path for path in all_hits if path not in multiplier)
+        hits = tuple(path for path in all_hits if path not in lr_scale)
         if not all_hits and not part:
             names = ["trunk", *(name for name, _ in groups)]
             raise UserError(
                 f"strategy: the pattern '{pattern}' matches no parameter{did_you_mean(pattern, [*names, *paths])}; "
                 f"groups: {listed(names)}; parameters: {listed(paths)}"
             )
-        multiplier.update(dict.fromkeys(hits, value))
+        lr_scale.update(dict.fromkeys(hits, value))
         matched.append((pattern, value, hits))
-    left = [path for path in paths if path not in multiplier]
+    left = [path for path in paths if path not in lr_scale]
     if left:
-        raise UserError(f"strategy: no line of the table covers {listed(left)}; end it with '.*'")
-    placement = ParamLabels({path: multiplier[path] for path in paths}, tuple(matched))
-    if not placement.trainable and not part:
+        raise UserError(f"strategy: no rule of the table covers {listed(left)}; end it with '.*'")
+    labels = ParamLabels({path: lr_scale[path] for path in paths}, tuple(matched))
+    if not labels.trainable and not part:
         raise UserError(f"strategy: the table leaves nothing to train; parameters: {listed(paths)}")
-    return placement
+    return labels
 
 
 def split(params: Mapping[str, Any], trainable: Iterable[str]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -83,7 +83,7 @@ def join(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, A
 
 
 def compile_pattern(pattern: str, groups: Groups) -> re.Pattern[str]:
-    """Return the regular expression behind a group's name, ``trunk``, or an expression on whole paths.
+    """Return the regular expression of a pattern: a group's name, ``trunk``, or an expression on whole paths.
 
     Raises:
         UserError: the expression is invalid.

@@ -1,10 +1,10 @@
 """Learning-rate schedules as unit-peak shapes: ``shape(step, total_steps)`` times a traced rate.
 
-``step`` counts the updates already made, from 0. The shapes take traced step numbers, totals and settings, so neither
-the rate nor the length of a run nor a schedule's setting is compiled in.
+``step`` counts the updates already made, from 0. Steps, totals and settings may be traced, so one compiled program
+serves all of them. Optax's schedules need these as Python numbers; the tests compare the values.
 
-Each formula stands once, as a plain function that returns the rate itself for a given ``peak``; it takes Python
-numbers, NumPy or JAX arrays and computes in float32. The options of ``schedule=`` are those functions at a peak of 1.
+Each formula is a function that returns the rate for a given ``peak``. It takes Python numbers, NumPy or JAX arrays and
+computes in float32. The options of ``schedule=`` are these functions at a peak of 1.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def warmup_linear(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> 
     """Return the rate of an update: linearly up from 0 to ``peak``, then linearly down to 0 at the end.
 
     The form of Hugging Face's ``get_linear_schedule_with_warmup``: with ``w`` warm-up steps of ``T``, ``t / w`` below
-    ``w`` and ``(T - t) / (T - w)`` from there on, which is continuous at ``w``. Google's BERT (``optimization.py``)
-    has ``1 - t / T`` after the warm-up: there the rate drops at ``w`` to a share ``1 - w / T`` of the peak.
+    ``w`` and ``(T - t) / (T - w)`` from there on. Google's BERT (``optimization.py``) has ``1 - t / T`` after the
+    warm-up: there the rate drops at ``w`` to ``1 - w / T`` of the peak.
 
     Args:
         step: updates already made, a number or an array; past the end the rate stays 0.
         total_steps: updates of the run.
-        warmup_steps: updates that go up; 0 starts at the peak.
+        warmup_steps: updates of the warm-up; 0 starts at the peak.
         peak: the highest rate.
     """
     rising, left = _parts(step, total_steps, warmup_steps)
@@ -49,22 +49,22 @@ def warmup_cosine(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> 
 
 
 def slanted_triangular(step: Any, total_steps: Any, peak: Any, cut_fraction: Any = 0.1, ratio: Any = 32) -> Any:
-    """Return the rate of an update: up from ``peak / ratio`` to ``peak`` in a short time, then down in a long one.
+    """Return the rate of an update: a short linear rise from ``peak / ratio`` to ``peak``, then a long linear fall.
 
     Howard and Ruder, ULMFiT (arXiv 1801.06146, eq. 3): ``cut = floor(T * cut_fraction)``, ``p = t / cut`` below ``cut``
     and falling linearly from 1 after it, rate ``peak * (1 + p * (ratio - 1)) / ratio``. The published fall divides by
-    ``cut * (1 / cut_fraction - 1)``, which is shorter than the rest of the run where the floor bites, so that rates
-    become negative (``T = 55``). Here it divides by ``T - cut``, as AllenNLP does: ``p`` is 0 at the end, whatever
-    ``T``. Where ``cut`` is 0, a run of fewer than ``1 / cut_fraction`` updates, it starts at the peak.
+    ``cut * (1 / cut_fraction - 1)``; where the floor rounds, that is less than the rest of the run, and rates become
+    negative (``T = 55``). Here it divides by ``T - cut``, as AllenNLP does, so ``p`` is 0 at the end for every ``T``. A
+    run of fewer than ``1 / cut_fraction`` updates has ``cut = 0`` and starts at the peak.
 
     Args:
         step: updates already made, a number or an array; past the end the rate stays ``peak / ratio``.
         total_steps: updates of the run.
         peak: the highest rate.
-        cut_fraction: share of the updates that go up, 0 to 1.
-        ratio: how many times smaller than the peak the lowest rate is.
+        cut_fraction: share of the updates in the rise, 0 to 1.
+        ratio: the peak over the lowest rate.
     """
-    # 0.53 * 100 is 52.999996 in float32 (and 0.29 * 100 less than 29 in float64): a rounding error must not be floored.
+    # 0.53 * 100 is 52.999996 in float32 (and 0.29 * 100 less than 29 in float64): do not floor a rounding error.
     cut = jnp.floor(total_steps * cut_fraction * (1.0 + 2.0**-21))
     rising, left = _parts(step, total_steps, cut)
     return peak * (1.0 + jnp.where(step < cut, rising, left) * (ratio - 1.0)) / ratio
@@ -85,23 +85,23 @@ def one_cycle(
         step: updates already made, a number or an array; past the end the rate stays ``peak / div_final``.
         total_steps: updates of the run.
         peak: the highest rate.
-        pct_start: share of the updates that go up, 0 to 1.
-        div: how many times smaller than the peak the first rate is.
-        div_final: how many times smaller than the peak the rate at the end is.
+        pct_start: share of the updates in the rise, 0 to 1.
+        div: the peak over the first rate.
+        div_final: the peak over the last rate.
     """
-    top = pct_start * total_steps  # not rounded: the peak may lie between two updates
+    top = pct_start * total_steps  # not rounded: the peak may be between two updates
     rising = _cosine(1.0 / div, 1.0, step / jnp.maximum(top, 1e-6))
     falling = _cosine(1.0, 1.0 / div_final, (step - top) / jnp.maximum(total_steps - top, 1e-6))
     return peak * jnp.where(step < top, rising, falling)
 
 
 def _cosine(start: Any, end: Any, position: Any) -> Any:
-    """Return where half a cosine from ``start`` (position 0) to ``end`` (position 1) is; it stays there outside."""
+    """Return half a cosine from ``start`` (position 0) to ``end`` (position 1), constant outside."""
     return end + (start - end) * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(position, 0.0, 1.0)))
 
 
 def _parts(step: Any, total_steps: Any, rise_steps: Any) -> tuple[Any, Any]:
-    """Return how much of the rise is done, and how much of the fall after it is left (from 1 to 0)."""
+    """Return the completed share of the rise, and the remaining share of the fall after it."""
     left = (total_steps - step) / jnp.maximum(total_steps - rise_steps, 1)
     return step / jnp.maximum(rise_steps, 1), jnp.clip(left, 0.0, 1.0)
 
@@ -112,17 +112,17 @@ class Schedule:
 
     def shape(self, step: Any, total_steps: Any) -> Any:
         """Return the multiplier of the peak rate for update number ``step`` of ``total_steps``."""
-        raise TypeError(f"{type(self).__name__} does not say its shape")
+        raise TypeError(f"{type(self).__name__} does not define shape()")
 
     def check(self, steps: int, key: str = "schedule") -> None:
-        """Refuse settings that do not fit a run of ``steps`` updates; most schedules fit every run.
+        """Refuse settings that do not fit a run of ``steps`` updates. Most schedules fit every run.
 
         Args:
             steps: updates of the run.
-            key: the schedule's place in the configuration; the error names it.
+            key: the schedule's key in the configuration, for errors.
 
         Raises:
-            UserError: a setting that asks for a longer run.
+            UserError: the warm-up is longer than the run.
         """
 
 
@@ -137,17 +137,17 @@ class Constant(Schedule):
 
 @dataclass(frozen=True)
 class Warmup(Schedule):
-    """What schedules with a warm-up share: its length, as a share of the run or in updates."""
+    """Base of the schedules with a warm-up, whose length is a share of the run or a number of updates."""
 
     warmup: float = hparam(0.1, UNIT, traced=True)
     warmup_steps: int | None = hparam(None, NATURAL, traced=True)
 
     def length(self, total_steps: Any) -> Any:
-        """Return the updates that go up: ``warmup_steps`` where given, else ``round(warmup * total_steps)``."""
+        """Return the number of warm-up updates: ``warmup_steps`` if given, else ``round(warmup * total_steps)``."""
         return jnp.round(self.warmup * total_steps) if self.warmup_steps is None else self.warmup_steps
 
     def check(self, steps: int, key: str = "schedule") -> None:
-        """Refuse a warm-up that is longer than the run: its rate would never reach the peak."""
+        """Refuse a warm-up that is longer than the run."""
         if self.warmup_steps is not None and self.warmup_steps > steps:
             raise UserError(
                 f"{key}.warmup_steps is {self.warmup_steps}; allowed: at most the {steps} updates of the run"

@@ -13,7 +13,7 @@ from ..config.hparams import COUNT, FRACTION, hparam
 from ..config.schema import option_name
 from ..data.base import Transfer
 from ..errors import UserError
-from ..models.autoencoder import HIDDEN, Autoencoder, from_patches, in_patches
+from ..models.autoencoder import MASKED_PIXEL, Autoencoder, patchify, unpatchify
 from ..models.base import Model
 from ..models.layers import take_rows
 from ..models.vit import Vit, ViTConfig
@@ -51,12 +51,12 @@ class MaeObjective(Objective):
 
     def corrupt(self, key: Array, x: Shaped[Array, "N H W C"], targets: Array) -> tuple[Array, Array]:
         """Return images with masked patches, and the masked patches as targets."""
-        patches = in_patches(to_float(x), self.patch)
+        patches = patchify(to_float(x), self.patch)
         images, count, _ = patches.shape
         masked = random_mask(key, images, count, self.visible)
         what = take_rows(patches, jnp.argsort(~masked, stable=True)[:, : count - self.visible])
-        left = jnp.where(masked[..., None], HIDDEN, patches)
-        return from_patches(left, x.shape, self.patch), normalized(what) if self.norm_pix_loss else what
+        left = jnp.where(masked[..., None], MASKED_PIXEL, patches)
+        return unpatchify(left, x.shape, self.patch), normalized(what) if self.norm_pix_loss else what
 
     def loss(self, outputs: Float[Array, "N M P"], targets: Float[Array, "N M P"], smoothing: Any = None) -> Array:
         """Return the mean over pixels and masked patches."""

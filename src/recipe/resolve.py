@@ -177,7 +177,7 @@ def finetune_phases(recipe: Recipe, data: Transfer, freeze_impl: FreezeImpl | No
     batch = min(recipe.batch_size or rows, rows)
     recipe.trainer.check(data.kind, batch)
     count = len(recipe.strategy.tables(recipe.model.groups()))
-    lengths = recipe.strategy.lengths(count, recipe.finetune_steps, -(-rows // batch))
+    lengths = recipe.strategy.phase_steps(count, recipe.finetune_steps, -(-rows // batch))
     for length in lengths:
         recipe.schedule.check(length)
     stage = replace(finetune_stage(recipe, data.outputs, for_kind(data.kind, data.vocabulary)), freeze_impl=freeze_impl)

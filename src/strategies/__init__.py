@@ -1,4 +1,4 @@
-"""Which parameters move in fine-tuning, and how fast: one small file a strategy."""
+"""Fine-tuning strategies: which parameters are trained, and at which learning rate. One file each."""
 
 from .layers import layer_scales
 

@@ -1,4 +1,4 @@
-"""``strategy=adapter``: small bottleneck networks stand after the model's blocks, and move instead of them."""
+"""``strategy=adapter``: bottleneck adapters after the model's blocks are trained instead of the blocks."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from jaxtyping import Array
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError
 from ..models.base import Model, ModuleCall
+from ..models.mlp import Activation
 from ..optim.partition import Rule
 from ..types import Params
 from .injection import Injection, along_last, leaf_key
 
 Kind = Enum("Kind", ["pfeiffer", "houlsby"])
-Bend = Enum("Bend", ["relu", "gelu", "tanh", "silu"])
 
-# Of the down-projection, normal and truncated at two of them (Houlsby et al., section 3.6; their code takes 1e-3).
-DEVIATION = 1e-2
+# Standard deviation of the initial down-projection, a truncated normal (Houlsby et al., section 3.6; their code: 1e-3).
+DOWN_STD = 1e-2
 
 
 @dataclass(frozen=True)
 class Adapter(Injection):
     """Bottleneck adapters: ``a(h) = h + W_up f(W_down h + b_down) + b_up``.
 
-    ``kind``: after every point of a block that the model names (``houlsby``, arXiv 1902.00751), or after its last one
-    only (``pfeiffer``, arXiv 2005.00052, in AdapterHub's form); with one point a block they are the same. ``size``:
-    units in the bottleneck. ``activation``: ``f``. ``train_norm``: whether scales and biases of normalisation move too,
-    as in Houlsby et al.; they are found by the word ``norm`` in their module's name.
+    ``kind``: an adapter after every adapter point of a block (``houlsby``, arXiv 1902.00751), or after the last one
+    only (``pfeiffer``, arXiv 2005.00052, as in AdapterHub). ``size``: units in the bottleneck. ``activation``: ``f``.
+    ``train_norm``: whether scales and biases of normalisation layers (modules with ``norm`` in their name) are trained
+    too, as in Houlsby et al.
 
-    The up-projection starts at zero, bias included: the model is the pre-trained one to the bit. With random values, as
-    in both papers, it would only be near it.
+    The up-projection and its bias start at zero, so that fine-tuning starts from the bits of the pre-trained model; in
+    both papers they start at small random values.
     """
 
     adapter_params: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
     kind: Kind = hparam(Kind.pfeiffer)
     size: int = hparam(64, COUNT)
-    activation: Bend = hparam(Bend.relu)
+    activation: Activation = hparam(Activation.relu)
     train_norm: bool = hparam(False)
 
     def lines(self) -> tuple[Rule, ...]:
-        """Return: the adapters move, and the normalisation layers if they are to."""
+        """Return the rules of the adapters, and of the normalisation layers with ``train_norm``."""
         norms = ((r"(.*/)?[^/]*[Nn]orm[^/]*/(scale|bias)", 1.0),) if self.train_norm else ()
         return (*super().lines(), *norms)
 
@@ -57,7 +57,7 @@ class Adapter(Injection):
         for point in points:
             width, dtype = _output(point, params)
             normal = jax.random.truncated_normal(leaf_key(key, point), -2.0, 2.0, (width, self.size), dtype)
-            added[f"{point}/adapter_down"] = DEVIATION * normal
+            added[f"{point}/adapter_down"] = DOWN_STD * normal
             added[f"{point}/adapter_down_bias"] = jnp.zeros(self.size, dtype)
             added[f"{point}/adapter_up"] = jnp.zeros((self.size, width), dtype)
             added[f"{point}/adapter_up_bias"] = jnp.zeros(width, dtype)
@@ -82,10 +82,10 @@ class Adapter(Injection):
 
 
 def _output(point: str, params: Params) -> tuple[int, jnp.dtype]:
-    """Return the width and the type of what a module returns, as its parameters show them.
+    """Return the width and dtype of a module's output, read off its parameters.
 
-    Its own kernel's or, of a normalisation layer, scale's; of a module made of others, the last kernel's (modules that
-    Flax names are numbered in the order in which they are made).
+    These are its own kernel's or, for a normalisation layer, its scale's; for a module of submodules, the last
+    kernel's (Flax numbers submodules in the order of their creation).
     """
     below = [path for path in params if path.startswith(f"{point}/")]
     own = [path for path in below if "/" not in path.removeprefix(f"{point}/")]
@@ -98,5 +98,5 @@ def _output(point: str, params: Params) -> tuple[int, jnp.dtype]:
 
 
 def _naturally(path: str) -> list[tuple[int, str]]:
-    """Return what sorts ``Conv_10`` after ``Conv_9``."""
+    """Return a sort key that puts ``Conv_10`` after ``Conv_9``."""
     return [(int(digits or 0), word) for word, digits in re.findall(r"([^\d]+)(\d*)", path)]

@@ -1,4 +1,4 @@
-"""What a strategy is: an ordered table of patterns, made from the model's groups, and what little else it may need."""
+"""Base class of the fine-tuning strategies."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ Table = tuple[Rule, ...]
 
 @dataclass(frozen=True)
 class Strategy:
-    """Base of every strategy. Most say only :meth:`table`; the rest is for those that add something.
+    """Base of every strategy. Most strategies define :meth:`table` only.
 
-    ``form`` says how the engine keeps frozen parameters still, ``pretrained`` whether there is a pre-training to start
-    from, ``adapter_params`` the last names (``lora_a``) of the leaves that :meth:`prepare` puts beside a module's own.
+    ``freeze_impl``: how frozen parameters are left unchanged. ``pretrained``: whether fine-tuning starts from
+    pre-trained parameters. ``adapter_params``: the last parts of the paths (``lora_a``) of the parameters that
+    :meth:`prepare` adds beside a module's own.
     """
 
-    form: ClassVar[FreezeImpl] = FreezeImpl.split
+    freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.split
     pretrained: ClassVar[bool] = True
     adapter_params: ClassVar[tuple[str, ...]] = ()
 
     def table(self, groups: Groups) -> Table:
-        """Return the lines ``(pattern, learning-rate multiplier or FROZEN)``; the first match decides.
+        """Return the rules ``(pattern, learning-rate scale or FROZEN)``; the first match decides.
 
         Args:
             groups: the model's groups from bottom to top, the head last.
         """
-        raise TypeError(f"{type(self).__name__} does not make a table")
+        raise TypeError(f"{type(self).__name__} does not define table()")
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
-        """Return one table a phase of fine-tuning, in their order."""
+        """Return one table for each phase of fine-tuning."""
         return (self.table(groups),)
 
-    def lengths(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return the number of updates of each phase; they add up to ``steps``.
+    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
+        """Return the number of updates of each phase. They sum to ``steps``.
 
         Args:
-            phases: how many tables there are.
-            steps: updates of fine-tuning altogether.
-            epoch: updates in which every row is seen once.
+            phases: number of tables.
+            steps: updates of fine-tuning.
+            epoch: updates of one epoch.
 
         Raises:
             UserError: the phases do not fit in ``steps``.
@@ -53,17 +54,17 @@ class Strategy:
         return (steps,)
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return what fine-tuning adds to the pre-trained parameters, or starts anew, by path.
+        """Return parameters, by path, that are added to the pre-trained ones or replace them.
 
-        It may be called for shapes alone (under ``jax.eval_shape``).
+        It may be called under ``jax.eval_shape``.
 
         Args:
-            key: of random initial values.
-            params: the pre-trained parameters, already with the head of the target task.
-            model: for its groups.
+            key: for random initial values.
+            params: the pre-trained parameters, with the head of the target task.
+            model: the model.
 
         Raises:
-            UserError: a setting that does not fit these parameters.
+            UserError: a setting does not fit the parameters.
         """
         return {}
 

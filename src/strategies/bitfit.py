@@ -1,4 +1,4 @@
-"""``strategy=bitfit``: the head and every bias move, the rest stays as pre-trained."""
+"""``strategy=bitfit``: the head and every bias are trained, the rest is frozen."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Bitfit(Strategy):
-    """BitFit (Ben Zaken et al., arXiv 2106.10199): biases of every kind, those of normalisations too, and the head.
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): all biases, those of normalisation layers too, and the head.
 
-    They are 0.09 % of BERT-base, so the state of the optimizer all but vanishes; the backward pass still runs through
-    the whole trunk. Its best rate usually lies well above that of full fine-tuning.
+    They are 0.09 % of BERT-base, so the optimizer state is small; the backward pass still runs through the whole trunk.
+    The best learning rate is usually well above that of full fine-tuning.
     """
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return: the head moves, biases below it move, the rest does not."""
+        """Return rules that train the head and the biases."""
         return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Add nothing.
+        """Return nothing.
 
         Raises:
-            UserError: no bias below the head. The table alone would not tell, because the head's own bias matches.
+            UserError: no bias below the head.
         """
         if not any(path.endswith("/bias") for path in params.keys() - head_paths(model, params)):
             head, _ = model.groups()[-1]

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from ..config.hparams import COUNT, hparam
 from ..optim.partition import FROZEN, Groups
 from .base import Strategy, Table
-from .gradual import equal_lengths
+from .gradual import equal_phases
 
 
 @dataclass(frozen=True)
 class ChainThaw(Strategy):
     """Chain-thaw (Felbo et al., DeepMoji, arXiv 1708.00524, section 3.3).
 
-    Only one group moves at a time until the last phase, so that no phase has many parameters to overfit with. ``G``
-    groups make ``G + 1`` phases; each but the last takes ``every`` updates (``null``, the default: one epoch), the
-    last takes what is left. The paper runs each phase until validation stops getting better; a number of updates keeps
-    the cost the same as that of other strategies.
+    Until the last phase only one group is trained at a time, which limits overfitting. ``G`` groups make ``G + 1``
+    phases; each but the last takes ``every`` updates (``None``: one epoch), the last takes the remaining ones. The
+    paper runs each phase until the validation loss stops decreasing; a fixed number of updates makes the cost
+    comparable with other strategies.
     """
 
     every: int | None = hparam(None, COUNT)
@@ -28,10 +28,10 @@ class ChainThaw(Strategy):
         alone = [((name, 1.0), (".*", FROZEN)) for name in (head, *below)]
         return (*alone, ((".*", 1.0),))
 
-    def lengths(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes what is left.
+    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
+        """Return ``every`` updates for each phase but the last, which takes the remaining ones.
 
         Raises:
-            UserError: the last phase would begin after the run has ended.
+            UserError: no update is left for the last phase.
         """
-        return equal_lengths(self.every, phases, steps, epoch, f"thawing {phases - 1} groups")
+        return equal_phases(self.every, phases, steps, epoch, f"thawing {phases - 1} groups")

@@ -1,4 +1,4 @@
-"""``strategy=freeze_bottom``: the lowest blocks stay as pre-trained, everything above them moves."""
+"""``strategy=freeze_bottom``: the lowest blocks are frozen, everything above them is trained."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from .layers import check_num_blocks, group_roles
 
 @dataclass(frozen=True)
 class FreezeBottom(Strategy):
-    """Keep the general features, learn the special ones (Yosinski et al., arXiv 1411.1792; Lee et al., 1911.03090).
+    """Freeze the general features of the lower blocks (Yosinski et al., arXiv 1411.1792; Lee et al., 1911.03090).
 
-    ``blocks``: how many blocks are frozen, counted from the bottom; embeddings or stem are frozen with the first of
-    them. 0 is full fine-tuning, all of them leaves the head. Default: 1.
+    ``blocks``: number of frozen blocks, from the bottom; embeddings or stem are frozen with the first block. 0 is full
+    fine-tuning; if all are frozen, only the head is trained.
     """
 
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line a frozen group, then: the rest moves.
+        """Return one rule a frozen group, then one that trains the rest.
 
         Raises:
             UserError: more blocks than the model has.

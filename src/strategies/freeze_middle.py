@@ -1,4 +1,4 @@
-"""``strategy=freeze_middle``: both ends of the network move, the blocks between them stay as pre-trained."""
+"""``strategy=freeze_middle``: the lowest and the highest blocks are trained, the blocks between them are frozen."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .layers import check_num_blocks, group_roles
 
 @dataclass(frozen=True)
 class FreezeMiddle(Strategy):
-    """Adapt to new inputs at the bottom and to new labels at the top (the two ends that arXiv 2210.11466 compares).
+    """Adapt to new inputs at the bottom and to new labels at the top (arXiv 2210.11466 compares the two ends).
 
-    ``bottom``: how many of the lowest blocks move, embeddings or stem with the first of them (0 freezes those too);
-    ``top``: how many of the highest blocks move, besides the head, which always does. Defaults: 1 and 1.
+    ``bottom``: number of lowest blocks that are trained, embeddings or stem with the first (0 freezes these too).
+    ``top``: number of highest blocks that are trained, besides the head.
     """
 
     bottom: int = hparam(1, NATURAL)
     top: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line a frozen group, then: the rest moves.
+        """Return one rule a frozen group, then one that trains the rest.
 
         Raises:
-            UserError: more blocks than the model has, or none left between the two ends.
+            UserError: more blocks than the model has, or no frozen block left.
         """
         bottom, blocks, _ = group_roles(groups)
         check_num_blocks("bottom", self.bottom, blocks)

@@ -1,4 +1,4 @@
-"""``strategy=frozen``: the trunk stays as pre-trained, the head moves (the reference recipe)."""
+"""``strategy=frozen``: the trunk is frozen, the head is trained (the reference recipe)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Frozen(Strategy):
-    """Frozen trunk, in the form the reference recipe names: ``optax.multi_transform`` with ``set_to_zero``."""
+    """A frozen trunk, by ``optax.multi_transform`` with ``set_to_zero`` as in the reference recipe."""
 
-    form: ClassVar[FreezeImpl] = FreezeImpl.multi_transform
+    freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.multi_transform
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return: the head moves, the rest does not."""
+        """Return rules that train the head only."""
         return (("head", 1.0), (".*", FROZEN))

@@ -1,4 +1,4 @@
-"""``strategy=full``: everything moves at the same rate."""
+"""``strategy=full``: all parameters are trained at the same rate."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Full(Strategy):
-    """Full fine-tuning: the most freedom, and the most to lose when labels are few."""
+    """Full fine-tuning."""
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line for everything."""
+        """Return one rule for all parameters."""
         return ((".*", 1.0),)

@@ -1,4 +1,4 @@
-"""``strategy=ia3``: each target's activations are scaled by a learned vector."""
+"""``strategy=ia3``: trained vectors scale the activations of each target."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from .injection import Injection, along_last, module_of, target_kernels
 class Ia3(Injection):
     """Infused adapter by inhibiting and amplifying inner activations (Liu et al., arXiv 2205.05638, section 3.3).
 
-    ``targets``: kernels whose outputs, bias included, are scaled (the paper's keys and values). ``feedforward``:
-    kernels whose *inputs* are scaled instead (the paper's second layer of a feed-forward block). Both are groups or
-    expressions as for LoRA. The vectors start as ones: the model is the pre-trained one to the bit.
+    ``targets``: kernels whose outputs, bias included, are scaled (keys and values in the paper). ``feedforward``:
+    kernels whose inputs are scaled instead (the second layer of a feed-forward block). Both are groups or expressions,
+    as for LoRA. The vectors start at one, so fine-tuning starts from the bits of the pre-trained model. Weight decay
+    does not act on them.
     """
 
     adapter_params: ClassVar[tuple[str, ...]] = ("ia3", "ia3_input")
@@ -32,7 +33,7 @@ class Ia3(Injection):
         """Return ``ia3 (out,)`` or ``ia3_input (in,)`` beside each target kernel, all ones.
 
         Raises:
-            UserError: a pattern that names no kernel.
+            UserError: a pattern matches no kernel.
         """
         if not (self.targets or self.feedforward):
             raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")

@@ -1,4 +1,4 @@
-"""What the strategies that add leaves have in common: which kernels take them, and the table that moves only them."""
+"""Base of the strategies that add parameters to a frozen model, and functions that they share."""
 
 from __future__ import annotations
 
@@ -16,75 +16,74 @@ from ..optim.partition import FROZEN, Groups, Rule, compile_pattern
 from ..types import Params
 from .base import Strategy
 
-# Dense (in, out) and convolution (height, width, in, out). With three dimensions a kernel does not tell whether it
-# belongs to a convolution over sequences or to a dense layer with heads, and which of its axes are outputs.
+# Dense (in, out) and convolution (height, width, in, out). A kernel with three dimensions is ambiguous: a convolution
+# over sequences, or a dense layer with heads.
 DIMENSIONS = (2, 4)
 
 
 @dataclass(frozen=True)
 class Injection(Strategy):
-    """Base of the strategies whose trunk stays as pre-trained, and whose ``adapter_params`` leaves move.
+    """Base of the strategies that freeze the trunk and train their ``adapter_params``.
 
-    ``train_head``: whether the head moves too. Parts that are to be composed later need one head for all of them.
+    ``train_head``: whether the head is trained too. Adapters that are composed later must share one head.
     """
 
     train_head: bool = hparam(True)
 
     def lines(self) -> tuple[Rule, ...]:
-        """Return the table's lines for the injected leaves."""
+        """Return the rules of the adapter parameters."""
         return ((leaf_pattern(*self.adapter_params), 1.0),)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return: the injected leaves move, the head if it is to, the rest does not."""
-        # First of all: a group's expression (`Dense_0/.*`) covers the leaves that were put into it.
+        """Return rules that train the adapter parameters and, with ``train_head``, the head."""
+        # First, because a group's expression (`Dense_0/.*`) matches the adapter parameters inside it too.
         head = ((groups[-1][0], 1.0),) if self.train_head else ()
         return (*self.lines(), *head, (".*", FROZEN))
 
 
 def leaf_pattern(*names: str) -> str:
-    """Return the regular expression for leaves of these last names, wherever they lie."""
+    """Return the regular expression for parameters whose path ends in one of these names."""
     return f".*/({'|'.join(names)})"
 
 
 def target_kernels(setting: str, patterns: Sequence[str], params: Params, groups: Groups) -> tuple[str, ...]:
-    """Return the paths of the kernels that patterns name, in the parameters' order.
+    """Return the paths of the kernels that patterns match, in the parameters' order.
 
     A pattern is a group's name, ``trunk``, or a regular expression that matches the whole path of a kernel
-    (``Dense_0/kernel``) or of its module (``Dense_0``). What else it matches, such as the biases of a group, is left
-    alone; but a pattern that names no kernel at all is a mistake.
+    (``Dense_0/kernel``) or of its module (``Dense_0``). Other matches, such as the biases of a group, are ignored.
 
     Args:
-        setting: what the patterns are called in the configuration.
+        setting: the patterns' key in the configuration, for errors.
         patterns: the patterns.
         params: all parameters by path.
         groups: the model's groups.
 
     Raises:
-        UserError: a pattern that names no kernel, or one of a shape that cannot be told apart.
+        UserError: a pattern matches no kernel, or a kernel of an ambiguous shape.
     """
     kernels = [path for path in params if path.endswith("/kernel")]
     found = {path for pattern in patterns for path in _named(setting, pattern, kernels, params, groups)}
     for path in found:
         if params[path].ndim not in DIMENSIONS:
             raise UserError(
-                f"{setting} names {path}, which has the shape {matrix_words(params[path].shape)}; "
+                f"{setting} names {path}, which has the shape {shape_text(params[path].shape)}; "
                 "allowed: kernels of 2 dimensions (dense) and 4 (convolution)"
             )
     return tuple(path for path in kernels if path in found)
 
 
 def matching(pattern: str, kernels: Iterable[str], groups: Groups) -> list[str]:
-    """Return the kernels whose path, or whose module's, a pattern matches."""
+    """Return the kernels whose path or module path a pattern matches."""
     expression = compile_pattern(pattern, groups)
     return [path for path in kernels if expression.fullmatch(path) or expression.fullmatch(module_of(path))]
 
 
 def module_of(path: str) -> str:
-    """Return the path of the module that a leaf lies in."""
+    """Return the path of a parameter's module."""
     return path.rpartition("/")[0]
 
 
-def matrix_words(shape: Sequence[int]) -> str:
+def shape_text(shape: Sequence[int]) -> str:
     """Return ``"10 x 8"``."""
     return " x ".join(map(str, shape))
 
@@ -95,12 +94,12 @@ def as_matrix(shape: Sequence[int]) -> tuple[int, int]:
 
 
 def leaf_key(key: Array, path: str) -> Array:
-    """Return the key of one leaf; it depends on the leaf's path only, not on which others there are."""
+    """Return the random key of one parameter. It depends on its path only, not on the other parameters."""
     return jax.random.fold_in(key, zlib.crc32(path.encode()))
 
 
 def along_last(vector: Float[Array, " D"], like: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Return a vector with the dimensions and the type of ``like``, so that it acts on the last of them."""
+    """Return a vector that broadcasts along the last axis of ``like``, in its dtype."""
     return vector.reshape((1,) * (like.ndim - 1) + (-1,)).astype(like.dtype)
 
 

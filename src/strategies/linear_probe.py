@@ -1,4 +1,4 @@
-"""``strategy=linear_probe``: a new head learns on what the pre-trained trunk gives, and nothing else moves."""
+"""``strategy=linear_probe``: a new head is trained on the features of the frozen trunk."""
 
 from __future__ import annotations
 
@@ -17,23 +17,22 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class LinearProbe(Strategy):
-    """The linear protocol of MoCo (He et al., arXiv 1911.05722, section 4.1): how good are the frozen features?
+    """The linear evaluation protocol of MoCo (He et al., arXiv 1911.05722, section 4.1).
 
-    The head starts anew, as in the paper's code: kernel ``N(0, std**2)`` with ``std = 0.01``, bias zero, whatever the
-    pre-trained one was. Batch statistics are frozen with the trunk. The rest of that protocol, for ImageNet:
-    ``optimizer=momentum`` (0.9) without weight decay, 256 rows an update, 100 epochs at a rate of 30 that is divided
-    by 10 after the 60th and the 80th. Such a rate is no slip: good rates of a probe can lie far above those of
-    ``full``, so sweep further up.
+    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)`` with ``std = 0.01``, bias zero. Batch
+    statistics are frozen with the trunk. The rest of the protocol, for ImageNet: ``optimizer=momentum`` (0.9) without
+    weight decay, 256 rows an update, 100 epochs at a rate of 30, divided by 10 after the 60th and the 80th. Good rates
+    of a probe can be far above those of ``full``.
     """
 
     std: float = hparam(0.01, NON_NEGATIVE, traced=True)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return: the head moves, the rest does not."""
+        """Return rules that train the head only."""
         return ((groups[-1][0], 1.0), (".*", FROZEN))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return the new head: normal kernels, zero biases; other leaves of it (a scale) stay what they are."""
+        """Return the new head: normal kernels and zero biases. Other parameters of the head (a scale) are kept."""
         fresh: Params = {}
         for number, path in enumerate(sorted(head_paths(model, params))):
             leaf, name = params[path], path.rsplit("/", 1)[-1]

@@ -1,4 +1,4 @@
-"""``strategy=lora``: each target kernel gets a low-rank correction, which moves instead of it."""
+"""``strategy=lora``: a low-rank update of each target kernel is trained instead of the kernel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..models.layers import dropout
 from ..models.lowrank import lowrank, scale
 from ..optim.partition import Rule
 from ..types import Params
-from .injection import Injection, as_matrix, leaf_key, leaf_pattern, matching, matrix_words, module_of, target_kernels
+from .injection import Injection, as_matrix, leaf_key, leaf_pattern, matching, module_of, shape_text, target_kernels
 
 PATTERN_RANK = Check("pattern:rank with a whole rank >= 1", lambda v: re.fullmatch(r".+:[1-9]\d*", v) is not None)
 
@@ -28,28 +28,28 @@ PATTERN_RANK = Check("pattern:rank with a whole rank >= 1", lambda v: re.fullmat
 class Lora(Injection):
     """Low-rank adaptation (Hu et al., arXiv 2106.09685, section 4.1): ``h = W0 x + s B A x``, ``A`` random, ``B`` zero.
 
-    With this repository's kernels, ``(in, out)``, that is ``x W0 + s (x A) B``. The correction is computed beside the
-    kernel, never added to it: ``W0 + A B`` would need the whole kernel's gradient.
+    Flax kernels are ``(in, out)``: ``x W0 + s (x A) B``. ``(x A) B`` is computed beside the kernel, because the
+    gradient of ``W0 + A B`` costs as much as the kernel's.
 
     ``alpha``: ``s = alpha / rank``; the paper's scripts take 16 for rank 8, PEFT's default is 8. ``rank_stabilised``:
-    ``s = alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732). ``ranks``: other ranks by pattern, the first that matches.
-    ``dropout``: of the correction's input. ``b_rate``: multiplier on the learning rate of ``B`` (LoRA+, arXiv
-    2402.12354, takes 16). ``targets``: see :func:`~src.strategies.injection.target_kernels`.
+    ``s = alpha / sqrt(rank)`` (rsLoRA, arXiv 2312.03732). ``rank_pattern``: other ranks by pattern; the first match
+    decides. ``dropout``: of the input of ``A``. ``loraplus_lr_ratio``: learning rate of ``B`` over that of ``A``
+    (LoRA+, arXiv 2402.12354: 16). ``targets``: see :func:`~src.strategies.injection.target_kernels`.
     """
 
     adapter_params: ClassVar[tuple[str, ...]] = ("lora_a", "lora_b")
     rank: int = hparam(8, COUNT)
-    ranks: tuple[str, ...] = hparam((), PATTERN_RANK)
+    rank_pattern: tuple[str, ...] = hparam((), PATTERN_RANK)
     alpha: float = hparam(16.0, POSITIVE, traced=True)
     rank_stabilised: bool = hparam(False)
     dropout: float | None = hparam(None, UNIT, traced=True)
-    b_rate: float = hparam(1.0, POSITIVE, traced=True)
+    loraplus_lr_ratio: float = hparam(1.0, POSITIVE, traced=True)
     targets: tuple[str, ...] = hparam(("trunk",))
 
     def lines(self) -> tuple[Rule, ...]:
-        """Return: B at its own rate, the others at 1."""
+        """Return the rules: B at its own learning rate, the others at 1."""
         others = (name for name in self.adapter_params if name != "lora_b")
-        return ((leaf_pattern("lora_b"), self.b_rate), (leaf_pattern(*others), 1.0))
+        return ((leaf_pattern("lora_b"), self.loraplus_lr_ratio), (leaf_pattern(*others), 1.0))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return ``lora_a`` and ``lora_b`` beside each target kernel.
@@ -58,7 +58,7 @@ class Lora(Injection):
         A is uniform on ``+-1/sqrt(fan-in)`` (PEFT's ``kaiming_uniform_(a=sqrt(5))``).
 
         Raises:
-            UserError: a pattern that names no kernel, a rank above what a kernel can have.
+            UserError: a pattern matches no kernel, or a rank is larger than a kernel allows.
         """
         if not self.targets:
             raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")
@@ -92,17 +92,17 @@ class Lora(Injection):
         groups = model.groups()
         targets = target_kernels("strategy.targets", self.targets, params, groups)
         found: dict[str, tuple[str, int]] = dict.fromkeys(targets, ("strategy.rank", self.rank))
-        # Backwards, so that the first pattern that matches has the last word.
-        for pattern, _, rank in reversed([line.rpartition(":") for line in self.ranks]):
+        # In reverse, so that the first matching pattern decides.
+        for pattern, _, rank in reversed([line.rpartition(":") for line in self.rank_pattern]):
             hits = matching(pattern, targets, groups)
             if not hits:
-                raise UserError(f"strategy.ranks: '{pattern}' matches no target; allowed: {listed(targets)}")
-            found.update(dict.fromkeys(hits, ("strategy.ranks", int(rank))))
+                raise UserError(f"strategy.rank_pattern: '{pattern}' matches no target; allowed: {listed(targets)}")
+            found.update(dict.fromkeys(hits, ("strategy.rank_pattern", int(rank))))
         for path, (setting, rank) in found.items():
             matrix = as_matrix(params[path].shape)
             if rank > min(matrix):
                 raise UserError(
-                    f"{setting}: rank {rank} is above the {matrix_words(matrix)} matrix of {path}; "
+                    f"{setting}: rank {rank} is above the {shape_text(matrix)} matrix of {path}; "
                     f"allowed: at most {min(matrix)}"
                 )
         return {path: rank for path, (_, rank) in found.items()}

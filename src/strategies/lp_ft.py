@@ -1,4 +1,4 @@
-"""``strategy=lp_ft``: first the head alone, then everything from there."""
+"""``strategy=lp_ft``: linear probing, then full fine-tuning."""
 
 from __future__ import annotations
 
@@ -14,28 +14,27 @@ from .base import Strategy, Table
 class LpFt(Strategy):
     """Linear probing, then full fine-tuning (Kumar et al., arXiv 2202.10054).
 
-    A head that does not fit yet distorts the features below it while both learn; a head that was probed first does
-    less so, which shows on data unlike the target task's. Fine-tuning goes on from the probe's head, as in the paper,
-    and the schedule restarts with it.
+    An untrained head distorts the features below it while both are trained; a probed head does so less, which improves
+    accuracy out of distribution. Fine-tuning continues from the probe's head, and the schedule restarts.
 
-    ``probe_share`` of the updates, rounded, are the probe's (0.5; each phase gets at least one), at ``probe_rate``
-    times ``lr_fine`` (1.0; a probe usually takes a larger rate than fine-tuning).
+    ``probe_fraction``: share of the updates for the probe, rounded; each phase gets at least one. ``probe_lr_scale``:
+    the probe's learning rate over ``lr_fine``.
     """
 
-    probe_share: float = hparam(0.5, FRACTION)
-    probe_rate: float = hparam(1.0, POSITIVE, traced=True)
+    probe_fraction: float = hparam(0.5, FRACTION)
+    probe_lr_scale: float = hparam(1.0, POSITIVE, traced=True)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
-        """Return two phases: the head, everything."""
-        return ((groups[-1][0], self.probe_rate), (".*", FROZEN)), ((".*", 1.0),)
+        """Return two phases: the head, then all parameters."""
+        return ((groups[-1][0], self.probe_lr_scale), (".*", FROZEN)), ((".*", 1.0),)
 
-    def lengths(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
+    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
         """Return the updates of the probe and those of fine-tuning.
 
         Raises:
-            UserError: too few updates for two phases.
+            UserError: fewer than two updates.
         """
         if steps < 2:
             raise UserError(f"finetune_steps is {steps}; allowed with strategy=lp_ft: at least 2, one for each phase")
-        probe = min(max(round(self.probe_share * steps), 1), steps - 1)
+        probe = min(max(round(self.probe_fraction * steps), 1), steps - 1)
         return probe, steps - probe

@@ -1,4 +1,4 @@
-"""``strategy=masked``: whatever the given patterns match moves, the rest does not."""
+"""``strategy=masked``: the parameters that the given patterns match are trained, the rest is frozen."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Masked(Strategy):
-    """Train by pattern, in the form of ``optax.masked`` with the frozen half chained to zero.
+    """Training by pattern, with ``optax.masked`` chained to ``masked(set_to_zero)``.
 
-    ``trainable``: names of groups or regular expressions on whole paths; the default is what ``frozen`` trains.
+    ``trainable``: names of groups, or regular expressions on whole paths.
     """
 
-    form: ClassVar[FreezeImpl] = FreezeImpl.masked
+    freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.masked
     trainable: tuple[str, ...] = hparam(("head",))
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line a pattern, then: the rest does not move."""
+        """Return one rule a pattern, then one that freezes the rest."""
         if not self.trainable:
             raise UserError("strategy.trainable is empty: it leaves nothing to train")
         return (*((pattern, 1.0) for pattern in self.trainable), (".*", FROZEN))

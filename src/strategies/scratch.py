@@ -1,4 +1,4 @@
-"""``strategy=scratch``: no pre-training at all, the baseline that every transfer has to beat."""
+"""``strategy=scratch``: no pre-training, the baseline of every transfer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Scratch(Strategy):
-    """Everything moves, from fresh initial parameters (compare He, Girshick and Dollár, arXiv 1811.08883).
-
-    What a pre-training is worth is the difference to this at the same number of updates, each with its own best rate.
-    """
+    """Training from random initial parameters (compare He, Girshick and Dollár, arXiv 1811.08883)."""
 
     pretrained: ClassVar[bool] = False
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line for everything."""
+        """Return one rule for all parameters."""
         return ((".*", 1.0),)

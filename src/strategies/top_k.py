@@ -1,4 +1,4 @@
-"""``strategy=top_k``: the highest blocks and the head move, the rest stays as pre-trained."""
+"""``strategy=top_k``: the highest blocks and the head are trained, the rest is frozen."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from .layers import check_num_blocks, group_roles
 class TopK(Strategy):
     """Partial fine-tuning from the top (He et al., arXiv 2111.06377, section 4.3; Lee et al., arXiv 1911.03090).
 
-    ``blocks``: how many blocks move, counted from the top; 0 leaves the head alone. Embeddings or stem stay frozen
-    even where every block moves. Default: 1.
+    ``blocks``: number of trained blocks, from the top; 0 trains the head only. Embeddings or stem are always frozen.
     """
 
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one line a group that moves, from the head down, then: the rest does not.
+        """Return one rule a trained group, from the head down, then one that freezes the rest.
 
         Raises:
             UserError: more blocks than the model has.
         """
         _, blocks, top = group_roles(groups)
         check_num_blocks("blocks", self.blocks, blocks)
-        moving = (*top, *reversed(blocks[len(blocks) - self.blocks :]))
-        return (*((name, 1.0) for name in moving), (".*", FROZEN))
+        trained = (*top, *reversed(blocks[len(blocks) - self.blocks :]))
+        return (*((name, 1.0) for name in trained), (".*", FROZEN))

@@ -47,7 +47,7 @@ def _reduced_outputs(stage: Stage, trainable: Params, frozen: Params, data: Spli
     def reduced(part: Split) -> Array:
         return stage.objective.reduce_outputs(stage.objective.apply_eval(run, part.x), part.y)
 
-    return by_chunks(reduced, stage.model.rows_at_once(data.x.shape[1:]), data)
+    return by_chunks(reduced, stage.model.eval_batch_size(data.x.shape[1:]), data)
 
 
 def predictions(stage: Stage, trainable: Params, frozen: Params, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -56,7 +56,7 @@ def predictions(stage: Stage, trainable: Params, frozen: Params, inputs: Mapping
     def outputs(x: Array) -> Array:
         return forward(stage, trainable, frozen, x, ApplyOptions())[0]
 
-    return {name: by_chunks(outputs, stage.model.rows_at_once(x.shape[1:]), x) for name, x in inputs.items()}
+    return {name: by_chunks(outputs, stage.model.eval_batch_size(x.shape[1:]), x) for name, x in inputs.items()}
 
 
 class Best(NamedTuple):

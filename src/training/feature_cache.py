@@ -38,8 +38,8 @@ def num_frozen_groups(stage: Stage, params: Mapping[str, Any]) -> int:
     new = added_shapes(stage, params)
     whole, trained = {**params, **new}, set(new)
     for table in stage.strategy.tables(groups)[: stage.phase + 1]:
-        multiplier = match_rules(table, whole, groups).multiplier
-        trained |= {path for path, value in multiplier.items() if value is not FROZEN}
+        lr_scale = match_rules(table, whole, groups).lr_scale
+        trained |= {path for path, value in lr_scale.items() if value is not FROZEN}
     for number, (_, expression) in enumerate(groups[:-1]):
         if any(re.fullmatch(expression, path) for path in trained):
             return number
@@ -54,7 +54,7 @@ def trunk_params(stage: Stage, params: Params) -> Params:
 
 def upper_params(stage: Stage, params: Params) -> Params:
     """Return the parameters of the other groups, and those of the lowest groups that the head shares."""
-    trunk, shared = trunk_params(stage, params), stage.model.shared()
+    trunk, shared = trunk_params(stage, params), stage.model.tied_params()
     return {path: leaf for path, leaf in params.items() if path not in trunk or re.fullmatch(shared, path)}
 
 
@@ -76,7 +76,7 @@ def fits_in_memory(stage: Stage, params: Mapping[str, Any], splits: Mapping[str,
 
 def chunks(model: Model, x: np.ndarray) -> list[tuple[np.ndarray, int]]:
     """Cut rows into pieces of one size, each with its true length; the last is padded with its first row."""
-    size = model.rows_at_once(x.shape[1:]) or CHUNK
+    size = model.eval_batch_size(x.shape[1:]) or CHUNK
     if len(x) <= size:
         return [(x, len(x))]
     pieces = [x[i : i + size] for i in range(0, len(x), size)]

@@ -109,8 +109,8 @@ def param_labels(stage: Stage, params: Mapping[str, Any]) -> ParamLabels:
 
 def optimized_paths(stage: Stage, labels: ParamLabels) -> tuple[str, ...]:
     """Return the paths that the optimizer sees: the trainable ones, or all with the two reference implementations."""
-    everything = (stage.freeze_impl or stage.strategy.form) is not FreezeImpl.split
-    return tuple(path for path in (labels.multiplier if everything else labels.trainable) if not is_statistic(path))
+    everything = (stage.freeze_impl or stage.strategy.freeze_impl) is not FreezeImpl.split
+    return tuple(path for path in (labels.lr_scale if everything else labels.trainable) if not is_statistic(path))
 
 
 def trainable_statistics(labels: ParamLabels) -> frozenset[str]:
@@ -150,6 +150,6 @@ def optimizer_groups(stage: Stage, paths: tuple[str, ...]) -> dict[str, str] | N
 def gradient_transformation(stage: Stage, labels: ParamLabels) -> optax.GradientTransformation:
     """Return the stage's Optax transformation."""
     paths = optimized_paths(stage, labels)
-    multiplier = {path: labels.multiplier[path] for path in labels.multiplier if not is_statistic(path)}
-    freeze_impl = stage.freeze_impl or stage.strategy.form
-    return transformation(stage.optimizer, stage.rate, multiplier, freeze_impl, optimizer_groups(stage, paths))
+    lr_scale = {path: labels.lr_scale[path] for path in labels.lr_scale if not is_statistic(path)}
+    freeze_impl = stage.freeze_impl or stage.strategy.freeze_impl
+    return transformation(stage.optimizer, stage.rate, lr_scale, freeze_impl, optimizer_groups(stage, paths))

@@ -68,7 +68,7 @@ def stage_key(stage: Stage, data_fingerprint: str, extra: Mapping[str, Any] = {}
 
     decides = {
         "stage": _described(static_part(stage)),
-        "form": stage.strategy.form.name,
+        "form": stage.strategy.freeze_impl.name,
         "traced": {path: [array.dtype.name, array.tobytes().hex()] for path, array in traced(stage).items()},
         "sources": sources(stage, SRC / "training" / "loop.py"),
     }

@@ -147,7 +147,7 @@ def gradients(
         rest = {**frozen, **statistics}
 
         context = StepContext(keys.corruption, stage.first + number, stage.steps)
-        network = network_of(stage, params, rest, ApplyOptions(moving=updated, key=keys.dropout))
+        network = network_of(stage, params, rest, ApplyOptions(mutable=updated, key=keys.dropout))
         loss, aux = stage.objective.loss_and_aux(network, part, context, state.memory, stage.trainer.label_smoothing)
         if stage.retention.penalises:
             loss += stage.retention.penalty(params, retention_state["own"])
@@ -198,13 +198,13 @@ def update(
     updates, optimizer = gradient_transformation(stage, labels).update(grads, state.optimizer, state.params)
     params: Any = optax.apply_updates(state.params, updates)
     if stage.retention.proximal:
-        rates = {path: 0.0 if (m := labels.multiplier[path]) is FROZEN else m * stage.rate(number) for path in params}
+        rates = {path: 0.0 if (m := labels.lr_scale[path]) is FROZEN else m * stage.rate(number) for path in params}
         params = stage.retention.after_update(params, retention_state["own"], rates)
     average = state.average
     if stage.trainer.ema is not None:
         decay = stage.trainer.ema
         average = {path: decay * mean + (1.0 - decay) * params[path] for path, mean in average.items()}
-    trainable = [path for path in state.params if labels.multiplier[path] is not FROZEN]
+    trainable = [path for path in state.params if labels.lr_scale[path] is not FROZEN]
     losses = Losses(
         loss,
         # Of the trainable gradients only: reading a frozen one would make XLA compute the whole backward pass.

@@ -235,9 +235,9 @@ TRACES = []
 class Counted(Mlp):
     """A perceptron that notes when it is traced."""
 
-    def forward(self, params, x, outputs, how=PLAIN):
+    def forward(self, params, x, outputs, options=PLAIN):
         TRACES.append(x.shape)
-        return super().forward(params, x, outputs, how)
+        return super().forward(params, x, outputs, options)
 
 
 MODEL = Counted(widths=(6, 5))

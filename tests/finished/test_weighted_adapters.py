@@ -197,9 +197,9 @@ TRACES = []
 class Counted(SmallNet):
     """Notes each time its Python runs: once a trace."""
 
-    def forward(self, params, x, outputs, how=LORA_OPTIONS):
+    def forward(self, params, x, outputs, options=LORA_OPTIONS):
         TRACES.append(params["Conv_0/lora_b"].shape)
-        return super().forward(params, x, outputs, how)
+        return super().forward(params, x, outputs, options)
 
 
 LABELS = np.array([0, 2, 1, 1, 0], np.int32)

@@ -51,7 +51,7 @@ def parameters(model, side=12, seed=0):
 def two_parts(model, params, x, training):
     """Yield for each cut the whole pass and what its two parts make of it, outputs and moved statistics."""
     moving = frozenset(filter(is_statistic, params)) if training else frozenset()
-    how = ApplyOptions(key=jax.random.PRNGKey(3) if training else None, moving=moving)
+    how = ApplyOptions(key=jax.random.PRNGKey(3) if training else None, mutable=moving)
     whole = model.forward(params, x, OUTPUTS, how)
     for k in range(len(model.groups()) + 1):
         middle, below = model.forward(params, x, OUTPUTS, how._replace(stop=k))

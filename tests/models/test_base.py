@@ -26,7 +26,7 @@ def test_two_parts_make_the_whole_pass(model, features, training):
     """Cut at every group, with dropout's masks and the statistics that a training pass moves."""
     params, x = start(model, features)
     moving = frozenset(filter(is_statistic, params))
-    how = ApplyOptions(key=jax.random.PRNGKey(3), moving=moving) if training else ApplyOptions()
+    how = ApplyOptions(key=jax.random.PRNGKey(3), mutable=moving) if training else ApplyOptions()
     whole, changed = model.forward(params, x, 2, how)
     for k in range(len(model.groups()) + 1):
         middle, below = model.forward(params, x, 2, how._replace(stop=k))

@@ -92,7 +92,7 @@ def test_a_training_pass_normalises_by_the_batch_and_moves_what_it_is_told(movin
         path for path in params if is_statistic(path) and path.startswith(tuple(f"block_{i}/" for i in moving_blocks))
     )
     expected, batch = by_hand(params, x.reshape(-1, 8, 8, 1).astype(np.float64), 2, moving)
-    outputs, changed = model.forward(params, x, OUTPUTS, ApplyOptions(moving=moving))
+    outputs, changed = model.forward(params, x, OUTPUTS, ApplyOptions(mutable=moving))
     np.testing.assert_allclose(outputs, expected, rtol=2e-4, atol=5e-4)
     assert set(changed) == moving == set(batch)
     assert len(moving) == 4 * len(moving_blocks)

@@ -213,9 +213,9 @@ def test_rows_at_once_keep_the_largest_map_at_64_megabytes():
         (Resnet(stem=Stem.imagenet), (224, 224, 3), 112 * 112 * 64),
         (Resnet(), (16, 16, 128), 16 * 16 * 128),
     ):
-        assert model.rows_at_once(features) == 2**24 // values
-    assert Resnet().rows_at_once((4096, 4096, 3)) == 1
-    assert Resnet().rows_at_once((512,)) is None
+        assert model.eval_batch_size(features) == 2**24 // values
+    assert Resnet().eval_batch_size((4096, 4096, 3)) == 1
+    assert Resnet().eval_batch_size((512,)) is None
 
 
 # --- what is said ----------------------------------------------------------------------------------------------------

@@ -188,11 +188,11 @@ def test_the_exact_fisher_information_of_tokens_and_embeddings():
 @pytest.mark.parametrize(
     ("model", "outputs", "message"),
     [
-        (Bert(**SMALL, head=BertHead.masked), 3, r"model.head=masked is asked for 3 outputs; allowed: 40, the vocab"),
-        (Gpt2(**SMALL), 3, r"model.head=causal is asked for 3 outputs; allowed: 40"),
-        (Bert(**SMALL, head=BertHead.spans), 3, r"model.head=spans is asked for 3 outputs; allowed: 2"),
+        (Bert(**SMALL, head=BertHead.masked), 3, r"model.head=masked has 3 outputs; allowed: 40, the vocab"),
+        (Gpt2(**SMALL), 3, r"model.head=causal has 3 outputs; allowed: 40"),
+        (Bert(**SMALL, head=BertHead.spans), 3, r"model.head=spans has 3 outputs; allowed: 2"),
         (Bert(width=10, heads=4), 3, "model.heads is 4; allowed: a divisor of the width, 10"),
-        (Bert(**SMALL, head=BertHead.pretraining), 2, r"model.head=pretraining is asked for 2 outputs; allowed: 40"),
+        (Bert(**SMALL, head=BertHead.pretraining), 2, r"model.head=pretraining has 2 outputs; allowed: 40"),
         (Bert(**SMALL, head=BertHead.pretraining, examples=2), 40, "model.examples is 2; allowed with model.head=pre"),
     ],
 )

@@ -182,9 +182,9 @@ def test_sizes():
 
 
 def test_rows_at_once_have_8192_tokens():
-    assert Vit(patch=16).rows_at_once((224, 224, 3)) == 8192 // 197
-    assert SMALL.rows_at_once((10, 16)) == 819
-    assert SMALL.rows_at_once((16,)) is None
+    assert Vit(patch=16).eval_batch_size((224, 224, 3)) == 8192 // 197
+    assert SMALL.eval_batch_size((10, 16)) == 819
+    assert SMALL.eval_batch_size((16,)) is None
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def paired_rows():
 
 def network(params):
     def run(x, places=None):
-        return MODEL.forward(params, x, WORDS, PLAIN._replace(places=places))
+        return MODEL.forward(params, x, WORDS, PLAIN._replace(positions=places))
 
     return NetworkFns(run, params, lambda x: run(x)[1])  # no test asks for features
 

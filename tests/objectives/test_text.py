@@ -150,7 +150,7 @@ def test_the_missing_words_are_asked_for_and_no_others():
     assert len(missing) < len(places) < wanted.size / 2
     model = Bert(vocab_size=words, width=16, layers=1, heads=2, intermediate=32, positions=length, head=Head.masked)
     params = model.init(jax.random.PRNGKey(0), x.shape[1:], words)
-    few = model.apply(params, seen, words, ApplyOptions(places=places))
+    few = model.apply(params, seen, words, ApplyOptions(positions=places))
     every = model.apply(params, seen, words).reshape(-1, words)
     assert few.shape == (len(places), words)
     np.testing.assert_allclose(few[: len(missing)], every[missing], atol=1e-6)

@@ -44,7 +44,7 @@ def test_equals_optax(ours, theirs):
         np.testing.assert_array_equal(mine, reference)
 
 
-def test_multipliers_scale_the_step_not_the_gradient():
+def test_lr_scale_acts_on_the_step_not_the_gradient():
     """Adam divides a scaled gradient by its own scale: only scaling the step changes the rate."""
     chain = transformation(Adam(), lambda _: 0.1, {"a": 1.0, "b": 0.25}, FreezeImpl.split)
     params = {"a": jnp.zeros(1), "b": jnp.zeros(1)}
@@ -100,8 +100,8 @@ def adamw_in_float64(decayed, frozen=(), lr=0.01, decay=0.3, steps=20):
 def trained(optimizer, form, frozen=(), steps=20):
     """Return all parameters after updates with one implementation of freezing."""
     params = {path: jnp.asarray(leaf) for path, leaf in network().items()}
-    multiplier = {path: FROZEN if path in frozen else 1.0 for path in params}
-    chain = transformation(optimizer, lambda _: 0.01, multiplier, form)
+    lr_scale = {path: FROZEN if path in frozen else 1.0 for path in params}
+    chain = transformation(optimizer, lambda _: 0.01, lr_scale, form)
     optimized_paths = [path for path in params if form is not FreezeImpl.split or path not in frozen]
     state = chain.init({path: params[path] for path in optimized_paths})
     for step in range(steps):
@@ -134,10 +134,10 @@ def test_the_forms_give_the_same_bits(decay_all):
 
 def test_without_exemptions_nothing_is_masked():
     """The default leaves Optax's plain chain, state included."""
-    multiplier = {"Dense_0/kernel": 1.0, "Dense_0/bias": 1.0}
-    params = {path: jnp.ones(2) for path in multiplier}
-    plain = transformation(Adamw(), lambda _: 0.1, multiplier, FreezeImpl.split).init(params)
-    masked = transformation(Adamw(decay_bias_and_norm=False), lambda _: 0.1, multiplier, FreezeImpl.split).init(params)
+    lr_scale = {"Dense_0/kernel": 1.0, "Dense_0/bias": 1.0}
+    params = {path: jnp.ones(2) for path in lr_scale}
+    plain = transformation(Adamw(), lambda _: 0.1, lr_scale, FreezeImpl.split).init(params)
+    masked = transformation(Adamw(decay_bias_and_norm=False), lambda _: 0.1, lr_scale, FreezeImpl.split).init(params)
     reference = optax.adamw(lambda _: 0.1).init(params)
     assert jax.tree.structure(plain) == jax.tree.structure(reference)
     assert jax.tree.structure(masked) != jax.tree.structure(reference)

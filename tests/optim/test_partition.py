@@ -11,7 +11,7 @@ GROUPS = (("block_0", "Dense_0/.*"), ("block_1", "Dense_1/.*"), ("head", "Dense_
 
 def test_the_first_line_that_matches_decides():
     placed = match_rules((("Dense_1/.*", 0.5), ("Dense_.*", 1.0)), PATHS, GROUPS)
-    assert placed.multiplier == dict(zip(PATHS, [1.0, 0.5, 1.0, 1.0], strict=True))
+    assert placed.lr_scale == dict(zip(PATHS, [1.0, 0.5, 1.0, 1.0], strict=True))
     assert [hits for _, _, hits in placed.matched] == [
         ("Dense_1/kernel",),
         ("Dense_0/kernel", "Dense_10/kernel", "Dense_10/bias"),
@@ -38,7 +38,7 @@ def test_groups_are_patterns_too(name, expected):
     ("table", "message"),
     [
         ((("Dnse_0/.*", 1.0), (".*", FROZEN)), "matches no parameter.*Dense_0/kernel"),
-        ((("head", 1.0),), "no line of the table covers Dense_0/kernel, Dense_1/kernel"),
+        ((("head", 1.0),), "no rule of the table covers Dense_0/kernel, Dense_1/kernel"),
         (((".*", FROZEN),), "nothing to train"),
         ((("(", 1.0),), "not a regular expression"),
     ],

@@ -103,7 +103,7 @@ def test_an_update_of_simclr_is_nt_xent_of_both_views_as_one_batch():
     after, losses = update(stage, state, {}, batch, 1)
     key = step_keys(stage, 1).corruption
     views = jnp.concatenate(GREY.two_views(key, batch.x))
-    z, seen = stage.model.forward(params, views, stage.outputs, ApplyOptions(moving=STATISTICS))
+    z, seen = stage.model.forward(params, views, stage.outputs, ApplyOptions(mutable=STATISTICS))
     warm = 0.1 + 0.2 * (1 + np.cos(np.pi / 3))  # a third of the way
     assert float(losses.signals["temperature"]) == pytest.approx(warm, rel=1e-6)
     assert float(losses.loss) == pytest.approx(float(nt_xent(z[:ROWS], z[ROWS:], warm)), rel=1e-5)
@@ -126,7 +126,7 @@ def test_moco_moves_the_key_network_first_and_enqueues_last():
         path: leaf if path in STATISTICS else momentum * leaf + (1 - momentum) * params[path]
         for path, leaf in moved.items()
     }
-    how = ApplyOptions(moving=STATISTICS)
+    how = ApplyOptions(mutable=STATISTICS)
     q, _ = stage.model.forward(params, first, stage.outputs, how)
     k, _ = stage.model.forward(slow, second, stage.outputs, how)  # one part: its order changes nothing
     queue = np.asarray(state.memory["queue"], np.float64)
@@ -147,7 +147,7 @@ def test_parts_of_a_batch_are_normalised_apart():
     params = model.init(jax.random.PRNGKey(0), x.shape[1:], 4)
 
     def run(x):
-        return model.forward(params, x, 4, ApplyOptions(moving=STATISTICS))
+        return model.forward(params, x, 4, ApplyOptions(mutable=STATISTICS))
 
     outputs, seen = in_splits(run, x, 2)
     halves = [run(x[:4]), run(x[4:])]

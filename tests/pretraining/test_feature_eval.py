@@ -267,7 +267,7 @@ def test_what_cannot_be_measured_is_refused_before_training(own, message):
 
 def test_a_pass_that_is_cut_below_the_head_is_the_whole_pass(data):
     stage, _, params = begun(watched(), data)
-    x, how = jnp.asarray(data.source["train"].x[:8]), ApplyOptions(moving=STATISTICS)
+    x, how = jnp.asarray(data.source["train"].x[:8]), ApplyOptions(mutable=STATISTICS)
     (features, outputs), seen = forward_features_and_logits(stage, params, {}, x, how)
     whole, whole_seen = forward(stage, params, {}, x, how)
     np.testing.assert_array_equal(outputs, whole)
@@ -301,7 +301,7 @@ def test_its_update_is_gradient_descent_with_momentum_on_the_features_of_both_vi
     memory = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), state.memory)
     after, losses = update(stage, state._replace(memory=memory), {}, batch, 0)
     views = jnp.concatenate(PLAIN.two_views(step_keys(stage, 0).corruption, batch.x))
-    h = np.asarray(stage.model.forward(params, views, 5, ApplyOptions(stop=1, moving=STATISTICS))[0], np.float64)
+    h = np.asarray(stage.model.forward(params, views, 5, ApplyOptions(stop=1, mutable=STATISTICS))[0], np.float64)
     x, y = h - h.mean(0), np.tile(batch.y, 2)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     old = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), memory["online"])

@@ -12,7 +12,7 @@ from src.config.choices import CacheMode
 from src.config.hparams import bind, hyperparameters, static_part
 from src.data.base import Transfer
 from src.errors import UserError
-from src.models.autoencoder import HIDDEN, from_patches, in_patches, wave_positions
+from src.models.autoencoder import MASKED_PIXEL, patchify, sincos_positions, unpatchify
 from src.models.base import ApplyOptions
 from src.models.mlp import Mlp
 from src.models.resnet import Resnet
@@ -149,13 +149,13 @@ def expected_loss(params, images, hidden, normalize):
 
 def test_patches_lie_line_by_line_and_go_back():
     images = jnp.asarray(RNG.random((3, HEIGHT, WIDTH, 3), np.float32))
-    patches = in_patches(images, PATCH)
+    patches = patchify(images, PATCH)
     np.testing.assert_array_equal(patches, [cut(image) for image in np.asarray(images)])
-    np.testing.assert_array_equal(from_patches(patches, images.shape, PATCH), images)
+    np.testing.assert_array_equal(unpatchify(patches, images.shape, PATCH), images)
 
 
 def test_positions_are_waves_of_the_row_and_of_the_column():
-    np.testing.assert_allclose(wave_positions(3, 2, 12), waves(), atol=1e-6)
+    np.testing.assert_allclose(sincos_positions(3, 2, 12), waves(), atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -184,7 +184,7 @@ def test_the_encoder_sees_what_is_not_hidden_and_nothing_else():
     shown, _ = quickly(stage.objective, x)
     hidden = np.asarray(random_mask(KEY, len(x), 6, 2))
     seen = np.argsort(hidden, axis=1, kind="stable")[:, :2]
-    h = jax.jit(lambda x: SMALL.apply(params, x, 1, ApplyOptions(stop=2, places=seen)))(shown)
+    h = jax.jit(lambda x: SMALL.apply(params, x, 1, ApplyOptions(stop=2, positions=seen)))(shown)
     assert h.shape == (len(x), 3, 8)
     p = {path: np.asarray(leaf, np.float64) for path, leaf in params.items()}
     for own, image, out in zip(h, x / 255, hidden, strict=True):
@@ -196,8 +196,8 @@ def test_hidden_pixels_do_not_reach_the_encoder_and_seen_ones_are_no_target():
     x = pictures().x
     hidden = np.asarray(random_mask(KEY, len(x), 6, 2))
     shown, targets = quickly(objective, x)
-    pixels = np.asarray(from_patches(jnp.repeat(hidden[..., None], 12, axis=-1), x.shape, PATCH))
-    assert np.all(np.asarray(shown)[pixels] == HIDDEN)
+    pixels = np.asarray(unpatchify(jnp.repeat(hidden[..., None], 12, axis=-1), x.shape, PATCH))
+    assert np.all(np.asarray(shown)[pixels] == MASKED_PIXEL)
     np.testing.assert_allclose(np.asarray(shown)[~pixels], x[~pixels] / 255, rtol=1e-6)
     other_hidden, changed = quickly(objective, np.where(pixels, 255 - x, x))
     np.testing.assert_array_equal(other_hidden, shown)

@@ -110,7 +110,7 @@ def rates(table, name):
     """What a table says of each depth: one multiplier, the same for all its leaves."""
     groups, paths, _ = NETWORKS[name]
     found = {}
-    for path, value in match_rules(table, paths, groups).multiplier.items():
+    for path, value in match_rules(table, paths, groups).lr_scale.items():
         assert found.setdefault(depth(path), value) is value or found[depth(path)] == value
     return found
 

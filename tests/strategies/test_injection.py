@@ -65,9 +65,9 @@ def test_only_what_was_added_and_the_head_move(strategy):
 
 def test_b_has_its_own_rate():
     params, _ = case(MLP)
-    for strategy in (Lora(rank=2, b_rate=16.0), Dora(rank=2, b_rate=16.0)):
+    for strategy in (Lora(rank=2, loraplus_lr_ratio=16.0), Dora(rank=2, loraplus_lr_ratio=16.0)):
         added = strategy.prepare(jax.random.PRNGKey(0), params, MLP)
-        found = match_rules(strategy.table(MLP.groups()), params | added, MLP.groups()).multiplier
+        found = match_rules(strategy.table(MLP.groups()), params | added, MLP.groups()).lr_scale
         assert {found[path] for path in added if path.endswith("lora_b")} == {16.0}
         assert {found[path] for path in added if not path.endswith("lora_b")} == {1.0}
         assert found["Dense_2/bias"] == 1.0
@@ -106,7 +106,7 @@ def test_the_others_have_the_published_numbers_of_parameters():
 
 def test_ranks_by_pattern():
     """The first pattern that matches decides: of a group, of a kernel, of a module; the others have the common rank."""
-    strategy = Lora(rank=2, ranks=("layer_0/q:5", "layer_0:3", ".*/up/kernel:7"))
+    strategy = Lora(rank=2, rank_pattern=("layer_0/q:5", "layer_0:3", ".*/up/kernel:7"))
     added = shapes_added(strategy, ENCODER, ENCODER.shapes())
     ranks = {path.removesuffix("/lora_a"): leaf.shape[-1] for path, leaf in added.items() if path.endswith("lora_a")}
     assert len(ranks) == 12 * 6
@@ -153,12 +153,12 @@ def test_a_leaf_starts_the_same_whatever_else_is_a_target():
         (Lora(rank=64), "strategy.rank: rank 64 is above the 5 x 8 matrix of Dense_0/kernel; allowed: at most 5"),
         (Dora(rank=64), "strategy.rank: rank 64 is above the 5 x 8 matrix of Dense_0/kernel; allowed: at most 5"),
         (
-            Lora(rank=2, ranks=("Dense_1:9",)),
-            "strategy.ranks: rank 9 is above the 8 x 12 matrix of Dense_1/kernel; allowed: at most 8",
+            Lora(rank=2, rank_pattern=("Dense_1:9",)),
+            "strategy.rank_pattern: rank 9 is above the 8 x 12 matrix of Dense_1/kernel; allowed: at most 8",
         ),
         (
-            Lora(rank=2, ranks=("head:2",)),
-            "strategy.ranks: 'head' matches no target; allowed: Dense_0/kernel, Dense_1/kernel",
+            Lora(rank=2, rank_pattern=("head:2",)),
+            "strategy.rank_pattern: 'head' matches no target; allowed: Dense_0/kernel, Dense_1/kernel",
         ),
         (
             Lora(targets=("Dens_0",)),

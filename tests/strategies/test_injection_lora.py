@@ -20,7 +20,7 @@ from tests.strategies.injected import Convolutional, compiled, plain, prepared, 
 
 MLP = Mlp((8, 12))
 CONV = Convolutional()
-VARIANTS = [{"alpha": 3.0, "ranks": ("block_1:4",)}, {"alpha": 3.0, "rank_stabilised": True}]
+VARIANTS = [{"alpha": 3.0, "rank_pattern": ("block_1:4",)}, {"alpha": 3.0, "rank_stabilised": True}]
 
 
 def rows(*shape):
@@ -73,7 +73,7 @@ def test_dense_layers_compute_the_formula(cls, settings):
 @pytest.mark.parametrize("cls", [Lora, Dora])
 def test_convolutions_compute_what_merged_kernels_do(cls):
     """With strides, uneven and circular padding, with and without bias, and two ranks."""
-    strategy = cls(rank=3, alpha=3.0, ranks=("block_1:4",))
+    strategy = cls(rank=3, alpha=3.0, rank_pattern=("block_1:4",))
     params, x = started(CONV, (6, 7, 3), 2), rows(4, 6, 7, 3)
     added = prepared(strategy, CONV, params, 0.2)
     assert added["block_0/Conv_0/lora_a"].shape == (3, 3, 3, 3)
@@ -89,7 +89,7 @@ def test_one_program_serves_every_traced_setting():
     params, x = started(MLP, (5,), 2), rows(16, 5)
     strategy = Lora(rank=3)
     added = prepared(strategy, MLP, params, 0.3)
-    assert set(hyperparameters(Lora(dropout=0.5))) == {"alpha", "dropout", "b_rate"}
+    assert set(hyperparameters(Lora(dropout=0.5))) == {"alpha", "dropout", "loraplus_lr_ratio"}
 
     @jax.jit
     def outputs(alpha):
@@ -202,7 +202,7 @@ def test_a_grouped_convolution_is_refused():
     model = GroupedModel()
     params = started(model, (5, 5, 4), 2)
     added = prepared(Lora(rank=2), model, params)
-    with pytest.raises(UserError, match=r"stands beside body, a Conv; allowed: Dense, and Conv without groups"):
+    with pytest.raises(UserError, match=r"body, a Conv, is not supported; allowed: Dense, and Conv without groups"):
         run(Lora(rank=2), model, params | added, rows(2, 5, 5, 4), 2)
 
 

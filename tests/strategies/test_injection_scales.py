@@ -9,7 +9,7 @@ import pytest
 from src.errors import UserError
 from src.models.base import ApplyOptions
 from src.models.mlp import Mlp
-from src.strategies.adapter import Adapter, Bend, Kind
+from src.strategies.adapter import Activation, Adapter, Kind
 from src.strategies.ia3 import Ia3
 from tests.strategies.injected import Convolutional, compiled, plain, prepared, run, started
 
@@ -84,7 +84,7 @@ def bottleneck(added, point, h, bend):
 
 @pytest.mark.parametrize("bend", BENDS)
 def test_an_adapter_computes_the_formula(bend):
-    strategy = Adapter(size=3, activation=Bend[bend])
+    strategy = Adapter(size=3, activation=Activation[bend])
     params, x = started(MLP, (8,), 2), rows(16, 8)
     added = prepared(strategy, MLP, params, 0.5)
     expected = perceptron(

@@ -61,7 +61,7 @@ def test_chain_thaw_moves_each_group_alone_then_all(name):
 def test_lp_ft_probes_then_moves_everything(name):
     groups, paths, _ = NETWORKS[name]
     assert phases(LpFt(), name) == [where(paths, lambda d: d == 99), set(paths)]
-    probe, everything = LpFt(probe_rate=8.0).tables(groups)
+    probe, everything = LpFt(probe_lr_scale=8.0).tables(groups)
     assert {value for value in rates(probe, name).values() if value is not None} == {8.0}
     assert set(rates(everything, name).values()) == {1.0}
 
@@ -71,7 +71,7 @@ def test_lp_ft_probes_then_moves_everything(name):
 def test_each_phase_but_the_last_has_the_same_length(strategy, phases):
     each = 7 if strategy.every else 11
     for extra in (1, 2, 50):
-        found = strategy.lengths(phases, each * (phases - 1) + extra, epoch=11)
+        found = strategy.phase_steps(phases, each * (phases - 1) + extra, epoch=11)
         assert found == (*[each] * (phases - 1), extra)
 
 
@@ -87,13 +87,13 @@ def test_each_phase_but_the_last_has_the_same_length(strategy, phases):
     ],
 )
 def test_lp_ft_shares_the_updates_out(share, steps, expected):
-    assert LpFt(probe_share=share).lengths(2, steps, epoch=5) == expected
+    assert LpFt(probe_fraction=share).phase_steps(2, steps, epoch=5) == expected
 
 
 @pytest.mark.parametrize("steps", [2, 3, 10, 99, 1000])
 def test_no_phase_of_lp_ft_is_empty(steps):
     for share in np.linspace(0.001, 0.999, 53):
-        found = LpFt(probe_share=float(share)).lengths(2, steps, epoch=5)
+        found = LpFt(probe_fraction=float(share)).phase_steps(2, steps, epoch=5)
         assert sum(found) == steps
         assert min(found) >= 1
         assert abs(found[0] - share * steps) <= 1
@@ -122,7 +122,7 @@ def test_no_phase_of_lp_ft_is_empty(steps):
 )
 def test_a_plan_that_ends_after_the_run_is_refused(strategy, phases, steps, message):
     with pytest.raises(UserError, match=message):
-        strategy.lengths(phases, steps, epoch=10)
+        strategy.phase_steps(phases, steps, epoch=10)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +131,9 @@ def test_a_plan_that_ends_after_the_run_is_refused(strategy, phases, steps, mess
         (Gradual, {"every": 0}, "strategy.every is 0; allowed: a whole number >= 1"),
         (Gradual, {"decay": 0}, "strategy.decay is 0.0; allowed: a number > 0 and at most 1"),
         (ChainThaw, {"every": -1}, "strategy.every is -1; allowed: a whole number >= 1"),
-        (LpFt, {"probe_share": 1}, "strategy.probe_share is 1.0; allowed: a number strictly between 0 and 1"),
-        (LpFt, {"probe_share": 0}, "strategy.probe_share is 0.0; allowed: a number strictly between 0 and 1"),
-        (LpFt, {"probe_rate": 0}, "strategy.probe_rate is 0.0; allowed: a finite number > 0"),
+        (LpFt, {"probe_fraction": 1}, "strategy.probe_fraction is 1.0; allowed: a number strictly between 0 and 1"),
+        (LpFt, {"probe_fraction": 0}, "strategy.probe_fraction is 0.0; allowed: a number strictly between 0 and 1"),
+        (LpFt, {"probe_lr_scale": 0}, "strategy.probe_lr_scale is 0.0; allowed: a finite number > 0"),
     ],
 )
 def test_what_is_refused(cls, values, message):

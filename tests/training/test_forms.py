@@ -22,7 +22,7 @@ from tests.runs import finetuned, pretrained
 class SplitFrozen(Frozen):
     """The frozen trunk in the engine's own form."""
 
-    form: ClassVar[FreezeImpl] = FreezeImpl.split
+    freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.split
 
 
 @pytest.fixture(scope="module")
