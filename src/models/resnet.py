@@ -14,7 +14,7 @@ from ..errors import UserError
 from .convolution import convolve
 from .layers import Dropout
 from .normalization import BatchNorm
-from .vision import Scaling, Vision, check_images, standardised
+from .vision import Scaling, Vision, check_images, standardize
 
 Stem = Enum("Stem", ["cifar", "imagenet"])
 
@@ -146,7 +146,7 @@ class Residual(nn.Module):
         stop = end + 1 if stop is None else stop
         if start == 0 < stop:
             check_images("resnet", x, sizes.channels)
-            x = Bottom(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardised(self, x, self.scaling))
+            x = Bottom(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardize(self, x, self.scaling))
         for i in range(max(start - 1, 0), min(stop - 1, len(blocks))):
             x = Block(*blocks[i], sizes.kind == "bottleneck", self.last_scale, name=f"block_{i}")(x)
         if start < end <= stop:

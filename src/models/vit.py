@@ -15,7 +15,7 @@ from ..errors import UserError
 from .convolution import convolve
 from .layers import Dropout, gelu, taken
 from .transformer import Attention, dense, initial_kernel
-from .vision import Scaling, Vision, check_images, standardised
+from .vision import Scaling, Vision, check_images, standardize
 
 Size = Enum("Size", ["tiny", "small", "base"])
 Pooling = Enum("Pooling", ["first", "mean"])
@@ -147,7 +147,7 @@ class VisionTransformer(nn.Module):
         if start == 0 < stop:
             self.check(x)
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
-            x = embeddings(standardised(self, x, self.scaling))
+            x = embeddings(standardize(self, x, self.scaling))
             if places is not None:
                 x = jnp.concatenate([x[:, :1], taken(x[:, 1:], places)], axis=1)
         if start < end and stop > 1:

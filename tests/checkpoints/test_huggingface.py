@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from src.checkpoints import huggingface
 from src.checkpoints.architectures import ARCHITECTURES, tensor_names
@@ -20,6 +20,7 @@ from src.models import bert, gpt2
 from src.models.bert import Bert
 from src.models.gpt2 import Gpt2
 from src.training import feature_cache as features
+from tests.checkpoints.damage import change, configure
 
 FIXTURES = Path(__file__).parent / "fixtures" / "huggingface"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
@@ -163,30 +164,8 @@ def test_a_head_that_does_not_fit_is_said_once_and_left_out(caplog, name, head, 
     assert "block_0/up/kernel" in params
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A checkpoint's copy that may be spoilt: returns its folder."""
-
-    def copy(name):
-        return Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-    return copy
-
-
-def change(folder, edit):
-    """Write a checkpoint's tensors again after an edit."""
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def configure(folder, **values):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def test_everything_that_does_not_fit_is_said_at_once(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
 
     def spoil(tensors):
         del tensors["bert.encoder.layer.0.attention.self.query.weight"]
@@ -209,14 +188,14 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
 
 
 def test_half_a_head_is_a_mistake(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     change(folder, lambda tensors: tensors.pop("classifier.bias"))
     with pytest.raises(UserError, match=r"classifier\.bias is missing"):
         read_checkpoint(network(folder, "classify"), 3)
 
 
 def test_a_decoder_of_its_own_is_not_tied(copied):
-    folder = copied("gpt2_causal")
+    folder = copied(FIXTURES / "gpt2_causal")
     words = load_file(folder / "model.safetensors")["transformer.wte.weight"]
     change(folder, lambda tensors: tensors.update({"lm_head.weight": words}))
     read_checkpoint(network(folder, "causal"))
@@ -243,7 +222,7 @@ def test_a_decoder_of_its_own_is_not_tied(copied):
     ],
 )
 def test_a_config_that_cannot_be_is_refused(copied, values, message):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     configure(folder, **values)
     with pytest.raises(UserError, match=message):
         read_checkpoint(network(folder, "classify"), 3)
@@ -253,7 +232,7 @@ def test_a_config_that_cannot_be_is_refused(copied, values, message):
     ("text", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object"), ("[" * 10**5, "is not JSON")]
 )
 def test_a_config_that_is_none_is_refused(copied, text, message):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(Bert(checkpoint=str(folder)))
@@ -270,7 +249,7 @@ def test_sizes_come_from_the_checkpoint_and_may_not_contradict_it():
 
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", ""])
 def test_an_index_names_files_of_its_folder_only(copied, name):
-    folder = copied("bert_sharded")
+    folder = copied(FIXTURES / "bert_sharded")
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder.parent / "secret.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"classifier.bias": name}}))
@@ -279,14 +258,14 @@ def test_an_index_names_files_of_its_folder_only(copied, name):
 
 
 def test_a_shard_that_is_not_there(copied):
-    folder = copied("bert_sharded")
+    folder = copied(FIXTURES / "bert_sharded")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"names the file 'model-00002-of-00002\.safetensors', which does not exist"):
         read_checkpoint(network(folder, "classify"), 3)
 
 
 def test_one_tensor_in_two_shards(copied):
-    folder = copied("bert_sharded")
+    folder = copied(FIXTURES / "bert_sharded")
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
     with pytest.raises(UserError, match=r"has '.*' twice"):
         read_checkpoint(network(folder, "classify"), 3)
@@ -294,7 +273,7 @@ def test_one_tensor_in_two_shards(copied):
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "long header", "text"])
 def test_a_damaged_file_is_one_sentence(copied, damage):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     path = folder / "model.safetensors"
     content = path.read_bytes()
     spoilt = {"truncated": content[:-100], "empty": b"", "text": b"weights"}
@@ -305,7 +284,7 @@ def test_a_damaged_file_is_one_sentence(copied, damage):
 
 
 def test_a_pickle_is_never_read(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has pytorch_model\.bin only, a pickle, which can run code"):
         read_checkpoint(network(folder, "classify"), 3)
@@ -327,7 +306,7 @@ def test_a_name_on_the_hub(monkeypatch, copied):
         asked.append((name, allow_patterns))
         if name == "someone/offline":
             raise LocalEntryNotFoundError("no network")
-        return str(copied("bert_classify"))
+        return str(copied(FIXTURES / "bert_classify"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert load_config(Bert(checkpoint="someone/small")).sizes.width == 32
@@ -342,7 +321,7 @@ def test_a_name_on_the_hub(monkeypatch, copied):
 
 
 def test_the_fingerprint_is_of_the_content(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     first = fingerprint(Bert(checkpoint=str(folder)))
     assert first == fingerprint(Bert(checkpoint=str(FIXTURES / "bert_classify")))
     assert first != fingerprint(Bert(checkpoint=str(FIXTURES / "bert_sharded")))

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from src.checkpoints import huggingface
 from src.checkpoints.architectures import to_our_axes, to_torch_axes
@@ -20,6 +19,7 @@ from src.models.base import ApplyOptions
 from src.models.resnet import Resnet, ResNetConfig, Stem
 from src.models.vit import Pooling, Size, Vit
 from src.training import feature_cache as features
+from tests.checkpoints.damage import change, configure
 
 FIXTURES = Path(__file__).parent / "fixtures" / "vision"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
@@ -103,7 +103,7 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
     assert network(FIXTURES / "vit", mean=0.5, std=(1, 2, 3)).scaling == ((0.5,), (1, 2, 3))
     assert network(FIXTURES / "vit", mean=0).scaling == ((0,), (0.25, 0.21875, 0.28125))
     assert Vit().scaling == ((0.5,), (0.25,))
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
     configure(folder, huggingface.PREPROCESSOR, do_normalize=False)
     assert network(folder).scaling == ((0.0,), (1.0,))
     for values, words in (
@@ -112,7 +112,7 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
         ({"rescale_factor": 0.5}, "does not divide pixels by 255"),
         ({"do_rescale": False}, "does not divide pixels by 255"),
     ):
-        folder = copied("vit")
+        folder = copied(FIXTURES / "vit")
         configure(folder, huggingface.PREPROCESSOR, **values)
         with pytest.raises(UserError, match=words):
             network(folder)
@@ -127,30 +127,8 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
 # --- what is said ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A checkpoint's copy that may be spoilt: returns its folder, afresh each time."""
-
-    def copy(name):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
-        return Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-    return copy
-
-
-def change(folder, edit):
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def configure(folder, file="config.json", **values):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
 def test_everything_that_does_not_fit_is_said_at_once(copied):
-    folder = copied("resnet_basic")
+    folder = copied(FIXTURES / "resnet_basic")
 
     def spoil(tensors):
         del tensors["resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"]
@@ -196,7 +174,7 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
     ],
 )  # fmt: skip
 def test_a_config_that_means_another_network_is_refused(copied, name, values, message):
-    folder = copied(name)
+    folder = copied(FIXTURES / name)
     configure(folder, **values)
     with pytest.raises(UserError, match=message):
         read_checkpoint(network(folder), OUTPUTS)
@@ -204,7 +182,7 @@ def test_a_config_that_means_another_network_is_refused(copied, name, values, me
 
 def test_other_heads_are_left_and_said_once(copied, caplog):
     """A masked-image network's decoder and mask token, a bare model's pooler, and a classifier of another size."""
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
 
     def other(tensors):
         tensors["vit.embeddings.mask_token"] = np.zeros((1, 1, 16), np.float32)
@@ -238,7 +216,7 @@ def test_images_that_do_not_fit_the_checkpoint_are_refused():
 
 
 def test_the_fingerprint_is_of_the_scaling_too(copied):
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
     first = fingerprint(network(folder))
     assert first == fingerprint(network(FIXTURES / "vit"))
     configure(folder, huggingface.PREPROCESSOR, image_mean=[0.1, 0.2, 0.3])

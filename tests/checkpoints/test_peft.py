@@ -19,9 +19,10 @@ from src.finished.jobs import read_job
 from src.finished.weighted_adapters import add_weighted_adapter
 from src.models.bert import Bert, Pooling
 from src.strategies.dora import Dora
+from tests.checkpoints.damage import change, configure
 from tests.checkpoints.exported import CASES
 from tests.checkpoints.test_huggingface import FIXTURES, REAL, X, network
-from tests.checkpoints.tuned import DORA, JOBS, LORA, MIXED, logits, make_named, make_tuned, rewritten
+from tests.checkpoints.tuned import DORA, JOBS, LORA, MIXED, logits, make_named, make_tuned
 from tests.commands import script
 
 PEFT = FIXTURES.parent / "peft"
@@ -54,11 +55,7 @@ def classify():
     return network(FIXTURES / "bert_classify", "classify")
 
 
-def spoil(folder, change):
-    """Rewrite a folder's tensors."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
+spoil = functools.partial(change, file="adapter_model.safetensors")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -267,7 +264,7 @@ def refused(folder, model, *words):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("keys", "words"),
     [
         ({"peft_type": "IA3"}, ["peft_type is 'IA3'; allowed: LORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type is ['LORA']"]),
@@ -292,13 +289,13 @@ def refused(folder, model, *words):
         ({"target_modules": ["query", "value", "key"]}, ["attention.self.key.lora_A.weight is missing"]),
     ],
 )  # fmt: skip
-def test_settings_that_are_not_computed_are_refused(folder, classify, change, words):
-    rewritten(folder, **change)
+def test_settings_that_are_not_computed_are_refused(folder, classify, keys, words):
+    configure(folder, "adapter_config.json", **keys)
     refused(folder, classify, *words)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("edit", "words"),
     [
         (lambda t: t.pop("base_model.model.classifier.weight"), ["classifier.weight is missing"]),
         (lambda t: t.pop("base_model.model.classifier.bias"), ["classifier.bias is missing"]),
@@ -327,8 +324,8 @@ def test_settings_that_are_not_computed_are_refused(folder, classify, change, wo
         (lambda t: t.update({"base_model.model.cls.predictions.decoder.bias": np.zeros(9)}), ["bias is unexpected"]),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(folder, classify, change, words):
-    spoil(folder, change)
+def test_tensors_that_do_not_fit_are_named(folder, classify, edit, words):
+    spoil(folder, edit)
     refused(folder, classify, *words)
 
 

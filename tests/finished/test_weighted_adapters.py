@@ -211,11 +211,15 @@ def test_a_grid_is_one_program_and_each_point_is_right():
     weighted_adapters._evaluate.clear_cache()
     base, own, grid = network(), [ONE, TWO, THREE], weight_grid(3, [-0.5, 0.0, 1.0])
     with jax.default_matmul_precision("highest"):
-        found = search_weights(Counted(), base, own, DATA, Classification(), 3, grid, head=1, batch_size=8)
+        found = search_weights(
+            Counted(), base, own, DATA, objective=Classification(), outputs=3, grid=grid, head=1, batch_size=8
+        )
         assert len(found) == 27
         assert TRACES == [(1, 1, 7, 6)]
         finer = weight_grid(3, [0.1, 0.2, 0.3])
-        search_weights(Counted(), base, own, DATA, Classification(), 3, finer, head=1, batch_size=8)
+        search_weights(
+            Counted(), base, own, DATA, objective=Classification(), outputs=3, grid=finer, head=1, batch_size=8
+        )
         assert len(TRACES) == 1  # weights are arguments
         for *weights, loss, accuracy in found.to_numpy():
             kernels = {
@@ -237,7 +241,17 @@ def test_a_grid_is_one_program_and_each_point_is_right():
 def test_how_many_batch_size_changes_no_point(batch_size):
     grid = weight_grid(2, [0.0, 0.5, 1.0])
     tables = [
-        search_weights(SmallNet(), network(), [ONE, TWO], DATA, Classification(), 3, grid, head=0, batch_size=n)
+        search_weights(
+            SmallNet(),
+            network(),
+            [ONE, TWO],
+            DATA,
+            objective=Classification(),
+            outputs=3,
+            grid=grid,
+            head=0,
+            batch_size=n,
+        )
         for n in (batch_size, 9)
     ]
     assert len(tables[0]) == 9
@@ -248,7 +262,7 @@ def test_how_many_batch_size_changes_no_point(batch_size):
 
 def test_a_loss_that_is_not_finite_comes_last():
     grid = [[0.0], [1e30], [1.0]]
-    found = search_weights(SmallNet(), network(), [ONE], DATA, Classification(), 3, grid)
+    found = search_weights(SmallNet(), network(), [ONE], DATA, objective=Classification(), outputs=3, grid=grid)
     assert not math.isfinite(found["loss"].iloc[-1])
     assert found["weight_0"].iloc[-1] == np.float32(1e30)
     assert np.isfinite(found["loss"].iloc[:2]).all()
@@ -257,4 +271,6 @@ def test_a_loss_that_is_not_finite_comes_last():
 @pytest.mark.parametrize("grid", [[[1.0]], [1.0, 2.0], np.zeros((0, 2)), [[1.0, math.nan]]])
 def test_grids_that_cannot_be(grid):
     with pytest.raises(UserError, match=r"grid of weights has the shape .*; allowed: \(points, 2\) finite numbers"):
-        search_weights(SmallNet(), network(), [ONE, TWO], DATA, Classification(), 3, grid, head=0)
+        search_weights(
+            SmallNet(), network(), [ONE, TWO], DATA, objective=Classification(), outputs=3, grid=grid, head=0
+        )
