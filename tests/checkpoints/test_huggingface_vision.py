@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face's ResNet and ViT: the logits of its classes, and what is said of what does not fit."""
+"""Checkpoints of Hugging Face's ResNet and ViT: the logits of its classes, and the messages about what does not fit."""
 
 import json
 import logging
@@ -46,7 +46,7 @@ def test_logits_are_those_of_hugging_face(name):
 
 
 @EVERY
-def test_the_lowest_group_returns_what_theirs_does(name):
+def test_outputs_of_the_first_group(name):
     model = network(FIXTURES / name)
     found = model.apply(read_checkpoint(model), EXPECTED[f"{name}/images"], OUTPUTS, ApplyOptions(stop=1))
     expected = EXPECTED[f"{name}/stem"]
@@ -64,7 +64,7 @@ def test_every_parameter_is_read_and_has_its_shape(name):
     assert {leaf.dtype.name for leaf in read.values()} == {"float32"}
 
 
-def test_kernels_are_turned():
+def test_kernels_are_transposed():
     """(out, in, height, width) to (height, width, in, out), and (out, in) to (in, out); back again as well."""
     tensors = load_file(FIXTURES / "resnet_basic" / "model.safetensors")
     params = read_checkpoint(network(FIXTURES / "resnet_basic"), OUTPUTS)
@@ -124,19 +124,19 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
     assert network(folder, mean=0.5, std=0.5).module(OUTPUTS).scaling == ((0.5,), (0.5,))
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------------------------
 
 
-def test_everything_that_does_not_fit_is_said_at_once(copied):
+def test_all_misfits_are_reported_together(copied):
     folder = copied(FIXTURES / "resnet_basic")
 
-    def spoil(tensors):
+    def damage(tensors):
         del tensors["resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"]
         tensors["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"] = np.zeros((8, 8, 1, 1), np.float32)
         tensors["resnet.encoder.stages.0.layers.0.layer.2.convolution.weight"] = np.zeros((8, 8, 1, 1), np.float32)
         tensors["resnet.embedder.embedder.normalization.running_var"] = np.zeros(8, np.int64)
 
-    change(folder, spoil)
+    change(folder, damage)
     with pytest.raises(UserError) as found:
         read_checkpoint(network(folder), OUTPUTS)
     words = str(found.value)
@@ -173,14 +173,14 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
         ("vit", {"num_attention_heads": 5}, "model.heads is 5; allowed: a divisor of the width, 16"),
     ],
 )  # fmt: skip
-def test_a_config_that_means_another_network_is_refused(copied, name, values, message):
+def test_configs_of_variants_are_refused(copied, name, values, message):
     folder = copied(FIXTURES / name)
     configure(folder, **values)
     with pytest.raises(UserError, match=message):
         read_checkpoint(network(folder), OUTPUTS)
 
 
-def test_other_heads_are_left_and_said_once(copied, caplog):
+def test_ignored_heads_are_reported_once(copied, caplog):
     """A masked-image network's decoder and mask token, a bare model's pooler, and a classifier of another size."""
     folder = copied(FIXTURES / "vit")
 
@@ -232,7 +232,7 @@ def test_pooling_by_the_mean_starts_from_the_same_trunk():
     assert np.abs(one.apply(params, images, OUTPUTS) - other.apply(params, images, OUTPUTS)).max() > 0.01
 
 
-def test_peft_is_of_models_of_text():
+def test_peft_requires_a_model_of_text():
     with pytest.raises(UserError, match="describes a model of type 'vit'; allowed: bert, gpt2"):
         checkpoint_model(str(FIXTURES / "vit"), None)
 
@@ -241,7 +241,7 @@ def test_peft_is_of_models_of_text():
 
 
 @EVERY
-def test_what_was_read_is_written_as_it_was(tmp_path, name):
+def test_reading_and_exporting_round_trips(tmp_path, name):
     """The same names, shapes, types and values, and what its config and preprocessor say."""
     model = network(FIXTURES / name)
     written = export(model, read_checkpoint(model, OUTPUTS), tmp_path / "out")
@@ -281,7 +281,7 @@ def test_a_network_from_the_seed_read_again_gives_the_same_logits(tmp_path, mode
     assert len(json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_mean"]) == shape[-1]
 
 
-def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
+def test_networks_without_a_hugging_face_class_are_refused(tmp_path):
     model = Resnet(width=2)
     with pytest.raises(UserError, match=r"model\.stem is cifar, which no class .*; allowed: imagenet"):
         export(model, {}, tmp_path / "out")
