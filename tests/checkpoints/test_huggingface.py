@@ -247,6 +247,15 @@ def test_sizes_come_from_the_checkpoint_and_may_not_contradict_it():
         network(FIXTURES / "bert_classify", "classify", width=64)
 
 
+def test_models_do_not_read_files():
+    model = Bert(checkpoint=str(FIXTURES / "bert_classify"))
+    with pytest.raises(TypeError, match="call load_config"):
+        model.groups()
+    assert load_config(load_config(model)) == load_config(model)
+    assert hash(load_config(model)) != hash(model)
+    assert load_config(Bert()) == Bert()
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", ""])
 def test_an_index_names_files_of_its_folder_only(copied, name):
     folder = copied(FIXTURES / "bert_sharded")
