@@ -75,6 +75,20 @@ class Architecture(NamedTuple):
     input_shape: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)
 
 
+QKV = ("query", "key", "value")
+MASKED: Modules = (
+    ("cls.predictions.transform.dense", "transform", DENSE),
+    ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
+    ("cls.predictions", "vocabulary", BIAS),
+)
+TRANSFORMER_KEYS = {
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "intermediate": "intermediate_size",
+    "epsilon": "layer_norm_eps",
+}
+
 BERT = Architecture(
     prefix="bert.",
     trunk=(
@@ -82,9 +96,7 @@ BERT = Architecture(
         ("embeddings.position_embeddings", "embeddings/position", EMBEDDING),
         ("embeddings.token_type_embeddings", "embeddings/type", EMBEDDING),
         ("embeddings.LayerNorm", "embeddings/norm", NORM),
-        ("encoder.layer.{i}.attention.self.query", "block_{i}/attention/query", DENSE),
-        ("encoder.layer.{i}.attention.self.key", "block_{i}/attention/key", DENSE),
-        ("encoder.layer.{i}.attention.self.value", "block_{i}/attention/value", DENSE),
+        *((f"encoder.layer.{{i}}.attention.self.{name}", f"block_{{i}}/attention/{name}", DENSE) for name in QKV),
         ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
         ("encoder.layer.{i}.attention.output.LayerNorm", "block_{i}/attention_norm", NORM),
         ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
@@ -96,17 +108,8 @@ BERT = Architecture(
         "classify": (("classifier", "classifier", DENSE),),
         "tokens": (("classifier", "classifier", DENSE),),
         "spans": (("qa_outputs", "classifier", DENSE),),
-        "masked": (
-            ("cls.predictions.transform.dense", "transform", DENSE),
-            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
-            ("cls.predictions", "vocabulary", BIAS),
-        ),
-        "pretraining": (
-            ("cls.predictions.transform.dense", "transform", DENSE),
-            ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
-            ("cls.predictions", "vocabulary", BIAS),
-            ("cls.seq_relationship", "classifier", DENSE),
-        ),
+        "masked": MASKED,
+        "pretraining": (*MASKED, ("cls.seq_relationship", "classifier", DENSE)),
     },
     classes={
         "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
@@ -118,13 +121,9 @@ BERT = Architecture(
     aliases={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
     config_keys={
         "vocab_size": "vocab_size",
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "intermediate": "intermediate_size",
         "positions": "max_position_embeddings",
         "types": "type_vocab_size",
-        "epsilon": "layer_norm_eps",
+        **TRANSFORMER_KEYS,
     },
     required={
         "hidden_act": ("gelu",),
@@ -228,9 +227,7 @@ VIT = Architecture(
         ("embeddings", "embeddings", TOKENS),
         ("embeddings.patch_embeddings.projection", "embeddings/patch", DENSE),
         ("encoder.layer.{i}.layernorm_before", "block_{i}/attention_norm", NORM),
-        ("encoder.layer.{i}.attention.attention.query", "block_{i}/attention/query", DENSE),
-        ("encoder.layer.{i}.attention.attention.key", "block_{i}/attention/key", DENSE),
-        ("encoder.layer.{i}.attention.attention.value", "block_{i}/attention/value", DENSE),
+        *((f"encoder.layer.{{i}}.attention.attention.{name}", f"block_{{i}}/attention/{name}", DENSE) for name in QKV),
         ("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/output", DENSE),
         ("encoder.layer.{i}.layernorm_after", "block_{i}/mlp_norm", NORM),
         ("encoder.layer.{i}.intermediate.dense", "block_{i}/up", DENSE),
@@ -241,16 +238,7 @@ VIT = Architecture(
     heads={"classify": (("classifier", "head", DENSE),)},
     classes={"classify": ("ViTForImageClassification",)},
     aliases={},
-    config_keys={
-        "width": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "intermediate": "intermediate_size",
-        "patch": "patch_size",
-        "image": "image_size",
-        "channels": "num_channels",
-        "epsilon": "layer_norm_eps",
-    },
+    config_keys={"patch": "patch_size", "image": "image_size", "channels": "num_channels", **TRANSFORMER_KEYS},
     required={"hidden_act": ("gelu",), "qkv_bias": (True,)},
     tied={},
     ignored=r"(pooler|classifier|decoder)\..*",

@@ -23,7 +23,7 @@ from ..errors import UserError, listed
 from ..models.base import Model
 from ..models.checkpointed import CheckpointConfig, Checkpointed
 from ..models.transformer import TIED
-from ..models.vision import CENTRE, SPREAD, Scaling, Vision, is_number
+from ..models.vision import MEAN, STD, Scaling, Vision, is_number
 from ..models.wrapped import Wrapped
 from ..notices import warn_once
 from ..types import Params
@@ -238,7 +238,7 @@ def read_scaling(checkpoint: str) -> Scaling:
     if config.get("do_normalize", True) is False:
         return Scaling((0.0,), (1.0,))
     found = []
-    for key, check in (("image_mean", CENTRE), ("image_std", SPREAD)):
+    for key, check in (("image_mean", MEAN), ("image_std", STD)):
         value = config.get(key)
         values: list[Any] = value if isinstance(value, list) else [value]
         if not values or not all(map(check.accepts, values)):

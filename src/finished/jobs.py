@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoints.adapters import LORA_PARAMS, LoraAdapter, extract_trained, merge, split_adapter
+from ..checkpoints.adapters import LoraAdapter, extract_trained, merge, split_adapter
 from ..checkpoints.huggingface import build_model
 from ..checkpoints.tensor_files import read_tensors
 from ..config.choices import Kind
@@ -104,17 +103,12 @@ class FinishedJob:
             UserError: the strategy's change of the kernels is not a sum of low-rank changes.
         """
         params = self.read_params()
-        return merge(params, self.adapter.scaling) if has_adapter(params) else params
+        return merge(params, self.adapter.scaling) if split_adapter(params)[0] else params
 
 
 @functools.cache
 def _load_data(source: DataSource) -> Transfer:
     return source.load()
-
-
-def has_adapter(params: Iterable[str]) -> bool:
-    """Tell whether LoRA's factors are among the paths of parameters."""
-    return any(path.rpartition("/")[2] in LORA_PARAMS for path in params)
 
 
 def read_job(folder: Path) -> FinishedJob:

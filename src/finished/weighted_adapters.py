@@ -165,10 +165,10 @@ def search_weights(
     base: Mapping[str, Any],
     adapters: Sequence[LoraAdapter],
     data: Split,
+    *,
     objective: Objective,
     outputs: int,
     grid: Float[ArrayLike, "points adapters"],
-    *,
     head: int | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:

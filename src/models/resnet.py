@@ -13,7 +13,7 @@ from ..config.hparams import COUNT, Check, hparam
 from ..errors import UserError
 from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
-from .vision import Scaling, Vision, check_images, standardised
+from .vision import Scaling, Vision, check_images, standardize
 
 Stem = Enum("Stem", ["cifar", "imagenet"])
 
@@ -145,7 +145,7 @@ class ResNetModule(nn.Module):
         stop = end + 1 if stop is None else stop
         if start == 0 < stop:
             check_images("resnet", x, sizes.channels)
-            x = ResNetStem(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardised(self, x, self.scaling))
+            x = ResNetStem(sizes.stem_width, sizes.stem == "cifar", name="stem")(standardize(self, x, self.scaling))
         for i in range(max(start - 1, 0), min(stop - 1, len(blocks))):
             x = ResidualBlock(*blocks[i], sizes.kind == "bottleneck", self.last_scale, name=f"block_{i}")(x)
         if start < end <= stop:

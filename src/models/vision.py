@@ -24,8 +24,8 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-CENTRE = Check("a finite number, or a list with one for each channel", is_number)
-SPREAD = Check("a finite number > 0, or a list with one for each channel", lambda v: is_number(v) and v > 0)
+MEAN = Check("a finite number, or a list with one for each channel", is_number)
+STD = Check("a finite number > 0, or a list with one for each channel", lambda v: is_number(v) and v > 0)
 
 
 class Scaling(NamedTuple):
@@ -35,7 +35,7 @@ class Scaling(NamedTuple):
     std: tuple[float, ...] = (0.25,)
 
 
-def standardised(module: nn.Module, x: Array, scaling: Scaling) -> Float[Array, "N H W C"]:
+def standardize(module: nn.Module, x: Array, scaling: Scaling) -> Float[Array, "N H W C"]:
     """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first.
 
     Args:
@@ -81,8 +81,8 @@ class Vision(Checkpointed):
     input_dtype: ClassVar[Any] = jnp.uint8
     head_name: ClassVar[str] = "classify"
 
-    mean: Any = hparam(None, CENTRE)
-    std: Any = hparam(None, SPREAD)
+    mean: Any = hparam(None, MEAN)
+    std: Any = hparam(None, STD)
     head_dropout: float | None = hparam(None, UNIT, traced=True)
 
     @property

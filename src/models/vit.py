@@ -15,7 +15,7 @@ from ..errors import UserError
 from .cpu_kernels import convolve, gelu
 from .layers import Dropout, take_rows
 from .transformer import Attention, dense, truncated_normal_init
-from .vision import Scaling, Vision, check_images, standardised
+from .vision import Scaling, Vision, check_images, standardize
 
 Size = Enum("Size", ["tiny", "small", "base"])
 Pooling = Enum("Pooling", ["first", "mean"])
@@ -157,7 +157,7 @@ class VitModule(nn.Module):
         if start == 0 < stop:
             self.check(x)
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
-            x = embeddings(standardised(self, x, self.scaling))
+            x = embeddings(standardize(self, x, self.scaling))
             if positions is not None:
                 x = jnp.concatenate([x[:, :1], take_rows(x[:, 1:], positions)], axis=1)
         if start < end and stop > 1:

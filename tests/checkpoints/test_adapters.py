@@ -65,7 +65,7 @@ def test_a_merged_kernel_is_kernel_plus_s_a_b():
     assert all(same_bits(merged[p], own.head[p]) for p in HEAD)
 
 
-def test_what_fine_tuning_left_merges_with_its_own_scales():
+def test_fine_tuned_parameters_merge_with_their_scales():
     base = network()
     tuned = {**base, **leaves(MIXED, 1), **fresh_head(1)}
     once = merge(tuned, SCALES)
@@ -90,7 +90,7 @@ def test_unmerging():
         unmerge(add_adapter(own, base), own)
 
 
-def test_swapping_leaves_nothing_of_the_first():
+def test_adding_replaces_another_adapter():
     base = network()
     first, second = adapter(MIXED, 1), adapter({"Dense_0": 4}, 2)
     swapped, direct = add_adapter(second, add_adapter(first, base)), add_adapter(second, base)
@@ -98,7 +98,7 @@ def test_swapping_leaves_nothing_of_the_first():
     assert all(same_bits(swapped[path], direct[path]) for path in direct)
 
 
-def test_extract_is_the_inverse_of_apply():
+def test_extract_is_the_inverse_of_add_adapter():
     own = adapter(MIXED, 1, SCALES)
     again = extract(add_adapter(own, network()), 1.0, HEAD, {"alpha": 2.0})
     assert (again.base, again.ranks, again.meta) == (own.base, MIXED, {"alpha": 2.0})
@@ -160,7 +160,7 @@ def test_another_base_is_refused():
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
-def test_all_that_does_not_fit_is_said_at_once():
+def test_all_misfits_are_reported_together():
     base = network()
     own = adapter(MIXED, 1)
     del base["Conv_1/kernel"]
@@ -183,7 +183,7 @@ def test_numbers_that_are_not_finite(path, value):
             merge(tuned)
 
 
-def test_a_scale_that_is_not_finite_or_not_there():
+def test_scales_must_exist_and_be_finite():
     tuned = {**network(), **leaves(MIXED, 1)}
     with pytest.raises(UserError, match="not finite in the scale of Conv_0, the scale of Conv_1, the scale of Dense_0"):
         extract(tuned, math.nan, HEAD)
@@ -191,7 +191,7 @@ def test_a_scale_that_is_not_finite_or_not_there():
         extract(tuned, {"Conv_0": 1.0}, HEAD)
 
 
-def test_what_is_no_sum_of_deltas():
+def test_changes_that_are_not_low_rank_sums_are_refused():
     tuned = {**network(), **leaves(MIXED, 1)}
     with pytest.raises(UserError, match="hold no adapter"):
         extract(network(), 1.0, HEAD)
@@ -218,7 +218,7 @@ def test_parameters_beside_the_head_may_be_saved_in_full():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
-def test_a_file_gives_back_every_bit(tmp_path, dtype):
+def test_file_round_trip_is_bit_identical(tmp_path, dtype):
     own = adapter(MIXED, 1, SCALES, dtype=dtype)
     a, b = own.factors["Dense_0"]
     turned = LoraAdapter(
@@ -233,7 +233,7 @@ def test_a_file_gives_back_every_bit(tmp_path, dtype):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["one.safetensors"]
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "one.safetensors"
     save_adapter(adapter(MIXED, 1), path)
     before = path.read_bytes()
@@ -244,7 +244,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["one.safetensors"]
 
 
-def test_files_that_are_no_adapters(tmp_path):
+def test_other_files_are_refused(tmp_path):
     from safetensors.numpy import save_file
 
     with pytest.raises(UserError, match=r"none.safetensors' cannot be read: No such file"):

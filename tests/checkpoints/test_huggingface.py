@@ -1,4 +1,4 @@
-"""Checkpoints of Hugging Face: the logits of its own classes, and what is said of files that do not fit."""
+"""Checkpoints of Hugging Face: the logits of its own classes, and the messages about files that do not fit."""
 
 import importlib.util
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from src.checkpoints import huggingface
 from src.checkpoints.architectures import ARCHITECTURES, tensor_names
@@ -20,6 +20,7 @@ from src.models import bert, gpt2
 from src.models.bert import Bert
 from src.models.gpt2 import Gpt2
 from src.training import feature_cache as features
+from tests.checkpoints.damage import change, configure
 
 FIXTURES = Path(__file__).parent / "fixtures" / "huggingface"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
@@ -74,7 +75,7 @@ def test_the_head_of_next_sentences_is_a_classifier():
     assert np.ptp(found) > 0.5
 
 
-def test_tensor_names_old_and_a_trunk_alone():
+def test_old_tensor_names_and_a_bare_trunk():
     """With gamma and beta, a prefix, and in bfloat16: the pooled outputs of the bare model."""
     from src.models.base import ApplyOptions
 
@@ -100,7 +101,7 @@ def test_a_packed_row_of_a_checkpoint_gives_the_same_logits():
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def test_the_table_turns_pytorch_s_kernels_and_leaves_gpt2_s():
+def test_kernels_of_linear_are_transposed_and_those_of_conv1d_are_not():
     tensors = load_file(FIXTURES / "bert_classify" / "model.safetensors")
     params = read_checkpoint(network(FIXTURES / "bert_classify", "classify"), 3)
     np.testing.assert_array_equal(
@@ -119,7 +120,7 @@ def test_no_two_names_are_one_parameter(name):
         assert len({path for path, _ in entries.values()}) == len(entries)
 
 
-def test_what_was_read_is_kept_and_cannot_be_written_to():
+def test_parameters_are_cached_and_read_only():
     model = network(FIXTURES / "bert_tokens", "tokens")
     one, other = read_checkpoint(model, 5), read_initial(model, 5)
     path = "block_0/up/kernel"
@@ -129,7 +130,7 @@ def test_what_was_read_is_kept_and_cannot_be_written_to():
     assert read_initial(Bert(), 5) == {}
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_what_was_read_is_kept_and_cannot_be_written_to():
         ("bert_masked", "pretraining", 100, "the head keeps its initial values, the file's is that of BertForMaskedLM"),
     ],
 )
-def test_a_head_that_does_not_fit_is_said_once_and_left_out(caplog, name, head, outputs, remarks):
+def test_unfit_head_is_reported_once_and_left_out(caplog, name, head, outputs, remarks):
     features.warn_once.cache_clear()
     huggingface._read.cache_clear()
     model = network(FIXTURES / name, head)
@@ -163,38 +164,16 @@ def test_a_head_that_does_not_fit_is_said_once_and_left_out(caplog, name, head, 
     assert "block_0/up/kernel" in params
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A checkpoint's copy that may be spoilt: returns its folder."""
+def test_all_misfits_are_reported_together(copied):
+    folder = copied(FIXTURES / "bert_classify")
 
-    def copy(name):
-        return Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-    return copy
-
-
-def change(folder, edit):
-    """Write a checkpoint's tensors again after an edit."""
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def configure(folder, **values):
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def test_everything_that_does_not_fit_is_said_at_once(copied):
-    folder = copied("bert_classify")
-
-    def spoil(tensors):
+    def edit(tensors):
         del tensors["bert.encoder.layer.0.attention.self.query.weight"]
         tensors["bert.encoder.layer.1.intermediate.dense.weight"] = np.zeros((5, 32), np.float32)
         tensors["bert.embeddings.LayerNorm.weight"] = np.zeros(32, np.int64)
         tensors["bert.encoder.layer.2.output.dense.bias"] = np.zeros(32, np.float32)
 
-    change(folder, spoil)
+    change(folder, edit)
     with pytest.raises(UserError) as found:
         read_checkpoint(network(folder, "classify"), 3)
     words = str(found.value)
@@ -208,15 +187,15 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
     assert "\n" not in words
 
 
-def test_half_a_head_is_a_mistake(copied):
-    folder = copied("bert_classify")
+def test_incomplete_head_is_refused(copied):
+    folder = copied(FIXTURES / "bert_classify")
     change(folder, lambda tensors: tensors.pop("classifier.bias"))
     with pytest.raises(UserError, match=r"classifier\.bias is missing"):
         read_checkpoint(network(folder, "classify"), 3)
 
 
-def test_a_decoder_of_its_own_is_not_tied(copied):
-    folder = copied("gpt2_causal")
+def test_untied_decoder_is_refused(copied):
+    folder = copied(FIXTURES / "gpt2_causal")
     words = load_file(folder / "model.safetensors")["transformer.wte.weight"]
     change(folder, lambda tensors: tensors.update({"lm_head.weight": words}))
     read_checkpoint(network(folder, "causal"))
@@ -242,8 +221,8 @@ def test_a_decoder_of_its_own_is_not_tied(copied):
         ({"num_attention_heads": 5}, "model.heads is 5; allowed: a divisor of the width, 32"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(copied, values, message):
-    folder = copied("bert_classify")
+def test_impossible_config_is_refused(copied, values, message):
+    folder = copied(FIXTURES / "bert_classify")
     configure(folder, **values)
     with pytest.raises(UserError, match=message):
         read_checkpoint(network(folder, "classify"), 3)
@@ -252,8 +231,8 @@ def test_a_config_that_cannot_be_is_refused(copied, values, message):
 @pytest.mark.parametrize(
     ("text", "message"), [("{", "is not JSON"), ("[1]", "holds no JSON object"), ("[" * 10**5, "is not JSON")]
 )
-def test_a_config_that_is_none_is_refused(copied, text, message):
-    folder = copied("bert_classify")
+def test_damaged_config_is_refused(copied, text, message):
+    folder = copied(FIXTURES / "bert_classify")
     (folder / "config.json").write_text(text)
     with pytest.raises(UserError, match=message):
         load_config(Bert(checkpoint=str(folder)))
@@ -268,9 +247,18 @@ def test_sizes_come_from_the_checkpoint_and_may_not_contradict_it():
         network(FIXTURES / "bert_classify", "classify", width=64)
 
 
+def test_models_do_not_read_files():
+    model = Bert(checkpoint=str(FIXTURES / "bert_classify"))
+    with pytest.raises(TypeError, match="call load_config"):
+        model.groups()
+    assert load_config(load_config(model)) == load_config(model)
+    assert hash(load_config(model)) != hash(model)
+    assert load_config(Bert()) == Bert()
+
+
 @pytest.mark.parametrize("name", ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "x.bin", ""])
 def test_an_index_names_files_of_its_folder_only(copied, name):
-    folder = copied("bert_sharded")
+    folder = copied(FIXTURES / "bert_sharded")
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder.parent / "secret.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"classifier.bias": name}}))
@@ -278,15 +266,15 @@ def test_an_index_names_files_of_its_folder_only(copied, name):
         read_checkpoint(network(folder, "classify"), 3)
 
 
-def test_a_shard_that_is_not_there(copied):
-    folder = copied("bert_sharded")
+def test_missing_shard_is_refused(copied):
+    folder = copied(FIXTURES / "bert_sharded")
     (folder / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"names the file 'model-00002-of-00002\.safetensors', which does not exist"):
         read_checkpoint(network(folder, "classify"), 3)
 
 
 def test_one_tensor_in_two_shards(copied):
-    folder = copied("bert_sharded")
+    folder = copied(FIXTURES / "bert_sharded")
     shutil.copy(folder / "model-00001-of-00002.safetensors", folder / "model-00002-of-00002.safetensors")
     with pytest.raises(UserError, match=r"has '.*' twice"):
         read_checkpoint(network(folder, "classify"), 3)
@@ -294,18 +282,18 @@ def test_one_tensor_in_two_shards(copied):
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "long header", "text"])
 def test_a_damaged_file_is_one_sentence(copied, damage):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     path = folder / "model.safetensors"
     content = path.read_bytes()
-    spoilt = {"truncated": content[:-100], "empty": b"", "text": b"weights"}
-    path.write_bytes(spoilt.get(damage, (2**60).to_bytes(8, "little") + content[8:]))
+    damaged = {"truncated": content[:-100], "empty": b"", "text": b"weights"}
+    path.write_bytes(damaged.get(damage, (2**60).to_bytes(8, "little") + content[8:]))
     with pytest.raises(UserError, match=r"is damaged or no safetensors file: .+") as found:
         read_checkpoint(network(folder, "classify"), 3)
     assert "\n" not in str(found.value)
 
 
 def test_a_pickle_is_never_read(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"has pytorch_model\.bin only, a pickle, which can run code"):
         read_checkpoint(network(folder, "classify"), 3)
@@ -321,28 +309,28 @@ def test_a_name_on_the_hub(monkeypatch, copied):
     """Asked for what is needed and nothing else; without a network there is a sentence."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    asked = []
+    calls = []
 
     def snapshot(name, allow_patterns):
-        asked.append((name, allow_patterns))
+        calls.append((name, allow_patterns))
         if name == "someone/offline":
             raise LocalEntryNotFoundError("no network")
-        return str(copied("bert_classify"))
+        return str(copied(FIXTURES / "bert_classify"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     assert load_config(Bert(checkpoint="someone/small")).sizes.width == 32
-    assert asked[0][0] == "someone/small"
-    assert not any("bin" in pattern or pattern == "*" for pattern in asked[0][1])
+    assert calls[0][0] == "someone/small"
+    assert not any("bin" in pattern or pattern == "*" for pattern in calls[0][1])
     with pytest.raises(UserError, match=r"the Hugging Face Hub does not provide it .LocalEntryNotFoundError.; allowed"):
         load_config(Bert(checkpoint="someone/offline"))
     for path in ("./nowhere", "/no/such/folder", "a/b/c", "../up"):
         with pytest.raises(UserError, match="and there is no such folder"):
             load_config(Bert(checkpoint=path))
-    assert len(asked) == 2
+    assert len(calls) == 2
 
 
 def test_the_fingerprint_is_of_the_content(copied):
-    folder = copied("bert_classify")
+    folder = copied(FIXTURES / "bert_classify")
     first = fingerprint(Bert(checkpoint=str(folder)))
     assert first == fingerprint(Bert(checkpoint=str(FIXTURES / "bert_classify")))
     assert first != fingerprint(Bert(checkpoint=str(FIXTURES / "bert_sharded")))

@@ -24,7 +24,7 @@ EVERY = pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize(
     "name", ["bert_classify", "bert_tokens", "bert_spans", "bert_masked", "gpt2_causal", "gpt2_classify"]
 )
-def test_what_was_read_is_written_as_it_was(tmp_path, name):
+def test_reading_and_exporting_round_trips(tmp_path, name):
     """Hugging Face's own files, read and written: the same names, shapes and values, and what its config says."""
     head = name.split("_")[1]
     model = network(FIXTURES / name, head)
@@ -50,7 +50,7 @@ def test_an_exported_job_read_again_gives_the_same_logits(tmp_path, name, lora):
     assert np.ptp(np.asarray(found)[..., 0]) > 0.1
 
 
-def test_the_tokenizer_comes_along_and_says_what_padding_is(tmp_path):
+def test_tokenizer_is_copied_and_gives_the_padding_id(tmp_path):
     tokenizer = tmp_path / "tokenizer"
     tokenizer.mkdir()
     (tokenizer / "tokenizer.json").write_text(json.dumps({"added_tokens": [{"id": 7, "content": "[PAD]"}]}))
@@ -66,7 +66,7 @@ def test_the_tokenizer_comes_along_and_says_what_padding_is(tmp_path):
     assert padding_id(None) is None
 
 
-def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
+def test_networks_without_a_hugging_face_class_are_refused(tmp_path):
     node, outputs = CASES["bert classify"]
     model, params = make_job(tmp_path / "job", node, outputs, lora=False)
     with pytest.raises(UserError, match=r"holds block_0/down/ia3 beside its own parameters.*and strategy=lora"):

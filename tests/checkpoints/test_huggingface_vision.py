@@ -1,14 +1,13 @@
-"""Checkpoints of Hugging Face's ResNet and ViT: the logits of its classes, and what is said of what does not fit."""
+"""Checkpoints of Hugging Face's ResNet and ViT: the logits of its classes, and the messages about what does not fit."""
 
 import json
 import logging
-import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from src.checkpoints import huggingface
 from src.checkpoints.architectures import to_our_axes, to_torch_axes
@@ -20,6 +19,7 @@ from src.models.base import ApplyOptions
 from src.models.resnet import Resnet, ResNetConfig, Stem
 from src.models.vit import Pooling, Size, Vit
 from src.training import feature_cache as features
+from tests.checkpoints.damage import change, configure
 
 FIXTURES = Path(__file__).parent / "fixtures" / "vision"
 EXPECTED = load_file(FIXTURES / "expected.safetensors")
@@ -46,7 +46,7 @@ def test_logits_are_those_of_hugging_face(name):
 
 
 @EVERY
-def test_the_lowest_group_returns_what_theirs_does(name):
+def test_outputs_of_the_first_group(name):
     model = network(FIXTURES / name)
     found = model.apply(read_checkpoint(model), EXPECTED[f"{name}/images"], OUTPUTS, ApplyOptions(stop=1))
     expected = EXPECTED[f"{name}/stem"]
@@ -64,7 +64,7 @@ def test_every_parameter_is_read_and_has_its_shape(name):
     assert {leaf.dtype.name for leaf in read.values()} == {"float32"}
 
 
-def test_kernels_are_turned():
+def test_kernels_are_transposed():
     """(out, in, height, width) to (height, width, in, out), and (out, in) to (in, out); back again as well."""
     tensors = load_file(FIXTURES / "resnet_basic" / "model.safetensors")
     params = read_checkpoint(network(FIXTURES / "resnet_basic"), OUTPUTS)
@@ -103,7 +103,7 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
     assert network(FIXTURES / "vit", mean=0.5, std=(1, 2, 3)).scaling == ((0.5,), (1, 2, 3))
     assert network(FIXTURES / "vit", mean=0).scaling == ((0,), (0.25, 0.21875, 0.28125))
     assert Vit().scaling == ((0.5,), (0.25,))
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
     configure(folder, huggingface.PREPROCESSOR, do_normalize=False)
     assert network(folder).scaling == ((0.0,), (1.0,))
     for values, words in (
@@ -112,7 +112,7 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
         ({"rescale_factor": 0.5}, "does not divide pixels by 255"),
         ({"do_rescale": False}, "does not divide pixels by 255"),
     ):
-        folder = copied("vit")
+        folder = copied(FIXTURES / "vit")
         configure(folder, huggingface.PREPROCESSOR, **values)
         with pytest.raises(UserError, match=words):
             network(folder)
@@ -124,41 +124,19 @@ def test_pixels_are_standardised_as_the_checkpoint_says(copied):
     assert network(folder, mean=0.5, std=0.5).module(OUTPUTS).scaling == ((0.5,), (0.5,))
 
 
-# --- what is said ----------------------------------------------------------------------------------------------------
+# --- messages ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def copied(tmp_path):
-    """A checkpoint's copy that may be spoilt: returns its folder, afresh each time."""
+def test_all_misfits_are_reported_together(copied):
+    folder = copied(FIXTURES / "resnet_basic")
 
-    def copy(name):
-        shutil.rmtree(tmp_path / name, ignore_errors=True)
-        return Path(shutil.copytree(FIXTURES / name, tmp_path / name))
-
-    return copy
-
-
-def change(folder, edit):
-    tensors = load_file(folder / "model.safetensors")
-    edit(tensors)
-    save_file(tensors, folder / "model.safetensors")
-
-
-def configure(folder, file="config.json", **values):
-    path = folder / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def test_everything_that_does_not_fit_is_said_at_once(copied):
-    folder = copied("resnet_basic")
-
-    def spoil(tensors):
+    def damage(tensors):
         del tensors["resnet.encoder.stages.1.layers.0.shortcut.convolution.weight"]
         tensors["resnet.encoder.stages.0.layers.0.layer.1.convolution.weight"] = np.zeros((8, 8, 1, 1), np.float32)
         tensors["resnet.encoder.stages.0.layers.0.layer.2.convolution.weight"] = np.zeros((8, 8, 1, 1), np.float32)
         tensors["resnet.embedder.embedder.normalization.running_var"] = np.zeros(8, np.int64)
 
-    change(folder, spoil)
+    change(folder, damage)
     with pytest.raises(UserError) as found:
         read_checkpoint(network(folder), OUTPUTS)
     words = str(found.value)
@@ -195,16 +173,16 @@ def test_everything_that_does_not_fit_is_said_at_once(copied):
         ("vit", {"num_attention_heads": 5}, "model.heads is 5; allowed: a divisor of the width, 16"),
     ],
 )  # fmt: skip
-def test_a_config_that_means_another_network_is_refused(copied, name, values, message):
-    folder = copied(name)
+def test_configs_of_variants_are_refused(copied, name, values, message):
+    folder = copied(FIXTURES / name)
     configure(folder, **values)
     with pytest.raises(UserError, match=message):
         read_checkpoint(network(folder), OUTPUTS)
 
 
-def test_other_heads_are_left_and_said_once(copied, caplog):
+def test_ignored_heads_are_reported_once(copied, caplog):
     """A masked-image network's decoder and mask token, a bare model's pooler, and a classifier of another size."""
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
 
     def other(tensors):
         tensors["vit.embeddings.mask_token"] = np.zeros((1, 1, 16), np.float32)
@@ -238,7 +216,7 @@ def test_images_that_do_not_fit_the_checkpoint_are_refused():
 
 
 def test_the_fingerprint_is_of_the_scaling_too(copied):
-    folder = copied("vit")
+    folder = copied(FIXTURES / "vit")
     first = fingerprint(network(folder))
     assert first == fingerprint(network(FIXTURES / "vit"))
     configure(folder, huggingface.PREPROCESSOR, image_mean=[0.1, 0.2, 0.3])
@@ -254,7 +232,7 @@ def test_pooling_by_the_mean_starts_from_the_same_trunk():
     assert np.abs(one.apply(params, images, OUTPUTS) - other.apply(params, images, OUTPUTS)).max() > 0.01
 
 
-def test_peft_is_of_models_of_text():
+def test_peft_requires_a_model_of_text():
     with pytest.raises(UserError, match="describes a model of type 'vit'; allowed: bert, gpt2"):
         checkpoint_model(str(FIXTURES / "vit"), None)
 
@@ -263,7 +241,7 @@ def test_peft_is_of_models_of_text():
 
 
 @EVERY
-def test_what_was_read_is_written_as_it_was(tmp_path, name):
+def test_reading_and_exporting_round_trips(tmp_path, name):
     """The same names, shapes, types and values, and what its config and preprocessor say."""
     model = network(FIXTURES / name)
     written = export(model, read_checkpoint(model, OUTPUTS), tmp_path / "out")
@@ -303,7 +281,7 @@ def test_a_network_from_the_seed_read_again_gives_the_same_logits(tmp_path, mode
     assert len(json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["image_mean"]) == shape[-1]
 
 
-def test_what_no_class_of_theirs_computes_is_refused(tmp_path):
+def test_networks_without_a_hugging_face_class_are_refused(tmp_path):
     model = Resnet(width=2)
     with pytest.raises(UserError, match=r"model\.stem is cifar, which no class .*; allowed: imagenet"):
         export(model, {}, tmp_path / "out")

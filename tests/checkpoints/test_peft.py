@@ -1,4 +1,4 @@
-"""Adapters in PEFT's format: the logits of PEFT itself, and what is said of folders that do not fit. Without torch."""
+"""Adapters in PEFT's format: the logits of PEFT itself, and messages about folders that do not fit. Without torch."""
 
 import functools
 import json
@@ -19,9 +19,10 @@ from src.finished.jobs import read_job
 from src.finished.weighted_adapters import add_weighted_adapter
 from src.models.bert import Bert, Pooling
 from src.strategies.dora import Dora
+from tests.checkpoints.damage import change, configure
 from tests.checkpoints.exported import CASES
 from tests.checkpoints.test_huggingface import FIXTURES, REAL, X, network
-from tests.checkpoints.tuned import DORA, JOBS, LORA, MIXED, logits, make_named, make_tuned, rewritten
+from tests.checkpoints.tuned import DORA, JOBS, LORA, MIXED, logits, make_named, make_tuned
 from tests.commands import script
 
 PEFT = FIXTURES.parent / "peft"
@@ -45,7 +46,7 @@ def real(values):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of PEFT's folder, to be spoilt."""
+    """A copy of PEFT's folder, to be damaged."""
     return shutil.copytree(PEFT / "bert_lora", tmp_path / "peft")
 
 
@@ -54,11 +55,7 @@ def classify():
     return network(FIXTURES / "bert_classify", "classify")
 
 
-def spoil(folder, change):
-    """Rewrite a folder's tensors."""
-    tensors = load_file(folder / "adapter_model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "adapter_model.safetensors")
+damage = functools.partial(change, file="adapter_model.safetensors")
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------
@@ -113,11 +110,11 @@ def test_names_without_the_trunk_s_prefix_are_read_too(folder, classify):
         for name in list(tensors):
             tensors[name.replace("model.bert.", "model.")] = tensors.pop(name)
 
-    spoil(folder, shorten)
+    damage(folder, shorten)
     found = read_peft(folder, classify).params()
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[path], expected[path]) for path in found)
-    spoil(folder, lambda t: t.update({f"{QUERY}.lora_A.weight": np.zeros((4, 32), np.float32)}))
+    damage(folder, lambda t: t.update({f"{QUERY}.lora_A.weight": np.zeros((4, 32), np.float32)}))
     with pytest.raises(UserError, match="one tensor twice"):
         read_peft(folder, classify)
 
@@ -126,7 +123,7 @@ def test_names_without_the_trunk_s_prefix_are_read_too(folder, classify):
 
 
 @pytest.mark.parametrize("name", BASES)
-def test_what_peft_wrote_is_written_as_it_was(tmp_path, name):
+def test_peft_files_round_trip(tmp_path, name):
     model, _, base, tuning = read(name)
     write_peft(tmp_path / "out", tuning, model, base, "anything")
     before, after = (load_file(path / "adapter_model.safetensors") for path in (PEFT / name, tmp_path / "out"))
@@ -191,7 +188,7 @@ def on_checkpoint(folder, strategy=LORA, checkpoint="bert_classify"):
     return make_tuned(folder, node, 3, strategy, base)
 
 
-def test_a_job_that_began_with_a_checkpoint_stands_on_it(tmp_path, classify):
+def test_base_of_a_job_that_started_from_a_checkpoint(tmp_path, classify):
     """And its adapter is the one of the same base for our own tools."""
     model, strategy, params = on_checkpoint(tmp_path / "job")
     assert job_to_peft(tmp_path / "job", tmp_path / "out") == str(FIXTURES / "bert_classify")
@@ -216,7 +213,7 @@ def test_a_pooler_that_the_checkpoint_lacks_is_saved_in_full(tmp_path):
     np.testing.assert_allclose(found, logits(model, strategy, params, 3, X), atol=1e-5)
 
 
-def test_a_base_that_peft_would_not_find_is_refused(tmp_path):
+def test_base_that_peft_cannot_load_is_refused(tmp_path):
     params = on_checkpoint(tmp_path / "job")[-1]
     save_file({**params, "block_0/up/bias": params["block_0/up/bias"] + 1}, tmp_path / "job" / "model.safetensors")
     with pytest.raises(UserError, match=r"not its checkpoint .*changed block_0/up/bias; allowed with --base-out"):
@@ -230,7 +227,7 @@ def test_a_base_that_peft_would_not_find_is_refused(tmp_path):
         job_to_peft(tmp_path / "full", tmp_path / "out")
 
 
-def test_what_cannot_be_written_is_refused(tmp_path, classify):
+def test_unwritable_adapters_are_refused(tmp_path, classify):
     base = read_checkpoint(classify)
     tuning = read_peft(PEFT / "bert_lora", classify, base)
     with pytest.raises(UserError, match="trained on the base"):
@@ -259,15 +256,15 @@ def refused(folder, model, *words):
     """One sentence that names the folder."""
     with pytest.raises(UserError) as caught:
         read_peft(folder, model)
-    said = str(caught.value)
-    assert "\n" not in said
-    assert str(folder) in said
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(folder) in message
     for word in words:
-        assert word in said
+        assert word in message
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("keys", "words"),
     [
         ({"peft_type": "IA3"}, ["peft_type is 'IA3'; allowed: LORA"]),
         ({"peft_type": ["LORA"]}, ["peft_type is ['LORA']"]),
@@ -292,13 +289,13 @@ def refused(folder, model, *words):
         ({"target_modules": ["query", "value", "key"]}, ["attention.self.key.lora_A.weight is missing"]),
     ],
 )  # fmt: skip
-def test_settings_that_are_not_computed_are_refused(folder, classify, change, words):
-    rewritten(folder, **change)
+def test_settings_that_are_not_computed_are_refused(folder, classify, keys, words):
+    configure(folder, "adapter_config.json", **keys)
     refused(folder, classify, *words)
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("edit", "words"),
     [
         (lambda t: t.pop("base_model.model.classifier.weight"), ["classifier.weight is missing"]),
         (lambda t: t.pop("base_model.model.classifier.bias"), ["classifier.bias is missing"]),
@@ -327,8 +324,8 @@ def test_settings_that_are_not_computed_are_refused(folder, classify, change, wo
         (lambda t: t.update({"base_model.model.cls.predictions.decoder.bias": np.zeros(9)}), ["bias is unexpected"]),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(folder, classify, change, words):
-    spoil(folder, change)
+def test_tensors_that_do_not_fit_are_named(folder, classify, edit, words):
+    damage(folder, edit)
     refused(folder, classify, *words)
 
 
@@ -337,26 +334,26 @@ def test_another_network_is_refused(tmp_path, folder):
     refused(folder, network(FIXTURES / "gpt2_classify", "classify"), f"{QUERY}.lora_A.weight is unexpected")
 
 
-def test_a_copy_that_is_tied_is_compared(tmp_path):
+def test_tied_copy_must_be_equal(tmp_path):
     """A causal head's lm_head is the embedding of words; PEFT stores it where a user saves it in full."""
     folder = shutil.copytree(PEFT / "gpt2_lora", tmp_path / "peft")
     model = network(FIXTURES / "gpt2_causal", "causal")
     words = np.array(read_checkpoint(model)["embeddings/word/embedding"])
-    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": words}))
+    damage(folder, lambda t: t.update({"base_model.model.lm_head.weight": words}))
     assert read_peft(folder, model).lora.head == {}
     tuned = words + 1
-    spoil(folder, lambda t: t.update({"base_model.model.transformer.wte.weight": tuned}))
+    damage(folder, lambda t: t.update({"base_model.model.transformer.wte.weight": tuned}))
     refused(folder, model, "lm_head.weight differs from wte.weight, to which the head is tied")
-    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
+    damage(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
     tuning = read_peft(folder, model)
     write_peft(tmp_path / "out", tuning, model, read_checkpoint(model), "base")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == ["lm_head", "transformer.wte"]
     np.testing.assert_array_equal(read_peft(tmp_path / "out", model).lora.head["embeddings/word/embedding"], tuned)
-    spoil(folder, lambda t: t.pop("base_model.model.lm_head.weight"))
+    damage(folder, lambda t: t.pop("base_model.model.lm_head.weight"))
     refused(folder, model, "wte.weight is saved in full, and its copy lm_head.weight is not")
-    spoil(folder, lambda t: t.pop("base_model.model.transformer.wte.weight"))
-    spoil(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
+    damage(folder, lambda t: t.pop("base_model.model.transformer.wte.weight"))
+    damage(folder, lambda t: t.update({"base_model.model.lm_head.weight": tuned}))
     refused(folder, model, "lm_head.weight differs from wte.weight, to which the head is tied")
 
 
@@ -378,7 +375,7 @@ def test_files_that_are_missing_damaged_or_pickled_are_refused(folder, classify)
 
 
 @pytest.mark.parametrize("name", ["bert_dora", "gpt2_lora"])
-def test_a_start_for_fine_tuning_is_a_checkpoint_with_the_change_merged_in(tmp_path, name):
+def test_peft_adapter_becomes_a_merged_checkpoint(tmp_path, name):
     convert_from_peft(PEFT / name, str(FIXTURES / BASES[name]), tmp_path / "start")
     model = checkpoint_model(str(tmp_path / "start"), None)
     outputs = 3 if name.startswith("bert") else 100
@@ -399,7 +396,7 @@ def test_a_sum_of_adapters_goes_to_peft(tmp_path):
         convert_to_peft(tmp_path / "both.safetensors", str(FIXTURES / "bert_tokens"), tmp_path / "new", "classify")
 
 
-def test_which_network_a_base_is(tmp_path):
+def test_checkpoint_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(UserError, match="a model of type 'llama'; allowed: bert, gpt2"):
         checkpoint_model(str(tmp_path), None)

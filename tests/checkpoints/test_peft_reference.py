@@ -49,10 +49,10 @@ def test_peft_gives_the_same_logits(tmp_path, monkeypatch, capsys, name):
         return values[mask.numpy() > 0] if values.ndim == 3 else values
 
     before = answers(base)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         adapted = peft.PeftModel.from_pretrained(base, tmp_path / "out").eval()
-    assert not [w for w in said if "missing" in str(w.message) or "fan_in_fan_out" in str(w.message)]
+    assert not [w for w in caught if "missing" in str(w.message) or "fan_in_fan_out" in str(w.message)]
     # Not `adapted` itself: PEFT 0.21's own forward of a question's answer leaves the types of tokens out.
     found, ours = (
         answers(adapted.get_base_model() if "spans" in name else adapted),

@@ -1,7 +1,5 @@
 """Jobs' folders, made without training, that LoRA and DoRA left: every leaf is random, so none is at its start."""
 
-import json
-
 import jax
 import numpy as np
 from omegaconf import OmegaConf
@@ -60,9 +58,3 @@ def logits(model, strategy, params, outputs, x=None):
     """The network's outputs as training runs it, with what the strategy puts beside modules; no dropout."""
     how = ApplyOptions(adapter_params=frozenset(strategy.adapter_params), wrap_call=strategy.wrap_call)
     return np.asarray(model.apply(params, batch() if x is None else x, outputs, how))
-
-
-def rewritten(folder, **changes):
-    """Change keys of a folder's adapter_config.json; a key of ``None`` is set to null."""
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))

@@ -124,8 +124,8 @@ def test_one_label_space_is_measured_with_one_head(jobs, tmp_path, main):
 
 
 def test_a_soup_of_a_sweep(jobs, tmp_path, main):
-    said = main("soup", jobs, "--greedy", "--out", tmp_path)
-    assert said.splitlines()[0] == "4 jobs of one pre-training; left out: 2 of others, 0 that cannot be used"
+    printed = main("soup", jobs, "--greedy", "--out", tmp_path)
+    assert printed.splitlines()[0] == "4 jobs of one pre-training; left out: 2 of others, 0 that cannot be used"
     table = pd.read_csv(tmp_path / "soup.csv")
     members = [folder for folder in sorted((jobs / "first").iterdir()) if folder.is_dir()]
     assert sorted(table["weights"]) == sorted([*(folder.name for folder in members), "uniform soup", "greedy soup"])
@@ -144,7 +144,7 @@ def test_a_soup_of_a_sweep(jobs, tmp_path, main):
     assert imread(tmp_path / "soup.png").shape[1] == 1600
 
 
-def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
+def test_soup_of_named_jobs_is_written_to_the_first_folder(jobs, tmp_path, main):
     copies = [shutil.copytree(job_of(jobs, rate, "full", "seed_0"), tmp_path / rate) for rate in ("0.1", "0.02")]
     main("soup", *copies)
     table = pd.read_csv(tmp_path / "0.1" / "soup" / "soup.csv")
@@ -159,8 +159,8 @@ def test_a_soup_of_named_jobs_lands_beside_the_first(jobs, tmp_path, main):
 @pytest.mark.slow
 def test_a_new_label_space_keeps_the_new_head(digits, main):
     job = job_of(digits, "full")
-    said = main("wise", job, "--points", 3)
-    assert said.splitlines()[0] == "fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
+    printed = main("wise", job, "--points", 3)
+    assert printed.splitlines()[0] == "fine-tuned at every alpha: Dense_1/bias, Dense_1/kernel"
     table, recorded = pd.read_csv(job / "wise" / "wise.csv"), summary(job)["metrics"]
     for name in ("val_loss", "test_accuracy"):
         assert table[name].iloc[-1] == pytest.approx(recorded[name], rel=1e-5)
@@ -172,12 +172,12 @@ def test_a_new_label_space_keeps_the_new_head(digits, main):
 @pytest.mark.slow
 def test_a_frozen_trunk_below_a_new_head_is_one_point(digits, main):
     job = job_of(digits, "frozen")
-    said = main("wise", job, "--points", 3)
-    assert said.splitlines()[1] == "fine-tuning changed nothing else, so every point is the fine-tuned model"
+    printed = main("wise", job, "--points", 3)
+    assert printed.splitlines()[1] == "fine-tuning changed nothing else, so every point is the fine-tuned model"
     assert pd.read_csv(job / "wise" / "wise.csv").drop(columns=["alpha", "chosen"]).nunique().max() == 1
 
 
-def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main):
+def test_user_errors_are_one_sentence(jobs, tmp_path, main):
     good, other = job_of(jobs, "0.1", "full"), job_of(jobs, "seed_1", "full")
 
     def changed(name, key=None, value=None, **record):
@@ -223,9 +223,9 @@ def test_a_sweep_leaves_out_what_cannot_be_used(jobs, tmp_path, main):
     folder = shutil.copytree(jobs / "first", tmp_path / "sweep")
     gone = next(path for path in sorted(folder.iterdir()) if path.is_dir())
     (gone / "summary.json").unlink()
-    said = main("soup", folder).splitlines()
-    assert said[0] == "3 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
-    assert said[1] == f"cannot be used: '{gone}' is unfinished; allowed: a completed job"
+    printed = main("soup", folder).splitlines()
+    assert printed[0] == "3 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
+    assert printed[1] == f"cannot be used: '{gone}' is unfinished; allowed: a completed job"
     assert len(pd.read_csv(folder / "soup" / "soup.csv")) == 4
 
 
@@ -284,12 +284,12 @@ def test_the_source_is_measured_by_its_own_head(adapted, tmp_path, main):
 
 
 def test_a_diverged_job_of_a_sweep_is_left_out(adapted, main, tmp_path):
-    said = main("soup", adapted[0.05].parent, "--greedy", "--out", tmp_path).splitlines()
-    assert said[0] == "2 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
-    assert said[1] == f"cannot be used: '{adapted[1e38]}' is diverged; allowed: a completed job"
+    printed = main("soup", adapted[0.05].parent, "--greedy", "--out", tmp_path).splitlines()
+    assert printed[0] == "2 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
+    assert printed[1] == f"cannot be used: '{adapted[1e38]}' is diverged; allowed: a completed job"
 
 
-def test_jobs_that_no_mean_is_for_are_one_sentence(adapted, tmp_path, main):
+def test_jobs_that_cannot_be_averaged_are_refused(adapted, tmp_path, main):
     good = adapted[0.05]
 
     def changed(name, key, value):
@@ -323,7 +323,7 @@ def test_jobs_that_no_mean_is_for_are_one_sentence(adapted, tmp_path, main):
 
 
 @pytest.mark.slow
-def test_weights_below_a_head_that_only_pre_training_had_are_refused(tmp_path, main):
+def test_pretraining_with_another_head_is_refused(tmp_path, main):
     small = (
         "data=digits data.images=true model=vit model.width=8 model.layers=1 model.heads=1 pretrain=mae progress=false"
     )

@@ -100,7 +100,7 @@ def test_the_exact_sum(jobs):
     assert merge(add_adapter(found, one.base)).keys() == one.base.keys()
 
 
-def test_a_lower_rank_says_what_it_costs(jobs, main, capsys):
+def test_truncation_prints_its_error(jobs, main, capsys):
     a, b, out = jobs
     main(a, b, "--rank", 2, "--out", out)
     whole = {m: 2.0 * read_job(a).adapter.factors[m][0].astype(np.float64) @ read_job(a).adapter.factors[m][1]
@@ -160,7 +160,7 @@ def test_the_search_takes_the_best_weights_on_validation_rows(jobs):
     )
 
 
-def test_what_cannot_work_is_one_sentence(jobs, tmp_path, main, capsys):
+def test_user_errors_are_one_sentence(jobs, tmp_path, main, capsys):
     a, b, out = jobs
     make_job(tmp_path / "other", 1, 2, base_seed=1)
     make_job(tmp_path / "c", 3, 2)

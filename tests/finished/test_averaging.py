@@ -78,7 +78,7 @@ def test_of_a_linear_model_outputs_are_interpolated(alpha):
     np.testing.assert_allclose(found, (1 - alpha) * outputs[0] + alpha * outputs[1], atol=1e-6)
 
 
-def test_the_ends_are_the_ends_to_the_bit():
+def test_ends_are_bit_identical():
     a, b = network(0), network(1)
     a["Conv_0/bias"][:] = -0.0  # which 1 * a + 0 * b would turn into 0.0
     b["Dense_0/bias"][0] = -0.0
@@ -88,14 +88,14 @@ def test_the_ends_are_the_ends_to_the_bit():
         assert all(same_bits(found[path], end[path]) for path in end)
 
 
-def test_what_both_ends_have_alike_keeps_its_bits():
+def test_parameters_equal_at_both_ends_keep_their_bits():
     a, b = network(0), network(0) | fresh_head(3)
     for alpha in (0.1, 0.3, 0.7):
         found = interpolate(a, b, alpha)
         assert {path for path in a if not same_bits(found[path], a[path])} == set(HEAD)
 
 
-def test_leaves_that_only_the_fine_tuned_has_and_a_new_head_stay():
+def test_added_parameters_and_a_new_head_are_not_interpolated():
     a, b = linear(1) | {"Dense_1/kernel": np.ones((3, 5), np.float32)}, linear(2)
     b |= {"Dense_1/kernel": np.full((3, 2), 7, np.float32), "Dense_0/scale": np.full(3, 2, np.float32)}
     found = interpolate(a, b, 0.5, kept=["Dense_1/kernel"])
@@ -154,7 +154,7 @@ def test_the_uniform_soup_is_the_mean_in_any_order():
             assert leaf.dtype == np.float32
 
 
-def test_a_soup_keeps_the_bits_of_what_its_members_share():
+def test_soup_keeps_bits_that_members_share():
     members = [network(0) | fresh_head(seed) for seed in range(3)]
     found = uniform_soup(members)
     assert {path for path in found if not same_bits(found[path], members[0][path])} == set(HEAD)
@@ -164,15 +164,15 @@ def test_a_soup_keeps_the_bits_of_what_its_members_share():
 def planted(losses):
     """Members that can be told from their mean: member i is the i-th unit vector; ``losses`` are by set of members."""
     members = [{"w": row} for row in np.eye(3, dtype=np.float32)]
-    asked = []
+    calls = []
 
     def evaluate(params):
         inside = frozenset(np.flatnonzero(params["w"]).tolist())
         np.testing.assert_allclose(params["w"][list(inside)], 1 / len(inside), rtol=1e-6)  # a uniform mean
-        asked.append(inside)
+        calls.append(inside)
         return losses[inside]
 
-    return members, evaluate, asked
+    return members, evaluate, calls
 
 
 def sets(**losses):
@@ -195,12 +195,12 @@ def sets(**losses):
     ],
 )
 def test_the_greedy_soup(losses, kept, loss):
-    members, evaluate, asked = planted(losses)
+    members, evaluate, calls = planted(losses)
     found = greedy_soup(members, evaluate)
     assert (found.members, found.loss) == (kept, loss)
     np.testing.assert_array_equal(found.losses, [losses[frozenset({i})] for i in range(3)])
     assert same_bits(found.params["w"], uniform_soup([members[i] for i in kept])["w"])
-    assert len(asked) == 5  # each alone, then two candidates
+    assert len(calls) == 5  # each alone, then two candidates
 
 
 def test_the_greedy_soup_is_never_worse_than_its_best_member():
@@ -288,7 +288,7 @@ def test_stacked_members_equal_one_model_at_a_time():
         assert all(found[name][place] == pytest.approx(expected[name], rel=1e-6, abs=1e-6) for name in found)
 
 
-def test_one_trace_however_many_points_weights_and_rates():
+def test_points_and_weights_are_arguments_of_one_program():
     a, b = perceptron(0, 2), perceptron(1, 3)
     target, source = two_tasks(a)
     line = Interpolation(a, b, np.linspace(0, 1, 11), tuple(source.head))
@@ -308,7 +308,7 @@ def fresh(params):
     return {path: params[path] + 1 for path in ("Dense_2/kernel", "Dense_2/bias")}
 
 
-def test_what_a_strategy_puts_beside_modules_acts():
+def test_adapter_parameters_are_applied_when_evaluating():
     """Injected leaves lie in the fine-tuned weights only: they act at every alpha, in the source's head's place too."""
     base = network(0)
     tuned = add_adapter(adapter({"Conv_1": 2, "Dense_0": 3}, 1), base)
@@ -333,7 +333,7 @@ def test_what_a_strategy_puts_beside_modules_acts():
     assert abs(found["val_loss"][0] - float(Classification().loss(SmallNet().apply(base, IMAGES, 3), split.y))) > 1e-3
 
 
-def test_points_that_are_none_are_refused():
+def test_invalid_points_are_refused():
     task = EvalTask(stage_of(LinearModel(), 1, Regression()), {"val": rows(3, 0)})
     with pytest.raises(UserError, match=r"the points of the path have the lengths \[0\]"):
         evaluate_weights(Interpolation(linear(1), linear(2), []), [task])
@@ -404,7 +404,7 @@ def test_low_rank_changes_are_merged_before_anything_is_averaged(tmp_path):
     np.testing.assert_allclose(soup["Dense_0/kernel"], (whole[0][0] + whole[1][0]) / 2, atol=1e-6)
 
 
-def test_a_change_that_is_no_sum_is_refused(tmp_path):
+def test_dora_is_not_merged_as_lora(tmp_path):
     from src.tracking.record import JobRecord
 
     (tmp_path / ".hydra").mkdir()

@@ -1,4 +1,4 @@
-"""``python -m src.predict``: small jobs say of their own test texts what their records say, and of wrong input why."""
+"""``python -m src.predict``: predictions reproduce the recorded metrics, and errors of the user are explained."""
 
 import csv
 import io
@@ -89,7 +89,7 @@ def job(files):
 
 
 @pytest.fixture
-def say(monkeypatch, capsys):
+def predict_cli(monkeypatch, capsys):
     """Call the command line in this process, where another one is not the claim."""
 
     def call(*arguments):
@@ -105,24 +105,24 @@ def table(path):
         return list(csv.DictReader(file))
 
 
-def test_a_job_says_of_its_test_texts_what_its_record_says(job, files, tmp_path, say):
+def test_predictions_reproduce_the_recorded_metrics(job, files, tmp_path, predict_cli):
     """The labels are those of the highest probability, and hit as often as the job has recorded."""
-    printed = say(f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'said.csv'}")
-    said, known = table(tmp_path / "said.csv"), some(30, 2)
-    assert list(said[0]) == ["text", "label", "probability_no", "probability_yes"]
-    assert [row["text"] for row in said] == [text for text, _, _ in known]  # in the input's order
-    shares = np.array([[float(row["probability_no"]), float(row["probability_yes"])] for row in said])
-    assert [row["label"] for row in said] == [["no", "yes"][i] for i in shares.argmax(1)]
+    printed = predict_cli(f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'out.csv'}")
+    rows, known = table(tmp_path / "out.csv"), some(30, 2)
+    assert list(rows[0]) == ["text", "label", "probability_no", "probability_yes"]
+    assert [row["text"] for row in rows] == [text for text, _, _ in known]  # in the input's order
+    shares = np.array([[float(row["probability_no"]), float(row["probability_yes"])] for row in rows])
+    assert [row["label"] for row in rows] == [["no", "yes"][i] for i in shares.argmax(1)]
     np.testing.assert_allclose(shares.sum(1), 1.0, atol=1e-6)
     metrics = summary(job)["metrics"]
-    right = np.array([row["label"] == label for row, (_, label, _) in zip(said, known, strict=True)])
+    right = np.array([row["label"] == label for row, (_, label, _) in zip(rows, known, strict=True)])
     assert right.mean() == pytest.approx(metrics["test_accuracy"], abs=1e-6)
     assert right.mean() > 0.6  # it has learned something
     truth = [["no", "yes"].index(label) for _, label, _ in known]
     losses = -np.log(shares[np.arange(30), truth])
     assert losses.mean() == pytest.approx(metrics["test_loss"], rel=1e-4)
-    count = sum(row["label"] == "no" for row in said)
-    assert printed == f"30 texts, no: {count}, yes: {30 - count}; written to {tmp_path / 'said.csv'}\n"
+    count = sum(row["label"] == "no" for row in rows)
+    assert printed == f"30 texts, no: {count}, yes: {30 - count}; written to {tmp_path / 'out.csv'}\n"
 
 
 def test_the_record_keeps_what_new_texts_need(job):
@@ -130,7 +130,7 @@ def test_the_record_keeps_what_new_texts_need(job):
     assert json.loads((job / "tokenizer.json").read_text())["model"]["type"] == "WordPiece"
 
 
-def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
+def test_formats_give_the_same_predictions(job, tmp_path, predict_cli):
     """CSV, TSV, JSONL and lines, of texts with commas, quotes and letters of other scripts."""
     texts = ['it is "so" good, fine', "так good", "bad, awful"]
     page = io.StringIO()
@@ -146,28 +146,30 @@ def test_every_way_in_and_out_is_the_same(job, tmp_path, say):
         (tmp_path / name).write_text(content, encoding="utf-8")
         out = tmp_path / f"{name}.out.jsonl"
         form = ["format=lines"] if name == "a.lines" else []
-        say(f"checkpoint={job}", f"input={tmp_path / name}", f"output={out}", *form)
+        predict_cli(f"checkpoint={job}", f"input={tmp_path / name}", f"output={out}", *form)
         pages.add(out.read_text(encoding="utf-8"))
     (one,) = pages
-    said = [json.loads(line) for line in one.splitlines()]
-    assert [row["text"] for row in said] == texts
-    assert list(said[0]) == ["text", "label", "probabilities"]
-    assert list(said[0]["probabilities"]) == ["no", "yes"]
+    rows = [json.loads(line) for line in one.splitlines()]
+    assert [row["text"] for row in rows] == texts
+    assert list(rows[0]) == ["text", "label", "probabilities"]
+    assert list(rows[0]["probabilities"]) == ["no", "yes"]
     out = tmp_path / "out.csv"
-    say(f"checkpoint={job}", f"input={tmp_path / 'a.lines'}", f"output={out}", "format=lines")
+    predict_cli(f"checkpoint={job}", f"input={tmp_path / 'a.lines'}", f"output={out}", "format=lines")
     assert [row["text"] for row in table(out)] == texts
-    assert [float(row["probability_no"]) for row in table(out)] == [row["probabilities"]["no"] for row in said]
+    assert [float(row["probability_no"]) for row in table(out)] == [row["probabilities"]["no"] for row in rows]
 
 
-def test_what_is_cut_is_counted(job, tmp_path, say):
+def test_truncated_texts_are_counted(job, tmp_path, predict_cli):
     """The job's rows are at most 64 tokens long, its model's positions; a text alone is what it is among others."""
     texts = ["good " * 100, "bad it is", "fine " * 62, "dull " * 63]
     (tmp_path / "a.txt").write_text("\n".join(texts) + "\n")
-    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'a.jsonl'}")
+    printed = predict_cli(
+        f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'a.jsonl'}"
+    )
     assert "2 of them truncated to 64 tokens" in printed
-    said = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     predictor = load_predictor(job)
-    for text, own in zip(texts, said, strict=True):
+    for text, own in zip(texts, rows, strict=True):
         (alone,) = predictor.predict([text], None).rows
         assert alone["probabilities"] == pytest.approx(own["probabilities"], abs=1e-5)
 
@@ -188,7 +190,7 @@ def test_the_command_line_reads_stdin(job, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_a_strategy_added_acts(job, files, tmp_path, say):
+def test_adapter_parameters_are_applied_when_predicting(job, files, tmp_path, predict_cli):
     """LoRA on a checkpoint: without its leaves the numbers would be others."""
     export_job(job, tmp_path / "base", job)
     lora = fine_tune(
@@ -205,9 +207,9 @@ def test_what_a_strategy_added_acts(job, files, tmp_path, say):
         "lr_fine=0.05",
     )
     assert any(path.endswith("lora_b") for path in read_tensors(lora / "model.safetensors")[0])
-    say(f"checkpoint={lora}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'said.csv'}")
-    said, known = table(tmp_path / "said.csv"), some(30, 2)
-    losses = [-math.log(float(row[f"probability_{label}"])) for row, (_, label, _) in zip(said, known, strict=True)]
+    predict_cli(f"checkpoint={lora}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'out.csv'}")
+    rows, known = table(tmp_path / "out.csv"), some(30, 2)
+    losses = [-math.log(float(row[f"probability_{label}"])) for row, (_, label, _) in zip(rows, known, strict=True)]
     assert np.mean(losses) == pytest.approx(summary(lora)["metrics"]["test_loss"], rel=1e-4)
     predictor = load_predictor(lora)
     for path in [path for path in predictor.params if path.endswith("lora_b")]:
@@ -218,7 +220,7 @@ def test_what_a_strategy_added_acts(job, files, tmp_path, say):
 
 
 @pytest.mark.slow
-def test_numbers_have_their_units(files, tmp_path, say):
+def test_values_are_in_the_units_of_the_files(files, tmp_path, predict_cli):
     """The recorded loss is in standard deviations of the targets to train on; what is written is in their units."""
     job = fine_tune(
         tmp_path / "job",
@@ -231,14 +233,14 @@ def test_numbers_have_their_units(files, tmp_path, say):
         "finetune_steps=20",
         "lr_fine=0.02",
     )
-    say(f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'said.csv'}")
-    said = np.array([float(row["value"]) for row in table(tmp_path / "said.csv")])
+    predict_cli(f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'out.csv'}")
+    rows = np.array([float(row["value"]) for row in table(tmp_path / "out.csv")])
     lead = np.array([lead for _, _, lead in some(30, 2)])
     deviation = np.std([lead for _, _, lead in some(60, 0)])
-    assert np.mean((said - lead) ** 2) / deviation**2 == pytest.approx(summary(job)["metrics"]["test_loss"], rel=1e-4)
+    assert np.mean((rows - lead) ** 2) / deviation**2 == pytest.approx(summary(job)["metrics"]["test_loss"], rel=1e-4)
 
 
-def test_tags_of_words(tmp_path, say):
+def test_tags_of_words(tmp_path, predict_cli):
     """Packed in training, one a row here; entity scores of what is written are the recorded ones."""
     rng, sentences = np.random.default_rng(0), []
     for _ in range(40):
@@ -259,15 +261,17 @@ def test_tags_of_words(tmp_path, say):
         "finetune_steps=15",
         "lr_fine=0.03",
     )
-    say(f"checkpoint={job}", f"input={path}", f"output={tmp_path / 'said.jsonl'}")
-    said = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert [one["words"] for one in said] == [[word for word, _ in sentence] for sentence in sentences]
-    scores = entity_scores([[tag for _, tag in one] for one in sentences], [one["tags"] for one in said])["micro"]
+    predict_cli(f"checkpoint={job}", f"input={path}", f"output={tmp_path / 'out.jsonl'}")
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["words"] for one in rows] == [[word for word, _ in sentence] for sentence in sentences]
+    scores = entity_scores([[tag for _, tag in one] for one in sentences], [one["tags"] for one in rows])["micro"]
     assert scores.f1 == pytest.approx(summary(job)["metrics"]["test_entity_f1"])
     assert scores.f1 > 0.5
     (tmp_path / "a.txt").write_text("Ann saw Bob\n" + "Rome " * 60 + "\n")
-    printed = say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'said.csv'}")
-    rows = table(tmp_path / "said.csv")
+    printed = predict_cli(
+        f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'out.csv'}"
+    )
+    rows = table(tmp_path / "out.csv")
     assert [(row["sentence"], row["word"]) for row in rows] == [
         *(("1", w) for w in ("Ann", "saw", "Bob")),
         *[("2", "Rome")] * 60,
@@ -277,7 +281,7 @@ def test_tags_of_words(tmp_path, say):
 
 
 @pytest.mark.slow
-def test_answers_to_questions(tmp_path, say):
+def test_answers_to_questions(tmp_path, predict_cli):
     """Exact match and F1 of what is written are the recorded ones, with the questions' ids."""
     rng, paragraphs = np.random.default_rng(0), []
     for number in range(14):
@@ -302,21 +306,21 @@ def test_answers_to_questions(tmp_path, say):
         "finetune_steps=20",
         "lr_fine=0.02",
     )
-    say(f"checkpoint={job}", f"input={path}", f"output={tmp_path / 'said.csv'}")
-    said = table(tmp_path / "said.csv")
-    assert list(said[0]) == ["id", "question", "answer"]
-    assert [row["id"] for row in said] == [f"q{number}" for number in range(14)]
+    predict_cli(f"checkpoint={job}", f"input={path}", f"output={tmp_path / 'out.csv'}")
+    rows = table(tmp_path / "out.csv")
+    assert list(rows[0]) == ["id", "question", "answer"]
+    assert [row["id"] for row in rows] == [f"q{number}" for number in range(14)]
     truth = [[own["qas"][0]["answers"][0]["text"]] for own in paragraphs]
-    scores = squad_scores([row["answer"] for row in said], truth)
+    scores = squad_scores([row["answer"] for row in rows], truth)
     metrics = summary(job)["metrics"]
     assert scores == pytest.approx({name: metrics[f"test_{name}"] for name in ("exact_match", "f1")})
     lines = "\n".join(f"{own['qas'][0]['question']}\t{own['context']}" for own in paragraphs)
     (tmp_path / "a.txt").write_text(lines + "\n")
-    say(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'lines.csv'}")
-    assert [row["answer"] for row in table(tmp_path / "lines.csv")] == [row["answer"] for row in said]
+    predict_cli(f"checkpoint={job}", f"input={tmp_path / 'a.txt'}", "format=lines", f"output={tmp_path / 'lines.csv'}")
+    assert [row["answer"] for row in table(tmp_path / "lines.csv")] == [row["answer"] for row in rows]
 
 
-def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
+def test_user_errors_are_one_sentence(job, files, tmp_path, predict_cli):
     new, texts = f"output={tmp_path / 'new.csv'}", tmp_path / "a.txt"
     texts.write_text("good\n\nbad\n")
     (tmp_path / "other.csv").write_text("txet,n\na,1\n")
@@ -354,11 +358,13 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
         ),
     ):
         with pytest.raises(UserError, match=message) as found:
-            say(*arguments)
+            predict_cli(*arguments)
         assert "\n" not in str(found.value)
     assert (tmp_path / "there.csv").read_text() == "kept"
     assert not (tmp_path / "new.csv").exists()
-    say(f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'there.csv'}", "overwrite=true")
+    predict_cli(
+        f"checkpoint={job}", f"input={files / 'test.tsv'}", f"output={tmp_path / 'there.csv'}", "overwrite=true"
+    )
     assert len(table(tmp_path / "there.csv")) == 30
 
 
@@ -369,7 +375,7 @@ def test_mistakes_are_said_in_a_sentence(job, files, tmp_path, say):
         (lambda job: (job / "tokenizer.json").unlink(), "has no tokenizer.json"),
     ],
 )
-def test_jobs_that_cannot_be_asked(job, tmp_path, change, message):
+def test_jobs_without_predictions_are_refused(job, tmp_path, change, message):
     copied = tmp_path / "job"
     (copied / ".hydra").mkdir(parents=True)
     for name in ("summary.json", "tokenizer.json", ".hydra/config.yaml"):

@@ -54,7 +54,7 @@ def test_one_adapter_minus_itself_is_the_base():
 
 
 def test_adding_the_factors_is_not_the_sum():
-    """PEFT's combination type "linear": its cross terms are as large as what was asked for."""
+    """PEFT's combination type "linear": its cross terms are as large as what was calls for."""
     parts = [(ONE, 0.7), (adapter(ONE.ranks, 5, 0.6), 0.3)]
     errors = []
     for module in ONE.factors:
@@ -94,7 +94,7 @@ def test_bfloat16_factors_are_not_rounded_again():
     assert relative(add_weighted_adapter(parts, head=0).delta_weight("Dense_0"), exact(parts, "Dense_0")) < 1e-6
 
 
-def test_what_a_sum_says_of_itself():
+def test_metadata_of_a_sum():
     composed = add_weighted_adapter([(ONE, 1.0), (THREE, -2.0)], head=0)
     assert composed.base == ONE.base
     assert composed.head_paths == HEAD
@@ -105,7 +105,7 @@ def test_what_a_sum_says_of_itself():
 # --- heads ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_head_comes_from_one_side():
+def test_different_heads_need_a_choice():
     with pytest.raises(UserError, match=r"adapters 0, 2 have different heads.*allowed: head=0 or head=2"):
         add_weighted_adapter([(ONE, 1.0), (HEADLESS, 1.0), (TWO, 1.0)])
     for place, own in enumerate((ONE, TWO)):
@@ -116,7 +116,7 @@ def test_a_head_comes_from_one_side():
             add_weighted_adapter([(ONE, 1.0), (TWO, 1.0)], head=place)
 
 
-def test_equal_heads_and_a_single_head_need_no_choice():
+def test_head_is_optional_if_heads_are_equal():
     copied = LoraAdapter(TWO.factors, TWO.scaling, {p: v.copy() for p, v in ONE.head.items()}, ONE.base, HEAD)
     for parts in ([(ONE, 1.0), (copied, 2.0)], [(HEADLESS, 1.0), (ONE, 1.0)]):
         assert all(same_bits(add_weighted_adapter(parts).head[path], ONE.head[path]) for path in HEAD)
@@ -126,7 +126,7 @@ def test_equal_heads_and_a_single_head_need_no_choice():
 # --- what is refused -----------------------------------------------------------------------------------------------
 
 
-def test_what_does_not_go_together():
+def test_incompatible_adapters_are_refused():
     other = adapter({"Dense_0": 2}, 1, base=network(seed=1))
     with pytest.raises(UserError, match="allowed: the same base") as error:
         add_weighted_adapter([(ONE, 1.0), (other, 1.0)], head=0)
@@ -146,7 +146,7 @@ def test_what_does_not_go_together():
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
-def test_truncation_is_the_best_there_is(rank):
+def test_truncation_is_optimal(rank):
     parts = [(ONE, 0.6), (TWO, -1.1), (THREE, 0.2)]
     whole = add_weighted_adapter(parts, head=1)
     found = truncate(whole, rank)
@@ -168,7 +168,7 @@ def test_truncation_is_the_best_there_is(rank):
     assert all(same_bits(found.adapter.head[path], TWO.head[path]) for path in HEAD)
 
 
-def test_truncation_of_what_is_of_low_rank_already_costs_nothing():
+def test_truncating_a_low_rank_sum_has_no_error():
     doubled = add_weighted_adapter([(ONE, 1.0), (ONE, 1.0)])  # ranks 4, 2 and 6, but of deltas of rank 2, 1 and 3
     found = truncate(doubled, 3)
     assert found.error < 1e-6
@@ -211,11 +211,15 @@ def test_a_grid_is_one_program_and_each_point_is_right():
     weighted_adapters._evaluate.clear_cache()
     base, own, grid = network(), [ONE, TWO, THREE], weight_grid(3, [-0.5, 0.0, 1.0])
     with jax.default_matmul_precision("highest"):
-        found = search_weights(Counted(), base, own, DATA, Classification(), 3, grid, head=1, batch_size=8)
+        found = search_weights(
+            Counted(), base, own, DATA, objective=Classification(), outputs=3, grid=grid, head=1, batch_size=8
+        )
         assert len(found) == 27
         assert TRACES == [(1, 1, 7, 6)]
         finer = weight_grid(3, [0.1, 0.2, 0.3])
-        search_weights(Counted(), base, own, DATA, Classification(), 3, finer, head=1, batch_size=8)
+        search_weights(
+            Counted(), base, own, DATA, objective=Classification(), outputs=3, grid=finer, head=1, batch_size=8
+        )
         assert len(TRACES) == 1  # weights are arguments
         for *weights, loss, accuracy in found.to_numpy():
             kernels = {
@@ -234,10 +238,20 @@ def test_a_grid_is_one_program_and_each_point_is_right():
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 100])
-def test_how_many_batch_size_changes_no_point(batch_size):
+def test_batch_size_changes_no_point(batch_size):
     grid = weight_grid(2, [0.0, 0.5, 1.0])
     tables = [
-        search_weights(SmallNet(), network(), [ONE, TWO], DATA, Classification(), 3, grid, head=0, batch_size=n)
+        search_weights(
+            SmallNet(),
+            network(),
+            [ONE, TWO],
+            DATA,
+            objective=Classification(),
+            outputs=3,
+            grid=grid,
+            head=0,
+            batch_size=n,
+        )
         for n in (batch_size, 9)
     ]
     assert len(tables[0]) == 9
@@ -248,13 +262,15 @@ def test_how_many_batch_size_changes_no_point(batch_size):
 
 def test_a_loss_that_is_not_finite_comes_last():
     grid = [[0.0], [1e30], [1.0]]
-    found = search_weights(SmallNet(), network(), [ONE], DATA, Classification(), 3, grid)
+    found = search_weights(SmallNet(), network(), [ONE], DATA, objective=Classification(), outputs=3, grid=grid)
     assert not math.isfinite(found["loss"].iloc[-1])
     assert found["weight_0"].iloc[-1] == np.float32(1e30)
     assert np.isfinite(found["loss"].iloc[:2]).all()
 
 
 @pytest.mark.parametrize("grid", [[[1.0]], [1.0, 2.0], np.zeros((0, 2)), [[1.0, math.nan]]])
-def test_grids_that_cannot_be(grid):
+def test_invalid_grids_are_refused(grid):
     with pytest.raises(UserError, match=r"grid of weights has the shape .*; allowed: \(points, 2\) finite numbers"):
-        search_weights(SmallNet(), network(), [ONE, TWO], DATA, Classification(), 3, grid, head=0)
+        search_weights(
+            SmallNet(), network(), [ONE, TWO], DATA, objective=Classification(), outputs=3, grid=grid, head=0
+        )

@@ -120,7 +120,10 @@ def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFr
     model = jobs[0].model
     outputs = jobs[0].base[f"{head_of(model)}"].shape[-1]
     adapters = [job.adapter for job in jobs]
-    return search_weights(model, jobs[0].base, adapters, part, for_kind("classification"), outputs, points, head=0)
+    objective = for_kind("classification")
+    return search_weights(
+        model, jobs[0].base, adapters, part, objective=objective, outputs=outputs, grid=points, head=0
+    )
 
 
 def head_of(model: Any) -> str:
