@@ -1,1 +1,1 @@
-"""Where the two tasks come from: one small file a source."""
+"""Data sources: each file reads one kind of data and returns the source and the target task."""

@@ -1,4 +1,4 @@
-"""``data=cifar10``: small photographs of ten classes, from the user's files."""
+"""``data=cifar10``: photographs of ten classes, from the user's files."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SIDE = 32  # pixels
 RECORD = 1 + 3 * SIDE * SIDE  # bytes: a label, then the red, the green and the blue plane, row by row
 TRAIN = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST = ("test_batch.bin",)
-FOLDER = "cifar-10-batches-bin"  # that the published archive has its files in
+FOLDER = "cifar-10-batches-bin"  # the folder in the published archive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10(ImageSource):
-    """60,000 photographs of 32 x 32 pixels (Krizhevsky 2009), a classification of 10 classes; 10,000 are to test on.
+    """60,000 photographs of 32 x 32 pixels in 10 classes (Krizhevsky 2009); 10,000 of them are test images.
 
     ``path``: the folder of the published binary files, their archive (``cifar-10-binary.tar.gz``), or a folder or .zip
-    with ``train`` and ``test`` in it, each with a folder of PNG or JPEG files for each class.
+    with ``train`` and ``test``, each with a folder of PNG or JPEG files for each class.
     """
 
     path: str = hparam()
@@ -41,7 +41,7 @@ class Cifar10(ImageSource):
         return read("train"), read("test")
 
     def _binary(self) -> Callable[[str], LabeledImages] | None:
-        """Return what reads a part of the binary files; ``None``: there are none."""
+        """Return a function that reads a part of the binary files; ``None`` if there are none."""
         path, origin = Path(self.path), f"data.path={self.path}"
         if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
             contents = of_archive(path, origin)
@@ -59,7 +59,7 @@ class Cifar10(ImageSource):
         return read
 
     def _images(self) -> Callable[[str], LabeledImages]:
-        """Return what reads a part of the files of images."""
+        """Return a function that reads a part of the image files."""
         path, (archive, _) = Path(self.path), split_archive(Path(self.path))
         if archive is None and not (path / "train").is_dir():
             raise UserError(
@@ -75,7 +75,7 @@ class Cifar10(ImageSource):
 
 
 def of_archive(path: Path, origin: str) -> dict[str, bytes]:
-    """Return the contents of the binary files in a tar archive, by their names; nothing is unpacked to the disk."""
+    """Return the contents of the binary files in a tar archive, by name, without unpacking it."""
     found = {}
     try:
         with tarfile.open(path) as archive:
@@ -89,10 +89,10 @@ def of_archive(path: Path, origin: str) -> dict[str, bytes]:
 
 
 def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> LabeledImages:
-    """Return the images in binary files, in their order.
+    """Return the images in binary files, in order.
 
     Raises:
-        UserError: a file is not made of whole records, or has a label that there is no class for.
+        UserError: a file does not consist of whole records, or has an unknown label.
     """
     for name, content in files:
         if not content or len(content) % RECORD:

@@ -21,18 +21,18 @@ from .text_source import TextSource, TextTransfer, format_counts
 from .tokenization import Vocabulary, read_text
 
 OUTSIDE = "O"
-DOCUMENT = "-DOCSTART-"  # begins a line that is no word
+DOCUMENT = "-DOCSTART-"  # marks a line between documents
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conll(TextSource):
-    """Named entities and their like: a word a line in columns, an empty line between sentences.
+    """Token classification, such as named entities: one word a line in columns, an empty line between sentences.
 
-    ``token_column`` and ``tag_column``: their numbers from 0, ``null`` for the last. Tags are IOB1 or IOB2; they are
-    converted to IOB2, in which each entity begins with ``B-``. A word's tag is predicted at its first piece, as in
-    Devlin et al. 2019 (section 5.3); the other pieces have -1. ``path`` is to train on; ``val_path`` and ``test_path``
-    are files of their own, ``null`` cuts fractions (of sentences, at random) off the first. What a long sentence has
-    beyond ``length`` is cut, counted and not tested on.
+    ``token_column`` and ``tag_column``: column numbers from 0, ``null`` for the last. Tags are IOB1 or IOB2; IOB1 is
+    converted to IOB2, in which each entity begins with ``B-``. A word's tag is predicted at its first token, as in
+    Devlin et al. 2019 (section 5.3); its other tokens have the target -1. ``path``: the training file; ``val_path`` and
+    ``test_path``: separate files, ``null`` splits fractions of random sentences off the first. Words beyond
+    ``max_seq_len`` are truncated and not scored.
     """
 
     path: str = hparam()
@@ -49,7 +49,7 @@ class Conll(TextSource):
         encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
         cuts = {name: sum(one.truncated for one in part) for name, part in encoded.items()}
         if any(cuts.values()):
-            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {format_counts(cuts, encoded)}")
+            warn_once(f"{origin}: data.max_seq_len={self.max_seq_len} truncated {format_counts(cuts, encoded)}")
         wide = self.row_width({name: [one.example for one in part] for name, part in encoded.items()})
         chosen = self.train_subset(np.arange(len(encoded["train"])), None, origin)
         encoded["train"] = [encoded["train"][row] for row in chosen]
@@ -97,14 +97,14 @@ class Conll(TextSource):
 
 @dataclass(frozen=True)
 class ConllTransfer(TextTransfer):
-    """Rows of sentences, whose scores are of entities."""
+    """Rows of sentences, scored by entities."""
 
     scored: ClassVar[bool] = True
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N L K"]) -> dict[str, float]:
-        """Return precision, recall and F1 of the entities, all types together, read as ``conlleval`` reads tags.
+        """Return precision, recall and F1 of the entities of all types together, read as ``conlleval`` reads tags.
 
-        What a sentence has beyond ``length`` is in no row, so it is in no score.
+        Words beyond ``max_seq_len`` are in no row and not scored.
         """
         x, y = self.target[part]
         true, said = (group_by_sentence(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
@@ -115,15 +115,15 @@ class ConllTransfer(TextTransfer):
 def group_by_sentence(
     x: Int[np.ndarray, "N 3 L"], y: Int[np.ndarray, "N L"], numbers: Int[np.ndarray, "N L"], labels: Sequence[str]
 ) -> list[list[str]]:
-    """Return the tags of each sentence of some rows: the labels of ``numbers`` where ``y`` has one."""
+    """Return the tags of each sentence: the labels of ``numbers`` at the positions where ``y`` has a target."""
     rows, columns = np.nonzero(y != IGNORE)
-    sentence = np.stack([rows, x[rows, 2, columns]])  # several may share a row
+    sentence = np.stack([rows, x[rows, 2, columns]])  # packed rows hold several sentences
     begins = np.flatnonzero(np.any(np.diff(sentence, axis=1) != 0, axis=0)) + 1
     return [[labels[int(number)] for number in own] for own in np.split(numbers[rows, columns], begins)]
 
 
 class Sentence(NamedTuple):
-    """Words and their tags, in IOB2."""
+    """Words and their tags in IOB2."""
 
     words: list[str]
     tags: list[str]
@@ -133,14 +133,14 @@ class Tagged(NamedTuple):
     """A sentence as tokens."""
 
     example: Example
-    labels: Int[np.ndarray, " T"]  # -1 but at the first piece of each word
+    labels: Int[np.ndarray, " T"]  # -1 except at the first token of each word
     truncated: bool
 
 
 def align_tags(
     words: Sequence[Int[np.ndarray, " P"]], tags: Sequence[int], vocabulary: Vocabulary, length: int
 ) -> Tagged:
-    """Return a sentence as tokens; of more than ``length``, only the words that fit whole."""
+    """Return a sentence as at most ``length`` tokens; only whole words are kept."""
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     back = [] if vocabulary.sep is None else [vocabulary.sep]
     ends = np.cumsum([len(word) for word in words])
@@ -154,10 +154,10 @@ def align_tags(
 
 
 def read_sentences(content: str, token_column: int, tag_column: int | None, origin: str) -> list[Sentence]:
-    """Return the sentences of a file of columns, between which there is white space.
+    """Return the sentences of a file with columns separated by white space.
 
     Raises:
-        UserError: a line with too few columns, or a tag that is no IOB; the message names the line.
+        UserError: a line has too few columns or a tag that is not IOB; the message names the line.
     """
     found: list[Sentence] = []
     words: list[str] = []
@@ -180,10 +180,10 @@ def read_sentences(content: str, token_column: int, tag_column: int | None, orig
 
 
 def lines_of_columns(content: str, needed: int, origin: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each line; none of a line between sentences, one of which comes last.
+    """Yield the number and the cells of each line; no cells between sentences and after the last one.
 
     Raises:
-        UserError: a line with fewer than ``needed`` columns.
+        UserError: a line has fewer than ``needed`` columns.
     """
     for line, text in enumerate([*content.split("\n"), ""], 1):
         cells = text.split()
@@ -198,8 +198,8 @@ def lines_of_columns(content: str, needed: int, origin: str) -> Iterator[tuple[i
 def to_iob2(tags: Sequence[str]) -> list[str]:
     """Return a sentence's tags with ``B-`` at the beginning of each entity.
 
-    IOB1 has it only where an entity follows another one of its type (Tjong Kim Sang and Veenstra 1999, "Representing
-    text chunks"); tags that are IOB2 already stay as they are.
+    IOB1 has ``B-`` only where an entity follows another one of its type (Tjong Kim Sang and Veenstra 1999,
+    "Representing text chunks"). Tags in IOB2 do not change.
     """
     found, before = [], OUTSIDE
     for tag in tags:
@@ -210,10 +210,10 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def tags_of(parts: dict[str, list[Sentence]], origin: str) -> list[str]:
-    """Return the classes: O, and B- and I- of each type of the sentences to train on, sorted.
+    """Return the classes: ``B-`` and ``I-`` of each type in the training sentences, sorted, then ``O``.
 
     Raises:
-        UserError: there is no entity, or a type that only another part has.
+        UserError: there is no entity, or a type occurs only in another part.
     """
     types = {name: {tag[2:] for one in part for tag in one.tags if tag != OUTSIDE} for name, part in parts.items()}
     if not types["train"]:

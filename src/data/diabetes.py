@@ -1,4 +1,4 @@
-"""``data=diabetes``: pre-train on the patients of one sex, fine-tune on the other."""
+"""``data=diabetes``: pre-train on the patients of one sex, fine-tune on those of the other."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ SEX_COLUMN = 1
 class Diabetes(DataSource):
     """Disease progression of 442 patients after a year (Efron et al., Least Angle Regression, 2004), a regression.
 
-    Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex, as the
-    study codes it, whose patients make the source task (``first``: 235 patients; ``second``: 207).
+    Features: age, body-mass index, blood pressure and six blood serum measurements. ``pretrain_on``: the sex of the
+    source task, as the study codes it (``first``: 235 patients; ``second``: 207).
     """
 
     pretrain_on: Sex = hparam(Sex.first)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Return the two sexes' patients."""
+        """Return the patients of each sex."""
         x = read_embedded("diabetes_data_raw.csv.gz")
         y = read_embedded("diabetes_target.csv.gz")
         chosen = x[:, SEX_COLUMN] == self.pretrain_on.value
         x = np.delete(x, SEX_COLUMN, axis=1)  # constant within each part
         return (
-            Table(x[chosen], y[chosen], "the diabetes data's pre-training part"),
-            Table(x[~chosen], y[~chosen], "the diabetes data's fine-tuning part"),
+            Table(x[chosen], y[chosen], "the source part of the diabetes data"),
+            Table(x[~chosen], y[~chosen], "the target part of the diabetes data"),
             "regression",
         )

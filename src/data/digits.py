@@ -1,4 +1,4 @@
-"""``data=digits``: handwritten digits, and what the second task changes: the labels, or the look of the images."""
+"""``data=digits``: small handwritten digits; the target task has other digits, or changed images of the same digits."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ SIDE = 8  # pixels
 class Digits(DataSource):
     """1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), a classification.
 
-    ``task``: ``new_digits`` is pre-trained on the digits 0 to 4 and fine-tuned on 5 to 9, with a new head. The others
-    are pre-trained on one half of all ten digits as they are and fine-tuned on the other half, changed, with the same
-    labels: ``rotated`` by 90 degrees, ``inverted`` in ink and paper, ``both`` at once, or ``union``: one half of the
-    rows rotated, the other inverted.
+    ``task``: ``new_digits`` has the source digits 0 to 4 and the target digits 5 to 9, with a new head. The others have
+    one half of all ten digits as the source, and the other half, changed, as the target, with the same labels:
+    ``rotated`` by 90 degrees, ``inverted`` in brightness, ``both`` at once, or ``union``: one half of the rows rotated,
+    the other inverted.
 
-    They are made to ask whether what was learned for two changes adds up. A row is the same digit in all of them, and
-    with the same ``split_seed`` in the same part: adapters of ``rotated`` and of ``inverted`` have seen no digit that
-    ``both`` or ``union`` tests on, and their blend compares with one adapter of ``union``, on the same digits.
+    The changes test the composition of adapters. A row is the same digit in all four tasks, and for the same
+    ``split_seed`` in the same part, so adapters of ``rotated`` and ``inverted`` have not seen the test digits of
+    ``both`` or ``union``.
 
     ``images``: uint8 of shape ``(N, 8, 8, 1)`` for models of images, 255 for full ink, instead of rows of standardised
     numbers.
@@ -37,7 +37,7 @@ class Digits(DataSource):
     images: bool = hparam(False)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Return the two tasks' digits."""
+        """Return the digits of the two tasks."""
         source, target = self._halves()
         if self.images:
             source, target = (replace(half, x=as_images(half.x)) for half in (source, target))
@@ -52,7 +52,7 @@ class Digits(DataSource):
                 Table(x[low], y[low], "the digits 0 to 4", image=True),
                 Table(x[~low], y[~low], "the digits 5 to 9", image=True),
             )
-        # By turns within each digit: halves of equal classes and of the same writers, whatever the seed.
+        # Alternating within each digit: both halves have the same classes and writers, for any seed.
         rank = rank_in_class(y)
         first, second = rank % 2 == 0, rank % 2 == 1
         return (
@@ -69,7 +69,7 @@ def as_images(x: Float[np.ndarray, "N 64"]) -> UInt8[np.ndarray, "N 8 8 1"]:
 def transform(
     x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: DigitsTask
 ) -> Float[np.ndarray, "N 64"]:
-    """Return images from 0 (paper) to 1 (ink) under a task's change; ``rank`` numbers the rows of each digit."""
+    """Return changed images, from 0 (paper) to 1 (ink); ``rank`` numbers the rows of each digit."""
     turned = np.rot90(x.reshape(-1, SIDE, SIDE), axes=(1, 2)).reshape(x.shape)  # counter-clockwise
     if task is DigitsTask.union:
         return np.where(rank[:, None] % 2 == 0, turned, 1.0 - x)

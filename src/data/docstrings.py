@@ -1,4 +1,4 @@
-"""``data=docstrings``: what Python says of itself, a corpus that every installation has."""
+"""``data=docstrings``: the docstrings and the language reference of the installed Python, without a download."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .tokenization import Vocabulary
 
 DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
 
-# Each has at least 140 docstrings that can be used. tkinter and idlelib have more, and are not installed everywhere.
+# Each has at least 140 usable docstrings. tkinter and idlelib have more, but are not installed everywhere.
 PACKAGES = {
     "_pydecimal": "decimal",
     "asyncio": "asyncio",
@@ -45,39 +45,39 @@ PACKAGES = {
     "unittest": "unittest",
     "xml": "xml",
 }
-# Tests, what others installed, and what only some versions or installations have.
+# Tests, third-party packages, and what only some versions or installations have.
 LEFT_OUT = frozenset({"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages"}) | frozenset(
     {"distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtle.py", "turtledemo"}
 )
-SHORTEST = 40  # characters of a docstring, or of two sentences, that are worth a row
-FEWEST = 40  # docstrings of a package, below which nothing could be learned of it
-KEY_WORDS = 3  # by which a hidden text is looked for
-FORMAT = 1  # of what is read: part of the name that it is kept under
+SHORTEST = 40  # characters of a docstring, or of two sentences
+FEWEST = 40  # docstrings of a package
+KEY_WORDS = 3  # first words of a hidden text that a document must contain to be searched
+FORMAT = 1  # of the stored docstrings: part of their key
 ORIGIN = "data=docstrings"
 
 
 class Docstring(NamedTuple):
     """One docstring of the standard library."""
 
-    package: str  # the package, or the module, at the top
-    text: str  # white space made single spaces
+    package: str  # top-level package or module
+    text: str  # with single spaces
 
 
 @dataclass(frozen=True)
 class Docstrings(TextSource):
-    """Pre-train on Python's own words, masked; fine-tune on telling what a docstring is about. No download.
+    """Pre-train on Python's documentation with masked tokens; fine-tune on classifying docstrings.
 
-    The source task is masked language modelling of the language reference (``pydoc_data.topics``) and the standard
-    library's docstrings; with ``pairs``, BERT's own: rows are two texts of one document, and whether the second is the
-    ``next`` one or a random one, or whether they stand in their ``order``, can be learned beside the words. What a
-    sentence without a neighbour is paired with says ``lone_sentences`` (see :class:`src.data.pairs.PairRules`). ``task`` is
-    the target: ``package``, which of 8 packages a docstring belongs to, as many of each; or ``follows``, whether a
-    sentence is the one that comes after the first one of a docstring or another docstring's, half of each.
+    The source task is masked language modelling of the language reference (``pydoc_data.topics``) and of the standard
+    library's docstrings. With ``pairs``, rows are two texts of one document, and the objective can also learn whether
+    the second is the next one (``next``) or whether they are in order (``order``); ``lone_sentences``: see
+    :class:`src.data.pairs.PairRules`. ``task``, the target task: ``package`` predicts which of 8 packages a docstring
+    is from, with equal numbers of each; ``follows`` predicts whether a sentence follows the first one of a docstring or
+    is from another docstring, half of each.
 
-    What is tested on was not read before: the corpus has no document that contains, word for word, a labelled docstring
-    of the validation or test part (of ``follows``: the two sentences as they follow each other). Texts shorter than 40
-    characters, or that come twice, are left out. They differ a little from one version of Python to the next.
-    ``source_test_fraction`` and ``source_val_fraction`` are of the corpus' documents.
+    Nothing that is tested on was pre-trained on: the corpus excludes documents that contain a docstring of the
+    validation or test part (for ``follows``: its two sentences) word for word. Texts of fewer than 40 characters and
+    duplicates are left out. The texts differ slightly between versions of Python. ``source_test_fraction`` and
+    ``source_val_fraction`` are shares of the corpus's documents.
     """
 
     task: DocstringsTask = hparam(DocstringsTask.package)
@@ -87,7 +87,7 @@ class Docstrings(TextSource):
     source_val_fraction: float = hparam(0.0, SHARE)
 
     def load(self) -> TextTransfer:
-        """Read, divide and encode."""
+        """Read, split and encode."""
         check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
@@ -99,7 +99,7 @@ class Docstrings(TextSource):
             parts = {name: make_pairs(part) for name, part in parts.items()}
         corpus = self._corpus(exclude_containing([*read_topics(), *(one.text for one in library)], hidden), rng)
         warn_once(
-            f"{ORIGIN}: {', '.join(f'{len(part.first)} examples to {name}' for name, part in parts.items())} on",
+            f"{ORIGIN}: {', '.join(f'{len(part.first)} {name} examples' for name, part in parts.items())}",
             logging.INFO,
         )
         vocabulary = self.vocabulary(lambda: corpus["train"])
@@ -110,7 +110,7 @@ class Docstrings(TextSource):
         return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
 
     def _source(self, corpus: dict[str, list[str]], vocabulary: Vocabulary) -> tuple[dict[str, Split], str]:
-        """Return the source task's rows, and their kind."""
+        """Return the source task's rows and their kind."""
         origin = f"{ORIGIN}, the source task"
         if self.pairs is None:
             return language_rows(self, corpus, vocabulary, LmObjective.masked, origin), "masked"
@@ -129,7 +129,7 @@ class Docstrings(TextSource):
 
 
 def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
-    """Return docstrings of the 8 packages, as many of each as the smallest has, taken at random."""
+    """Return docstrings of the 8 packages, as many of each as the smallest has, drawn at random."""
     by_package: dict[str, list[str]] = {name: [] for name in PACKAGES}
     for one in library:
         if one.package in by_package:
@@ -149,7 +149,7 @@ def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledT
 
 
 def with_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
-    """Return the docstrings that have at least two sentences, not labelled yet."""
+    """Return the docstrings of at least two sentences, with a provisional label."""
     texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
     return LabeledTexts(texts, None, ["follows"] * len(texts), ORIGIN)
 
@@ -160,10 +160,9 @@ def two_sentences(text: str) -> list[str]:
 
 
 def make_pairs(texts: LabeledTexts) -> LabeledTexts:
-    """Return the first two sentences of each docstring; of every second one, the second sentence is the next one's.
+    """Return the first two sentences of each docstring; every other second sentence is replaced by another docstring's.
 
-    Where no docstring's second sentence is its own, it is handed round among them: of the sentences alone, nothing can
-    be told.
+    The replacements rotate the second sentences among these docstrings, so no single sentence is informative.
     """
     first, second, labels = [], [], []
     split = [two_sentences(text) for text in texts.first]
@@ -177,9 +176,9 @@ def make_pairs(texts: LabeledTexts) -> LabeledTexts:
 
 
 def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[str]:
-    """Return the distinct documents, in alphabetical order, that contain none of the hidden texts word for word.
+    """Return the distinct documents, sorted, that contain none of the hidden texts word for word.
 
-    Only documents that have a hidden text's first three words in a row are searched for it.
+    Only documents with a hidden text's first three words in a row are searched for it.
     """
     by_key: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for text in hidden:
@@ -194,11 +193,11 @@ def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[
     return kept
 
 
-# --- what Python says of itself --------------------------------------------------------------------------------------
+# --- reading the documentation ---------------------------------------------------------------------------------------
 
 
 def library_folder() -> Path:
-    """Return where the standard library lies."""
+    """Return the folder of the standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
@@ -213,9 +212,9 @@ def read_topics() -> list[str]:
 
 
 def read_library(cache: str | None) -> list[Docstring]:
-    """Return the standard library's docstrings, by file and line, each text once.
+    """Return the distinct docstrings of the standard library, ordered by file and line.
 
-    Files are parsed and never imported. That takes some seconds, so what was found is kept in the folder ``cache``.
+    Files are parsed, not imported. This takes some seconds, so the result is stored in the folder ``cache``.
 
     Raises:
         UserError: the library's sources are not installed.
@@ -233,7 +232,7 @@ def read_library(cache: str | None) -> list[Docstring]:
 
 
 def library_files() -> Iterator[Path]:
-    """Yield the standard library's source files in the order of their names."""
+    """Yield the standard library's source files, sorted by name."""
     root = library_folder()
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
@@ -243,7 +242,7 @@ def library_files() -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=1)
 def parsed(files: tuple[Path, ...]) -> list[Docstring]:
-    """Return the docstrings in source files; a text that comes again is left out."""
+    """Return the distinct docstrings of source files."""
     found: dict[str, str] = {}
     root = library_folder()
     for path in files:
@@ -255,9 +254,9 @@ def parsed(files: tuple[Path, ...]) -> list[Docstring]:
 
 
 def docstrings_of(source: bytes) -> Iterator[str]:
-    """Yield the docstrings of a module, its classes and functions, in their order; none where it cannot be parsed."""
+    """Yield the docstrings of a module, its classes and functions in order; none if it cannot be parsed."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the library's own: invalid escapes and the like
+        warnings.simplefilter("ignore")  # the library's own, for instance of invalid escapes
         try:
             module = ast.parse(source)
         except (SyntaxError, ValueError):
@@ -272,5 +271,5 @@ def docstrings_of(source: bytes) -> Iterator[str]:
 
 
 def collapse_whitespace(text: str) -> str:
-    """Return a text with single spaces for all its white space."""
+    """Return a text with every run of white space replaced by one space."""
     return " ".join(text.split())

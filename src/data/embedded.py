@@ -1,4 +1,4 @@
-"""The tables that scikit-learn installs, read from its files: importing scikit-learn takes more than a second."""
+"""Tables that are installed with scikit-learn, read without importing it, which takes more than a second."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def read_embedded(name: str) -> np.ndarray:
     """Return a table of ``sklearn/datasets/data``, for instance ``"digits.csv.gz"``, as float64.
 
     Raises:
-        UserError: scikit-learn is not installed, or no longer ships the file.
+        UserError: scikit-learn is not installed, or does not contain the file.
     """
     found = importlib.util.find_spec("sklearn")
     path = Path(found.origin).parent / "datasets" / "data" / name if found and found.origin else None

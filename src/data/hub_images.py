@@ -18,10 +18,10 @@ from .images import ImageSource
 
 @dataclass(frozen=True, kw_only=True)
 class HubImages(ImageSource):
-    """PNG or JPEG images with labels, from the Hub or its cache on disk; needs the extra ``hub``.
+    """PNG or JPEG images with labels, from the Hub or its cache on disk; requires the extra ``hub``.
 
     ``dataset`` is the id (``uoft-cs/cifar10``), ``subset`` its configuration. ``train_split`` and ``test_split`` name
-    its parts (``null`` cuts a fraction off the first), ``image`` and ``label`` their columns; ``size``, ``grey`` and
+    the splits (``null`` splits a fraction off the first), ``image`` and ``label`` their columns; ``size``, ``grey`` and
     ``on_bad`` are as in ``data=image_folder``.
     """
 
@@ -36,7 +36,7 @@ class HubImages(ImageSource):
     on_bad: OnBad = hparam(OnBad.refuse)
 
     def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
-        """Fetch the parts."""
+        """Load the splits."""
         held_out = None if self.test_split is None else self._fetch("test_split", self.test_split)
         return self._fetch("train_split", self.train_split), held_out
 
@@ -51,7 +51,7 @@ class HubImages(ImageSource):
         names, y = encode_labels(part[self.label], getattr(part.features[self.label], "names", None))
         if (y < 0).any():
             raise UserError(
-                f"data.{key}={split}: {origin} keeps labels of this part to itself; allowed: a part with all of them"
+                f"data.{key}={split}: {origin} has rows without a label in this split; allowed: a split with all labels"
             )
         rows = limit_rows(y, self.limit)
         contents = encoded_files(part.select(rows), self.image, origin)
@@ -64,7 +64,7 @@ class HubImages(ImageSource):
 
 
 def encode_labels(values: list, names: list[str] | None) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the names of the classes, and each row's number: the data set's own where it has names; -1: no label."""
+    """Return the class names, and each row's class number; -1: no label."""
     if names is not None:
         return tuple(names), np.array([-1 if value is None else value for value in values], np.int32)
     words = [str(value) for value in values]
@@ -73,16 +73,16 @@ def encode_labels(values: list, names: list[str] | None) -> tuple[tuple[str, ...
 
 
 def encoded_files(part: Any, column: str, origin: str) -> list[bytes]:
-    """Return the contents of a column's files, not decoded yet."""
+    """Return the files of a column, not decoded."""
     from datasets import Image  # type: ignore[import-not-found]
 
     if not isinstance(part.features[column], Image):
-        raise UserError(f"data.image: column '{column}' of {origin} holds no images; allowed: a column that does")
+        raise UserError(f"data.image: column '{column}' of {origin} is not of images; allowed: a column of images")
     return [content_of(one) for one in part.cast_column(column, Image(decode=False))[column]]
 
 
 def content_of(stored: dict[str, Any] | None) -> bytes:
-    """Return a file's content, which stands in the table or beside it; nothing of a row without an image."""
+    """Return a file's content, which is in the table or beside it; empty for a row without an image."""
     if stored is None:
         return b""
     return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]

@@ -13,11 +13,11 @@ from .text_source import LabeledTexts, LabeledTextSource
 
 @dataclass(frozen=True, kw_only=True)
 class HubText(LabeledTextSource):
-    """LabeledTexts, or pairs of texts, with labels, from the Hub or its cache on disk; needs the extra ``hub``.
+    """Texts, or pairs of texts, with labels, from the Hub or its cache on disk; requires the extra ``hub``.
 
-    ``dataset`` is the id (``nyu-mll/glue``), ``subset`` its configuration (``sst2``). The columns are as in
-    ``data=text``. ``train_split``, ``val_split`` and ``test_split`` name its parts; ``null`` cuts fractions off the
-    first (the labels of published test parts are often secret).
+    ``dataset`` is the id (``nyu-mll/glue``), ``subset`` its configuration (``sst2``). Columns are as in ``data=text``.
+    ``train_split``, ``val_split`` and ``test_split`` name the splits; ``null`` splits a fraction off the first, because
+    the labels of published test splits are often not public.
     """
 
     dataset: str = hparam()
@@ -31,7 +31,7 @@ class HubText(LabeledTextSource):
     empty: OnEmpty = hparam(OnEmpty.refuse)
 
     def texts(self) -> dict[str, LabeledTexts]:
-        """Fetch the parts."""
+        """Load the splits."""
         parts = {"train": self.train_split, "val": self.val_split, "test": self.test_split}
         return {name: self._fetch(name, split) for name, split in parts.items() if split is not None}
 
@@ -49,18 +49,18 @@ class HubText(LabeledTextSource):
             columns[key] = ["" if value is None else str(value) for value in table[column]]
         if set(columns["label"]) <= {"-1", ""}:
             raise UserError(
-                f"data.{name}_split={split}: {origin} keeps the labels of this part to itself; "
-                "allowed: null, to cut a fraction off data.train_split"
+                f"data.{name}_split={split}: {origin} has no labels in this split; "
+                "allowed: null, to split a fraction off data.train_split"
             )
         texts = LabeledTexts(columns["text"], columns.get("second_text"), columns["label"], f"{origin}, {split}")
         return drop_empty(texts, self.empty, [f"row {row}" for row in range(len(texts.first))])
 
 
 def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
-    """Return a part of a data set, downloaded if it has not been.
+    """Return a split of a data set, downloaded if it is not in the cache.
 
     Raises:
-        UserError: the extra is not installed, there is no such data set or part, or the Hub cannot be reached.
+        UserError: the extra is not installed, there is no such data set or split, or the Hub cannot be reached.
     """
     origin = f"data.dataset={dataset}"
     try:

@@ -1,7 +1,4 @@
-"""Files of images in folders, or in a .zip, to arrays of bytes: decoded once, and kept.
-
-Nothing is ever unpacked to the disk: a file inside a .zip is read where it lies, whatever its name says.
-"""
+"""Image files in folders or in a .zip, decoded to arrays of bytes. Files in a .zip are read without unpacking it."""
 
 from __future__ import annotations
 
@@ -32,21 +29,21 @@ from .base import rank_in_class
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
 ENDINGS = (".png", ".jpg", ".jpeg")
-PARTS = frozenset({"train", "test", "val", "valid", "validation"})  # folders of classes, where they are no classes
-FORMAT = 1  # of what decoding does: part of the name that its result is kept under
-AT_ONCE = 4096  # images that wait in memory to be put in their place
+PARTS = frozenset({"train", "test", "val", "valid", "validation"})  # names of splits, which are not classes
+FORMAT = 1  # of the decoding procedure: part of a stored entry's key
+AT_ONCE = 4096  # images that are decoded before they are copied into the result
 EXIF_ORIENTATION = 0x0112
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, KeyError, RuntimeError, struct.error, zlib.error)
-NOWHERE = re.compile(r"<_io\.BytesIO object at \w+>")  # what Pillow calls bytes: an address that helps nobody
+NOWHERE = re.compile(r"<_io\.BytesIO object at \w+>")  # an address in Pillow's messages
 
 
 class LabeledImages(NamedTuple):
-    """Images of one size with their labels, as they were found."""
+    """Images of one size with their labels."""
 
     x: UInt8[np.ndarray, "N H W C"]
-    y: Int[np.ndarray, " N"]  # numbers of the names
-    names: tuple[str, ...]  # of the classes, in the order of their numbers
-    origin: str  # the configuration key that errors name
+    y: Int[np.ndarray, " N"]  # class numbers
+    names: tuple[str, ...]  # class names by number
+    origin: str  # configuration key, for error messages
 
 
 class ImageFile(NamedTuple):
@@ -54,19 +51,19 @@ class ImageFile(NamedTuple):
 
     name: str  # its path below the folder, with "/" between
     size: int  # bytes
-    stamp: int  # when it was changed, in nanoseconds; of a file in a .zip, its CRC-32
+    stamp: int  # modification time in nanoseconds; of a file in a .zip, its CRC-32
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """What images are made to be."""
+    """The size and the channels of decoded images."""
 
     size: int | None = None  # pixels of each side; None: as they are, all alike
     grey: bool = False  # one channel instead of three
 
 
 class Decoded(NamedTuple):
-    """Images, which of the files they are, and what is wrong with the others."""
+    """Decoded images, the numbers of their files, and what is wrong with the other files."""
 
     images: UInt8[np.ndarray, "M H W C"]
     kept: Int[np.ndarray, " M"]
@@ -76,18 +73,18 @@ class Decoded(NamedTuple):
 def read_images(
     path: str, origin: str, image_format: ImageFormat, on_bad: OnBad, limit: int | None = None, cache: str | None = None
 ) -> LabeledImages:
-    """Return the images below a folder, or in a .zip, labelled by the folders that they lie in.
+    """Return the images in a folder or a .zip, labelled by the folders that they are in.
 
     Args:
-        path: of the folder or .zip; a folder inside of it is named behind it, ``images.zip/train``.
-        origin: what errors call it.
-        image_format: what the images are made to be.
-        on_bad: what becomes of files that cannot be decoded.
-        limit: the most files that are read, as many of each class as possible, the first by name; ``None``: all.
-        cache: a folder to keep decoded images in; ``None``: they are not kept.
+        path: of the folder or .zip; a folder within a .zip is appended, as in ``images.zip/train``.
+        origin: for error messages.
+        image_format: the size and the channels of the result.
+        on_bad: what happens to files that cannot be decoded.
+        limit: the most files that are read, with classes as balanced as possible, the first by name; ``None``: all.
+        cache: a folder to store decoded images in; ``None``: they are not stored.
 
     Raises:
-        UserError: there are no images, in no classes, of several sizes, or (where refused) some that cannot be decoded.
+        UserError: there are no images, no classes, several sizes, or (if refused) files that cannot be decoded.
     """
     with files_of(path, origin) as (files, read):
         labels = class_of_each([file.name for file in files], origin)
@@ -101,7 +98,7 @@ def read_images(
 
 
 def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
-    """Refuse images that cannot be decoded, or say how many there are; at least one other is needed."""
+    """Refuse images that cannot be decoded, or log their number; at least one other image is required."""
     images, are = ("image", "is") if len(found.bad) == 1 else ("images", "are")
     if found.bad and on_bad is OnBad.refuse:
         raise UserError(
@@ -116,7 +113,7 @@ def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
 
 
 def limit_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
-    """Return the numbers of the first ``limit`` rows, in their order, as many of each label as possible."""
+    """Return the numbers of ``limit`` rows, with labels as balanced as possible, the first of each label."""
     if limit is None:
         return np.arange(len(labels))
     return np.sort(np.argsort(rank_in_class(labels), kind="stable")[:limit])
@@ -127,10 +124,10 @@ def limit_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.nd
 
 @contextlib.contextmanager
 def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable[[ImageFile], bytes]]]:
-    """Find the files of images below a folder, or in a .zip, by their names in order, and what reads them.
+    """Yield the image files below a folder or in a .zip, sorted by name, and a function that reads one.
 
     Raises:
-        UserError: there is no such place, it cannot be read, or it has none.
+        UserError: there is no such place, it cannot be read, or it has no images.
     """
     archive, inner = split_archive(Path(path))
     if archive is None and not Path(path).is_dir():
@@ -146,7 +143,7 @@ def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable
 
 
 def split_archive(path: Path) -> tuple[Path | None, str]:
-    """Return the .zip on a path, and what of the path is inside of it; ``None`` where there is no such file."""
+    """Return the .zip within a path, and the path within the .zip; ``None`` if there is no such file."""
     for part in (path, *path.parents):
         if part.suffix.lower() == ".zip" and part.is_file():
             return part, "/".join(path.relative_to(part).parts)
@@ -154,9 +151,9 @@ def split_archive(path: Path) -> tuple[Path | None, str]:
 
 
 def in_folder(folder: Path) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
-    """Return the files of images below a folder, and what reads them."""
+    """Return the image files below a folder, and a function that reads one."""
     entries = []
-    for root, _, files in os.walk(folder, followlinks=True):  # classes may be links to folders elsewhere
+    for root, _, files in os.walk(folder, followlinks=True):  # folders of classes may be links
         for file in files:
             path = Path(root, file)
             name = path.relative_to(folder).as_posix()
@@ -183,16 +180,16 @@ def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[ImageFile], C
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file is to be read: by its ending, unless it, or a folder of it, is hidden or made by a system."""
+    """Return whether a file has an image's ending and neither it nor a folder of it is hidden or made by a system."""
     hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
     return name.lower().endswith(ENDINGS) and not hidden
 
 
 def class_of_each(names: Sequence[str], origin: str) -> list[str]:
-    """Return the name of each file's class: the first folder that not all of them lie in.
+    """Return the class of each file: the first folder of its path that is not common to all files.
 
     Raises:
-        UserError: there is no such folder, or it is a part (``train``, ``test``) and the classes are inside.
+        UserError: there is no such folder, or the folders are splits (``train``, ``test``) that contain the classes.
     """
     folders = [tuple(name.split("/")[:-1]) for name in names]
     least, most = min(folders), max(folders)  # all others begin with what these two begin with
@@ -221,7 +218,7 @@ def load_decoded(
     origin: str,
     cache: str | None,
 ) -> Decoded:
-    """Return what was decoded before of the same files to the same image_format, or decode it now and keep it."""
+    """Return the decoded images of files, from the cache if it has them."""
     store, key = Store(cache, "images"), decoded_key(entries, image_format)
     found = store.get(key, deserialize)
     if found is None:
@@ -240,13 +237,13 @@ def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:
 
 
 def serialize(found: Decoded) -> list[bytes | memoryview]:
-    """Return decoded images as pieces of bytes: the length of a JSON text, that text, and the pixels."""
+    """Return decoded images as pieces of bytes: the length of a JSON header, the header, and the pixels."""
     header = json.dumps({"shape": found.images.shape, "kept": found.kept.tolist(), "bad": found.bad}).encode()
     return [len(header).to_bytes(8, "little"), header, np.ascontiguousarray(found.images).reshape(-1).data]
 
 
 def deserialize(content: memoryview) -> Decoded:
-    """Return the images that :func:`serialize` made bytes of, as views that cannot be written to."""
+    """Return the images of :func:`serialize` as read-only views."""
     begin = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:begin]))
     images = np.frombuffer(content, np.uint8)[begin:].reshape(header["shape"])
@@ -256,10 +253,10 @@ def deserialize(content: memoryview) -> Decoded:
 def decode_images(
     entries: Sequence[ImageFile], read: Callable[[ImageFile], bytes], image_format: ImageFormat, origin: str
 ) -> Decoded:
-    """Decode files, several at a time.
+    """Decode files, several in parallel.
 
     Raises:
-        UserError: they are of several sizes, and no size was asked for.
+        UserError: they have several sizes, and no size is configured.
     """
     from PIL import Image
 
@@ -289,7 +286,7 @@ def decode_images(
 
 
 def other_size(one: ImageFile, shape: Sequence[int], other: ImageFile, other_shape: Sequence[int], origin: str) -> str:
-    """Say which two files have different sizes."""
+    """Return the error message for two files of different sizes."""
     sizes = [f"{file.name} of {s[1]} x {s[0]}" for file, s in ((one, shape), (other, other_shape))]
     return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
 
@@ -307,13 +304,13 @@ def decode_image(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray,
 
 
 def convert(image: Any, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
-    """Return a Pillow image's pixels, upright as its camera says, in three channels or in grey (ITU-R BT.601).
+    """Return a Pillow image's pixels in three channels or in grey (ITU-R BT.601), turned as its EXIF data says.
 
-    To a size, it is scaled until its shorter side has that many pixels, with a triangle filter as wide as a new pixel
-    (bilinear, antialiased), and cut to the square in its middle. Transparency is left aside.
+    With a size, the shorter side is scaled to it (bilinear, antialiased), and the square in the middle is cropped.
+    Transparency is dropped.
 
     Raises:
-        ValueError: pixels of more than 8 bits, which would be cut off.
+        ValueError: the pixels have more than 8 bits.
     """
     from PIL import Image, ImageOps
 

@@ -1,4 +1,4 @@
-"""``data=image_folder``: the user's own images, a folder for each class."""
+"""``data=image_folder``: the user's own images, one folder for each class."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from .images import ImageSource
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(ImageSource):
-    """PNG and JPEG files in a folder for each class, or a .zip of that; a classification.
+    """PNG and JPEG files in one folder for each class, or a .zip of these; a classification.
 
-    ``path`` and ``test_path``: the images, and those to test on (``null`` cuts a fraction off the first); a folder
-    inside of a .zip is named behind it, ``images.zip/train``. ``size``: pixels of each side, to which the shorter side
-    is scaled before the middle is cut out; ``null``: all images have one size already. ``grey``: one channel instead of
-    three. ``on_bad``: whether images that cannot be decoded are refused, or left out and counted. Paths are relative to
+    ``path`` and ``test_path``: the images and the test images (``null`` splits a fraction off the first); a folder
+    within a .zip is appended, as in ``images.zip/train``. ``size``: pixels of each side, to which the shorter side is
+    scaled before the middle is cropped; ``null``: all images have the same size. ``grey``: one channel instead of
+    three. ``on_bad``: whether images that cannot be decoded are refused, or counted and left out. Paths are relative to
     the folder that the command is run in.
     """
 

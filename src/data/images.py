@@ -1,7 +1,7 @@
-"""What sources of images have in common: two tasks out of one set of labelled images.
+"""Base class of sources of images: two tasks from one set of labelled images.
 
-Inputs are uint8 of shape ``(N, H, W, C)``, decoded once and not standardised: models of images do that for themselves,
-behind augmentation, which wants the pixels as they are. Targets are int32 ``(N,)``.
+Inputs are uint8 of shape ``(N, H, W, C)``, decoded once and not standardised: models of images standardise them after
+augmentation. Targets are int32 ``(N,)``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .mnist import ROWS_STREAM
 
 @dataclass(frozen=True)
 class ImageTransfer(Transfer):
-    """Both tasks as images, and the names of the target's classes by their numbers."""
+    """Two tasks of images, with the names of the target's classes by number."""
 
     labels: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, Any]:
-        """Return what the record tells of the data: the names of its classes too."""
+        """Return the entries of the record under ``data``, with the class names."""
         return super().facts() | {"labels": list(self.labels)}
 
 
@@ -36,14 +36,14 @@ class ImageTransfer(Transfer):
 class ImageSource(DataSource):
     """Base of every source of images.
 
-    The source task is ``source_rows`` images of ``source_classes``, the target task the other ones of
-    ``target_classes``; ``null`` classes are all of them. Images are taken at random with ``split_seed``, as many of
-    each class as possible, and more include the fewer; ``source_rows=null`` takes all of the classes that the target
-    task does not have, and half of each that it has. ``limit``: the most images that are read, for a quick look.
-    ``image_cache``: the folder that decoded images are kept in.
+    The source task has ``source_rows`` images of ``source_classes``, the target task the other images of
+    ``target_classes``; ``null`` stands for all classes. Images are drawn with ``split_seed``, with classes as balanced
+    as possible, and a larger number includes the images of a smaller one. ``source_rows=null`` takes all images of
+    classes that only the source task has, and half of those of common classes. ``limit``: the most images that are
+    read. ``image_cache``: the folder where decoded images are stored.
 
-    The fractions are those of :class:`src.data.base.DataSource`; where the images to test on are a part of their own,
-    ``test_fraction`` is not used. The source task's test images are always a fraction of its own.
+    Fractions are those of :class:`src.data.base.DataSource`. ``test_fraction`` is not used if the test images are
+    separate; the source task's test images are always a fraction of its own.
     """
 
     source_classes: tuple[str, ...] | None = hparam(None)
@@ -53,8 +53,8 @@ class ImageSource(DataSource):
     image_cache: str | None = hparam("outputs/cache/images")
 
     def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
-        """Return the images, and those to test on where they are a part of their own."""
-        raise TypeError(f"{type(self).__name__} does not say where its images come from")
+        """Return the images, and the test images if they are separate."""
+        raise TypeError(f"{type(self).__name__} does not define read_parts()")
 
     def load(self) -> ImageTransfer:
         """Read, check and split.
@@ -70,7 +70,7 @@ class ImageSource(DataSource):
         second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
         kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        rows, others = self.divided(found, first, second)
+        rows, others = self.split_rows(found, first, second)
         pre = split_off(row_table(found, rows), rng, {"test": self.source_test_fraction, **kept})
         fine = split_off(row_table(found, others), rng, shares)
         fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
@@ -88,10 +88,10 @@ class ImageSource(DataSource):
             labels=tuple(found.names[number] for number in second),
         )
 
-    def divided(
+    def split_rows(
         self, found: LabeledImages, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
-        """Return the numbers of the rows of the source task and of the target task; none is in both."""
+        """Return the row numbers of the source task and of the target task, which are disjoint."""
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(found.y))
         mine = order[np.isin(found.y[order], first)]
         labels = found.y[mine]
@@ -115,10 +115,10 @@ class ImageSource(DataSource):
 
 
 def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
-    """Return the numbers of the classes that a task has, ascending; at least two.
+    """Return the numbers of a task's classes, ascending.
 
     Raises:
-        UserError: a class that there are no images of, or fewer than two.
+        UserError: a class has no images, or there are fewer than two classes.
     """
     names = found.names if classes is None else classes
     for name in names:
@@ -134,7 +134,7 @@ def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str
 
 
 def row_table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
-    """Return rows by their numbers, to be cut before any image is copied."""
+    """Return a table of row numbers, so that splitting copies no images."""
     return Table(rows, found.y[rows], found.origin)
 
 
@@ -144,10 +144,10 @@ def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.
 
 
 def held_out_split(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
-    """Return the images of a part of their own that are of a task's classes, labelled as the task's are.
+    """Return the separate test images of a task's classes, with the task's labels.
 
     Raises:
-        UserError: they have classes or sizes that the images to train on do not have, or none of the task's classes.
+        UserError: their size or a class differs from the training images, or none is of the task's classes.
     """
     if held_out.x.shape[1:] != found.x.shape[1:]:
         shapes = [" x ".join(map(str, part.x.shape[1:])) for part in (held_out, found)]

@@ -1,4 +1,4 @@
-"""Documents to rows for language modelling: one stream cut into rows, or documents packed side by side."""
+"""Rows for language modelling: documents as one stream, or packed side by side."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def language_rows(
 ) -> dict[str, Split]:
     """Return each part's documents as inputs and targets of a language model.
 
-    With ``source.examples = 1``, a part is one stream, documents ended by [SEP] (or the end-of-text token), cut into
-    rows of ``source.max_seq_len``: nothing but the last row is padded, and a row may hold the end of one document and the
-    beginning of another, as in RoBERTa's "full sentences" (Liu et al. 2019, arXiv 1907.11692, section 4.2). With more,
-    each document is cut into pieces that share rows and do not see each other.
+    With ``source.examples = 1``, a part is one stream of documents, each ended by [SEP] or the end-of-text token, and
+    split into rows of ``source.max_seq_len``. Only the last row is padded, and a row may hold the end of one document
+    and the start of the next ("full-sentences", Liu et al. 2019, arXiv 1907.11692, section 4.2). With more, documents
+    are split into pieces that share rows and do not attend to each other.
 
     Raises:
-        UserError: the tokenizer has no [MASK], or a part has too few tokens to predict one.
+        UserError: the tokenizer has no [MASK], or a part has too few tokens.
     """
     if modelling is LmObjective.masked:
         vocabulary.needed("mask", "masked language modelling")
@@ -47,7 +47,7 @@ def language_rows(
             found[name] = side_by_side(source, ids, vocabulary, modelling, origin, name)
         else:
             found[name] = one_stream(ids, source.max_seq_len, vocabulary, modelling)
-    counts = (f"{np.sum(part.y != IGNORE):,} tokens in {len(part.x)} rows to {name} on" for name, part in found.items())
+    counts = (f"{np.sum(part.y != IGNORE):,} {name} tokens in {len(part.x)} rows" for name, part in found.items())
     warn_once(f"{origin}: {', '.join(counts)}", logging.INFO)
     return found
 
@@ -57,8 +57,8 @@ def one_stream(
 ) -> Split:
     """Return documents as one stream in rows of ``length`` tokens, the last one padded.
 
-    A row of a causal model predicts the first token of the next one at its end: each token of the stream but the very
-    first is predicted once. A row of a masked one is ``[CLS] tokens [SEP]``.
+    The last token of a causal row predicts the first one of the next row, so each token but the first of the stream is
+    predicted once. A row for masking is ``[CLS] tokens [SEP]``.
     """
     end = [] if vocabulary.sep is None else [vocabulary.sep]
     stream = np.array([number for ids in documents for number in (*ids.tolist(), *end)], np.int32)
@@ -69,7 +69,7 @@ def one_stream(
         filled.reshape(-1)[: len(inputs)] = True
         return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, IGNORE))
     front = [] if vocabulary.cls is None else [vocabulary.cls]
-    stream = stream[: len(stream) - len(end)]  # each row ends in a token of its own
+    stream = stream[: len(stream) - len(end)]  # each row gets its own end token
     room = length - len(front) - len(end)
     rows = -(-len(stream) // room)
     pieces = [stream[row * room : (row + 1) * room] for row in range(rows)]
@@ -87,7 +87,7 @@ def side_by_side(
     origin: str,
     name: str,
 ) -> Split:
-    """Return a part's documents cut into pieces of at most ``length`` tokens, up to ``examples`` of them in a row."""
+    """Return a part's documents split into pieces of at most ``max_seq_len`` tokens, up to ``examples`` in a row."""
     causal = modelling is LmObjective.causal
     front = [] if vocabulary.cls is None or causal else [vocabulary.cls]
     end = [] if vocabulary.sep is None else [vocabulary.sep]
@@ -105,7 +105,7 @@ def side_by_side(
 
 
 def predictable(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
-    """Return each token's own id where it may be masked, -1 at special tokens."""
+    """Return each token's own id, and -1 at special tokens."""
     return np.where(np.isin(ids, vocabulary.special), np.int32(IGNORE), ids)
 
 

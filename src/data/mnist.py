@@ -17,17 +17,17 @@ from ..errors import UserError
 from .base import DataSource, Table
 
 MnistFiles = Enum("MnistFiles", ["train", "t10k"])
-UNSIGNED_BYTE = 0x08  # of the idx format's types, the one that both files hold
+UNSIGNED_BYTE = 0x08  # the idx type of both files
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mnist(DataSource):
-    """Handwritten digits of 28 x 28 pixels (LeCun et al. 1998), a classification of 5 and of 5 classes.
+    """Handwritten digits of 28 x 28 pixels (LeCun et al. 1998), two classifications of 5 classes each.
 
-    ``path``: the folder of the idx files, as they are published, compressed (``.gz``) or not. ``files``: which pair is
-    read, ``train`` (60,000 digits) or ``t10k`` (10,000). ``source_rows`` and ``target_rows``: how many digits make each
-    task, taken at random with ``split_seed``; ``null`` takes all. ``images``: uint8 of shape ``(N, 28, 28, 1)`` for
-    models of images, instead of rows of standardised numbers.
+    ``path``: the folder of the published idx files, compressed (``.gz``) or not. ``files``: the pair that is read,
+    ``train`` (60,000 digits) or ``t10k`` (10,000). ``source_rows`` and ``target_rows``: the digits of each task, drawn
+    with ``split_seed``; ``null`` takes all. ``images``: uint8 of shape ``(N, 28, 28, 1)`` for models of images, instead
+    of rows of standardised numbers.
     """
 
     path: str = hparam()
@@ -37,7 +37,7 @@ class Mnist(DataSource):
     images: bool = hparam(False)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Read both files; return the low and the high digits."""
+        """Read both files; return the digits 0 to 4 and 5 to 9."""
         images, labels = read_digits(self.path, self.files)
         rng = np.random.default_rng((self.split_seed, ROWS_STREAM))
         tables = []
@@ -56,14 +56,14 @@ class Mnist(DataSource):
         return tables[0], tables[1], "classification"
 
 
-ROWS_STREAM = 1  # of split_seed: which rows are taken must not repeat the shuffle that splits them
+ROWS_STREAM = 1  # of split_seed: the choice of rows is independent of the shuffle that splits them
 
 
 def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, " N"]]:
     """Return the images and the labels, 0 to 9, of a pair of idx files in the folder ``data.path``.
 
     Raises:
-        UserError: there is no such pair, or they do not belong together.
+        UserError: there is no such pair, or the two files do not match.
     """
     if not Path(path).is_dir():
         raise UserError(f"data.path={path}: there is no such folder")
@@ -72,7 +72,7 @@ def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"
     if len(images) != len(labels):
         raise UserError(
             f"data.path={path} holds {len(images)} images and {len(labels)} labels in its "
-            f"{files.name} files; they must be as many"
+            f"{files.name} files; allowed: equal numbers"
         )
     if labels.max(initial=0) > 9:
         raise UserError(f"data.path={path} holds the label {labels.max()}; allowed: 0 to 9")
@@ -90,11 +90,11 @@ def find_idx(folder: str, name: str) -> Path:
 def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "N ..."]:
     """Return the array in an idx file of unsigned bytes.
 
-    The format (as published with MNIST): two zero bytes, the type of the values, the number of axes, each axis' length
-    as a big-endian 32-bit number, then the values, the last axis fastest.
+    The format: two zero bytes, the type of the values, the number of axes, the size of each axis as a big-endian 32-bit
+    number, then the values in C order.
 
     Raises:
-        UserError: the file is not that, or not whole.
+        UserError: the file has another format or is incomplete.
     """
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
@@ -109,7 +109,7 @@ def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "N ..."]:
     shape = np.frombuffer(content[4:header].ljust(4 * axes, b"\0"), ">u4").tolist()
     if len(content) != header + math.prod(shape):
         raise UserError(
-            f"data.path: {path} has {len(content)} bytes and its header promises {header + math.prod(shape)}; "
-            "it is not whole"
+            f"data.path: {path} has {len(content)} bytes and its header requires {header + math.prod(shape)}; "
+            "allowed: a complete file"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

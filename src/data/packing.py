@@ -1,7 +1,7 @@
-"""Examples to rows of tokens: framing and truncation, padding, and several examples in one row.
+"""Rows of tokens: special tokens and truncation, padding, and packing of several examples into a row.
 
-A row is three lines of whole numbers, ``x`` of shape ``(N, 3, L)``: token ids, token types (0: first text, 1: second)
-and the number of the example within the row, from 1; 0 is padding. Tokens attend where the numbers are equal.
+A row is three lines of integers, ``x`` of shape ``(N, 3, L)``: token ids, token types (0: first text, 1: second) and
+the number of the example within the row, from 1; 0 is padding. Tokens attend to tokens with the same example number.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from jaxtyping import Int
 
 from .tokenization import Vocabulary
 
-IGNORE = -1  # as a target: there is nothing to predict
-MULTIPLE = 8  # of tokens: widths of rows are multiples of it, which matrix units like and which keeps shapes few
+IGNORE = -1  # the target of a position without one
+MULTIPLE = 8  # widths are multiples of this: fast on matrix units, and few shapes to compile
 
 
 class Example(NamedTuple):
-    """One example, special tokens included."""
+    """The tokens of one example, special ones included."""
 
     ids: Int[np.ndarray, " T"]
     types: Int[np.ndarray, " T"]
 
 
 class Rows(NamedTuple):
-    """Examples in rows."""
+    """Examples laid out in rows."""
 
     x: Int[np.ndarray, "N 3 L"]
-    places: Int[np.ndarray, "M 3"]  # of each example: its row, its number there less 1, the column of its first token
+    places: Int[np.ndarray, "M 3"]  # of each example: row, number in the row from 0, column of its first token
 
 
 def build_example(
@@ -42,10 +42,10 @@ def build_example(
     second: Int[np.ndarray, " B"] | None,
     length: int,
 ) -> tuple[Example, bool]:
-    """Return ``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, cut to ``length``, and whether it was cut.
+    """Return ``[CLS] first [SEP]`` or ``[CLS] first [SEP] second [SEP]``, and whether it was truncated.
 
-    Special tokens that the vocabulary does not have are left out. Of a pair, the longer text is cut first
-    (:func:`truncate_longest_first`).
+    Special tokens that the vocabulary lacks are left out. Examples longer than ``length`` tokens are truncated, pairs
+    at the longer text first (:func:`truncate_longest_first`).
     """
     front = [] if vocabulary.cls is None else [vocabulary.cls]
     back = [] if vocabulary.sep is None else [vocabulary.sep]
@@ -62,15 +62,15 @@ def build_example(
 
 
 def special_tokens(vocabulary: Vocabulary, texts: int) -> int:
-    """Return how many tokens :func:`build_example` adds to an example of that many texts."""
+    """Return how many special tokens :func:`build_example` adds to one or two texts."""
     return (vocabulary.cls is not None) + texts * (vocabulary.sep is not None)
 
 
 def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
-    """Return how many tokens are kept of two texts, together at most ``room``.
+    """Return how many tokens to keep of two texts so that they have at most ``room`` together.
 
-    What taking tokens one by one off the longer text comes to (Devlin et al. 2019; of equally long ones, off the
-    second): a text that fits into its half stays whole.
+    The result is that of removing tokens one by one from the longer text, or from the second of equally long ones
+    (Devlin et al. 2019): a text of at most half the room stays whole.
     """
     if first + second <= room:
         return [first, second]
@@ -82,31 +82,31 @@ def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
 
 
 def padded_width(lengths: Sequence[int], limit: int) -> int:
-    """Return the smallest multiple of 8 that holds the longest example, and no more than ``limit``."""
+    """Return the length of the longest example, rounded up to a multiple of 8, but at most ``limit``."""
     return min(limit, -(-max(lengths, default=1) // MULTIPLE) * MULTIPLE)
 
 
 def unpacked(examples: int) -> list[list[int]]:
-    """Return the rows of examples that are not packed."""
+    """Return one row for each example."""
     return [[number] for number in range(examples)]
 
 
 def pack(lengths: Sequence[int], length: int, most: int, rng: np.random.Generator) -> list[list[int]]:
-    """Return which examples share a row: together at most ``length`` tokens and at most ``most`` examples.
+    """Return which examples share a row, by best-fit decreasing bin packing.
 
-    Best-fit decreasing: the longest example first, each into the fullest row that has room for it (the "longest pack
-    first" of Krell et al. 2021, arXiv 2107.02027). Then the rows are shuffled, as they would otherwise come in the
-    order of their longest example. The same for the same lengths and state of ``rng``.
+    The longest example comes first, each into the fullest row that has room ("longest-pack-first", Krell et al. 2021,
+    arXiv 2107.02027). The rows are then shuffled, because they would be ordered by length otherwise. The result is
+    determined by the lengths and the state of ``rng``.
 
     Args:
-        lengths: tokens of each example, none more than ``length``.
+        lengths: tokens of each example, at most ``length``.
         length: tokens of a row.
-        most: examples in a row.
-        rng: of the order of the rows.
+        most: the most examples in a row.
+        rng: shuffles the rows.
     """
     rows: list[list[int]] = []
-    open_rows: dict[int, list[int]] = {}  # rows that are not full, by the room they have
-    rooms: list[int] = []  # those rooms that there are, ascending
+    open_rows: dict[int, list[int]] = {}  # rows that are not full, by their free tokens
+    rooms: list[int] = []  # the keys of open_rows, ascending
     for example in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         size = lengths[example]
         place = next((i for i, room in enumerate(rooms) if room >= size), None)
@@ -128,13 +128,13 @@ def pack(lengths: Sequence[int], length: int, most: int, rng: np.random.Generato
 
 
 def fill_rows(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
-    """Return examples as rows of ``length`` tokens.
+    """Return examples laid out in rows of ``length`` tokens.
 
     Args:
-        examples: to lay out; each of them stands in one row.
-        rows: which examples each row has, in their order.
+        examples: each of them is in exactly one row.
+        rows: the numbers of each row's examples, in their order.
         length: tokens of a row.
-        pad: the id of padding.
+        pad: the id of the padding token.
     """
     x = np.zeros((len(rows), 3, length), np.int32)
     x[:, 0] = pad
@@ -151,14 +151,14 @@ def fill_rows(examples: Sequence[Example], rows: Sequence[Sequence[int]], length
 
 
 def scatter_by_example(rows: Rows, values: Sequence[int] | np.ndarray, most: int) -> Int[np.ndarray, "N S"]:
-    """Return a value of each example at its place, ``(N, most)``; -1 where a row has no more examples."""
+    """Return a value for each example at its place, ``(N, most)``; -1 where a row has fewer examples."""
     y = np.full((len(rows.x), most), IGNORE, np.int32)
     y[rows.places[:, 0], rows.places[:, 1]] = values
     return y
 
 
 def scatter_by_token(rows: Rows, values: Sequence[Int[np.ndarray, " T"]]) -> Int[np.ndarray, "N L"]:
-    """Return values of each example's tokens at their places, ``(N, L)``; -1 in padding."""
+    """Return values for each example's tokens at their places, ``(N, L)``; -1 in padding."""
     y = np.full((len(rows.x), rows.x.shape[2]), IGNORE, np.int32)
     for (row, _, column), own in zip(rows.places, values, strict=True):
         y[row, column : column + len(own)] = own
@@ -166,7 +166,7 @@ def scatter_by_token(rows: Rows, values: Sequence[Int[np.ndarray, " T"]]) -> Int
 
 
 def padding_share(x: Int[np.ndarray, "N 3 L"]) -> float:
-    """Return the share of a part's tokens that are padding."""
+    """Return the share of tokens that are padding."""
     return float(np.mean(x[:, 2] == 0))
 
 
@@ -181,14 +181,14 @@ class Bucket(NamedTuple):
 
 
 def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) -> list[Bucket]:
-    """Return rows by the width that they are cut to for prediction, the narrowest first.
+    """Return rows grouped by the width at which they are predicted, the narrowest first.
 
-    Each width is a program to compile, so there are at most ``shapes``: those multiples of 8 with which the fewest
-    tokens are computed, found by dynamic programming over the multiples that occur.
+    Every width is compiled, so there are at most ``shapes`` of them: those multiples of 8 that minimise the number of
+    computed tokens, found by dynamic programming over the multiples that occur.
 
     Args:
-        lengths: tokens of each row that are no padding.
-        limit: tokens of the widest row.
+        lengths: tokens of each row without padding.
+        limit: the largest width.
         shapes: the most widths.
     """
     lengths = np.asarray(lengths, int)
@@ -196,7 +196,7 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
     counts = sorted(Counter(needed.tolist()).items())
     widths = [one for one, _ in counts]
     below = [0, *itertools.accumulate(count for _, count in counts)]
-    # cost[k][j]: the fewest tokens of the j narrowest widths in k buckets; last[k][j]: where the last one begins.
+    # cost[k][j]: fewest tokens of the j narrowest widths in k buckets; last[k][j]: where the last bucket begins.
     cost: list[list[float]] = [[0.0] + [math.inf] * len(widths)]
     last: list[list[int]] = [[0] * (len(widths) + 1)]
     for _ in range(shapes):
@@ -218,5 +218,5 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
 
 
 def num_tokens(x: Int[np.ndarray, "N 3 L"]) -> Int[np.ndarray, " N"]:
-    """Return how many tokens of each row are no padding."""
+    """Return how many tokens of each row are not padding."""
     return np.sum(x[:, 2] != 0, axis=1)

@@ -1,9 +1,9 @@
-"""Pairs of neighbouring sentences, true and false ones: next-sentence and sentence-order prediction.
+"""Pairs of sentences for next-sentence prediction (BERT) and sentence-order prediction (ALBERT).
 
 A document is a list of sentences, each a list of token ids. Pairs are made as for BERT (Devlin et al. 2018, arXiv
-1810.04805, section 3.1 and appendix A.2) or ALBERT (Lan et al. 2019, arXiv 1909.11942, section 3.1), whose code says
-what the papers leave open. Sentences are gathered into a chunk until a pair is full, the chunk is divided between two
-of them, and the parts are the pair. LabelKind are 0 for neighbours in their order and 1 for anything else.
+1810.04805, section 3.1 and appendix A.2) or ALBERT (Lan et al. 2019, arXiv 1909.11942, section 3.1); their published
+code decides what the papers leave open. Consecutive sentences form a chunk, which is split between two sentences into
+the two texts of a pair. The label is 0 if the second text follows the first, else 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Pairing = Enum("Pairing", ["next", "order"])
 LonePolicy = Enum("LonePolicy", ["random", "skip"])
 
 NEIGHBOURS, OTHER = 0, 1  # labels
-SHORT = 0.1  # of the documents: their pairs are shorter than a row, as fine-tuning's are
+SHORT = 0.1  # share of the documents with shorter pairs, which resemble the texts of fine-tuning
 PAIRS_STREAM = 4  # of split_seed
 BLANK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
@@ -51,15 +51,15 @@ Document = Sequence[Tokens]
 
 
 def split_documents(text: str) -> list[list[str]]:
-    """Return a text's documents, told apart by blank lines, as lists of sentences."""
+    """Return the documents of a text, which are separated by blank lines, as lists of sentences."""
     return [split_sentences(part) for part in BLANK.split(text) if part.strip()]
 
 
 def split_sentences(text: str) -> list[str]:
-    """Return a document's sentences.
+    """Return the sentences of a document.
 
-    One ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z). So "e.g. this" is one
-    sentence, and "Mr. Smith" wrongly two.
+    A sentence ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z), so "Mr. Smith" is
+    split.
     """
     return SENTENCE_END.split(text.strip())
 
@@ -72,19 +72,19 @@ class SentencePair(NamedTuple):
 
     first: Tokens
     second: Tokens
-    label: int  # 0: it does; 1: it is of another document, or stood before the first
+    label: int  # 0: it does; 1: it is from another document, or the texts are swapped
 
 
 @dataclass(frozen=True)
 class PairRules:
     """How pairs are made of documents.
 
-    ``pairing``: a false pair has a second text of another document (``next``), or the two in the wrong order
-    (``order``). ``room``: tokens of both texts together, at most. ``lone``: a chunk of one sentence cannot be divided.
-    ``random`` puts a text of another document behind it, as BERT and ALBERT do: under ``next``, more than half of the
-    pairs are then false, and under ``order`` some can be told by their topics. ``skip`` leaves it out. ``None``:
-    ``random`` under ``next``, ``skip`` under ``order``. ``short``: share of the documents whose pairs have a smaller
-    aim, uniform from 2 to ``room`` tokens.
+    ``pairing``: the second text of a false pair is from another document (``next``), or the two texts are swapped
+    (``order``). ``room``: the most tokens of both texts together. ``lone``: what happens to a chunk of one sentence,
+    which cannot be split: ``random`` pairs it with a text of another document, as BERT and ALBERT do (more than half of
+    the pairs are then false under ``next``, and under ``order`` some can be recognised by their topics); ``skip``
+    leaves it out; ``None`` is ``random`` under ``next`` and ``skip`` under ``order``. ``short``: the share of documents
+    whose chunks have a shorter target length, uniform from 2 to ``room`` tokens.
     """
 
     pairing: Pairing
@@ -94,18 +94,18 @@ class PairRules:
 
     @property
     def skips(self) -> bool:
-        """Whether a chunk of one sentence is left out."""
+        """Whether chunks of one sentence are left out."""
         return (
             self.lone or {Pairing.next: LonePolicy.random, Pairing.order: LonePolicy.skip}[self.pairing]
         ) is LonePolicy.skip
 
 
 class PairsMade(NamedTuple):
-    """Pairs, and what did not become one."""
+    """Pairs, and counts of what did not become a pair."""
 
     pairs: list[SentencePair]
-    lone: int  # chunks of one sentence that were left out
-    single: int  # documents of one sentence, which were left out
+    lone: int  # number of chunks of one sentence left out
+    single: int  # number of documents of one sentence, which are left out
 
     @property
     def false(self) -> float:
@@ -114,18 +114,18 @@ class PairsMade(NamedTuple):
 
 
 def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.random.Generator, origin: str) -> PairsMade:
-    """Return the pairs of all documents, in their order.
+    """Return the pairs of all documents, in order.
 
-    Documents with fewer than two sentences are left out and counted, and sentences without a token are none.
+    Sentences without tokens and documents with fewer than two sentences are left out.
 
     Args:
         documents: lists of sentences.
         rules: how pairs are made.
-        rng: of all that is drawn.
-        origin: what errors name.
+        rng: draws lengths, places and labels.
+        origin: for error messages.
 
     Raises:
-        UserError: no document has two sentences; or another document is needed, and there is one only.
+        UserError: no document has two sentences, or only one has and false pairs need another.
     """
     whole = [[sentence for sentence in document if len(sentence)] for document in documents]
     usable = [document for document in whole if len(document) > 1]
@@ -135,13 +135,13 @@ def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.rand
         )
     if len(usable) < 2 and (rules.pairing is Pairing.next or not rules.skips):
         raise UserError(
-            f"{origin} has one document of two sentences or more, and false pairs need another; allowed: at least 2"
+            f"{origin} has one document of two sentences or more; allowed: at least 2, as false pairs need another"
         )
     found = [pair for number in range(len(usable)) for pair in pairs_of(usable, number, rules, rng)]
     pairs = [pair for pair in found if pair is not None]
     if not pairs:
         raise UserError(
-            f"{origin} has no two sentences in a row that share {rules.room} tokens; allowed: longer rows (data.max_seq_len)"
+            f"{origin} has no two consecutive sentences within {rules.room} tokens; allowed: a larger data.max_seq_len"
         )
     return PairsMade(pairs, len(found) - len(pairs), len(documents) - len(usable))
 
@@ -151,7 +151,7 @@ def pairs_of(
 ) -> Iterator[SentencePair | None]:
     """Yield the pairs of one document; ``None`` for a chunk that is left out.
 
-    Where the second text is another document's, the sentences that it took the place of begin the next chunk.
+    After a false pair whose second text is from another document, the next chunk begins behind the first text.
     """
     document, begin = documents[number], 0
     aim = rules.room if rng.random() >= rules.short else int(rng.integers(2, rules.room + 1))
@@ -173,12 +173,12 @@ def pairs_of(
 
 
 def count_tokens(sentences: Document) -> int:
-    """Return how many tokens sentences have."""
+    """Return the number of tokens of some sentences."""
     return sum(map(len, sentences))
 
 
 def chunk_end(document: Document, begin: int, aim: int) -> int:
-    """Return the sentence behind a chunk: that which reaches the aim, in tokens, is its last one."""
+    """Return the end of a chunk: the first sentence with which it has at least ``aim`` tokens is its last one."""
     total = 0
     for end in range(begin, len(document)):
         total += len(document[end])
@@ -188,10 +188,10 @@ def chunk_end(document: Document, begin: int, aim: int) -> int:
 
 
 def sample_other(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
-    """Return sentences of another document, from a random one on until the aim is reached.
+    """Return consecutive sentences of another document, from a random one until ``aim`` tokens are reached.
 
-    All other documents are equally likely. BERT's code draws among all ten times, and takes the own one if none of the
-    ten was another: but for these cases, the distribution is the same.
+    All other documents are equally likely. (BERT's code draws from all documents up to ten times until it gets another
+    one, which differs only if it never does.)
     """
     other = int(rng.integers(len(documents) - 1))
     document = documents[other + (other >= number)]
@@ -202,8 +202,8 @@ def sample_other(documents: Sequence[Document], number: int, aim: int, rng: np.r
 def truncate_pair(first: Tokens, second: Tokens, label: int, room: int, rng: np.random.Generator) -> SentencePair:
     """Return a pair of at most ``room`` tokens.
 
-    Tokens are taken off the longer text one by one (of equally long ones, off the second), off its front or its back
-    with equal probability: of all that a text loses, a binomial share.
+    Tokens are removed from the longer text one by one (from the second of equally long ones), each from the front or
+    the back with equal probability, so the number removed at the front is binomial.
     """
 
     def kept(text: Tokens, size: int) -> Tokens:
@@ -218,18 +218,18 @@ def truncate_pair(first: Tokens, second: Tokens, label: int, room: int, rng: np.
 
 
 class PairRows(NamedTuple):
-    """Pairs in rows, one a row, and what is to be said of them."""
+    """Pairs in rows, one pair in a row."""
 
     x: Int[np.ndarray, "N 3 L"]
-    y: Int[np.ndarray, " N"]  # the pairs' labels: a classification
-    targets: Int[np.ndarray, "N L+1"]  # the label, then what may be masked: kind "pretraining"
+    y: Int[np.ndarray, " N"]  # labels of the pairs
+    targets: Int[np.ndarray, "N L+1"]  # of the kind "pretraining": the label, then each token's own id
 
 
 def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, vocabulary: Vocabulary) -> PairRows:
-    """Return framed pairs as rows of ``wide`` tokens, a pair a row.
+    """Return encoded pairs as rows of ``wide`` tokens, one pair in a row.
 
-    Beside the label, :class:`src.objectives.pairs.MaskedPairs` needs each token's own id where it may be masked, and
-    -1 at special tokens and padding.
+    Targets are those of :class:`src.objectives.pairs.MaskedPairs`: the label, then each token's own id, and -1 at
+    special tokens and padding.
     """
     rows = fill_rows(examples, unpacked(len(examples)), wide, vocabulary.pad)
     y = np.array(labels, np.int32)
@@ -245,21 +245,21 @@ def pairing_rows(
     lone: LonePolicy | None,
     origin: str,
 ) -> dict[str, Split]:
-    """Return each part's documents as pairs with words to be masked; say how many, and how many were left out.
+    """Return each part's documents as rows of pairs; log how many there are and how many were left out.
 
     Args:
-        source: of the texts, which says how long rows are.
-        parts: texts of documents, by part.
-        vocabulary: that they are encoded with.
+        source: the source of the texts, which has the settings of rows.
+        parts: documents by part.
+        vocabulary: encodes them.
         pairing: what a false pair is.
         lone: see :class:`PairRules`.
-        origin: what errors and the terminal name.
+        origin: for messages.
 
     Raises:
-        UserError: the tokenizer has no [MASK] or [SEP], or a part has no two sentences in a row.
+        UserError: the tokenizer has no [MASK], [CLS] or [SEP], or a part has no pair.
     """
     for name in ("mask", "cls", "sep"):
-        vocabulary.needed(name, "learning from pairs of sentences")
+        vocabulary.needed(name, "pretraining on pairs of sentences")
     rules = PairRules(pairing, source.max_seq_len - special_tokens(vocabulary, 2), lone)
     made = {}
     for number, (name, documents) in enumerate(parts.items()):
@@ -267,7 +267,7 @@ def pairing_rows(
         made[name] = sentence_pairs(
             encode_documents(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,"
         )
-        warn_once(f"{origin}: {describe(made[name])} to {name} on", logging.INFO)
+        warn_once(f"{origin}: {name} part of {describe(made[name])}", logging.INFO)
     examples = {
         name: [build_example(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
         for name, part in made.items()
@@ -281,7 +281,7 @@ def pairing_rows(
 
 
 def encode_documents(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:
-    """Return documents as lists of sentences' tokens."""
+    """Return documents as lists of sentences, each an array of token ids."""
     split = [split_sentences(text) for text in documents]
     found = iter(encode([sentence for sentences in split for sentence in sentences]))
     return [[next(found) for _ in sentences] for sentences in split]
@@ -291,5 +291,5 @@ def describe(made: PairsMade) -> str:
     """Return ``"120 pairs of sentences, 51.2% of them false"``, and what was left out."""
     left = [f"{made.lone} sentences without a neighbour"] * (made.lone > 0)
     left += [f"{made.single} documents of one sentence"] * (made.single > 0)
-    said = f"{len(made.pairs)} pairs of sentences, {made.false:.1%} of them false"
-    return f"{said} (left out: {', '.join(left)})" if left else said
+    counts = f"{len(made.pairs)} pairs of sentences, {made.false:.1%} of them false"
+    return f"{counts} (left out: {', '.join(left)})" if left else counts

@@ -1,4 +1,4 @@
-"""``data=permuted_mnist``: the same digits again and again, their pixels in another order each time."""
+"""``data=permuted_mnist``: the same digits in every task, with permuted pixels."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from .sequences import DigitImages, MnistSequence
 
 @dataclass(frozen=True, kw_only=True)
 class PermutedMnist(MnistSequence):
-    """MNIST under another order of the pixels in each task (Goodfellow et al. 2013, arXiv 1312.6211); one head of 10.
+    """MNIST with another permutation of the pixels in each task, and one head of 10.
 
-    ``tasks``: how many, the first with the pixels as they are. ``permutation_seed`` draws the orders of the others:
-    more tasks begin with the fewer.
+    The task is that of Goodfellow et al. 2013 (arXiv 1312.6211). ``tasks``: their number; the first has the original
+    pixels. ``permutation_seed`` draws the other permutations; a longer sequence begins with a shorter one.
     """
 
     tasks: int = hparam(5, SEVERAL)
     permutation_seed: int = hparam(0, NATURAL)
 
     def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
-        """Return the tasks, all of the same images."""
+        """Return the tasks."""
         orders = permutations(self.tasks - 1, pools.train.x.shape[1], self.permutation_seed)
-        return self.changed(pools, rng, [None, *orders])
+        return self.transformed(pools, rng, [None, *orders])
 
 
 def permutations(count: int, size: int, seed: int) -> list[np.ndarray]:
-    """Return ``count`` random orders of ``range(size)``, all different and none as it was."""
-    if count >= math.factorial(min(size, 20)):  # of 20 pixels there are more than could ever be asked for
+    """Return ``count`` distinct random permutations of ``range(size)``, without the identity."""
+    if count >= math.factorial(min(size, 20)):  # 20! exceeds any number of tasks
         raise UserError(
-            f"data.tasks is {count + 1}; allowed: at most {math.factorial(size)}, the orders that {size} pixels have"
+            f"data.tasks is {count + 1}; allowed: at most {math.factorial(size)}, the permutations of {size} pixels"
         )
     rng = np.random.default_rng(seed)
     orders = {tuple(range(size)): np.arange(size)}

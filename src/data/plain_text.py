@@ -25,15 +25,15 @@ BLANK = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 @dataclass(frozen=True, kw_only=True)
 class PlainText(TextSource):
-    """Text without labels: a file, or a folder of ``.txt`` files in the order of their names.
+    """Text without labels: a file, or a folder of ``.txt`` files in alphabetical order.
 
-    ``objective``: ``causal`` predicts each next token, ``masked`` what was hidden; with ``pairs``, beside that whether
-    two texts of a document stand next to each other, or in their order (``lone_sentences``: see
-    :class:`src.data.pairs.PairRules`), in both tasks, which takes ``model.head=pretraining``. ``path``: what is fine-tuned
-    on; ``source_path``: what is pre-trained on, ``null`` for a checkpoint. ``documents`` are told apart by
-    ``blank_lines`` or are whole ``files``. ``val_path`` and ``test_path`` are files or folders of their own; ``null``
-    cuts fractions off the end of ``path``, as blocks of whole documents: neighbours are alike, and a test on every
-    tenth would test memory. ``train_rows`` counts rows here, and ``split_seed`` decides which.
+    ``objective``: ``causal`` predicts the next token, ``masked`` the masked ones. ``pairs``, beside ``masked``, adds
+    pairs of sentences to both tasks, which requires ``model.head=pretraining``; ``lone_sentences``: see
+    :class:`src.data.pairs.PairRules`. ``path``: the target task; ``source_path``: the source task, ``null`` with a
+    checkpoint. ``documents``: separated by ``blank_lines``, or whole ``files``. ``val_path`` and ``test_path``:
+    separate files or folders; ``null`` splits fractions off the end of ``path``, as blocks of whole documents, because
+    random documents would have near-duplicates in the training part. ``train_rows`` counts rows, drawn with
+    ``split_seed``.
     """
 
     objective: LmObjective = hparam(LmObjective.causal)
@@ -47,7 +47,7 @@ class PlainText(TextSource):
     documents: Documents = hparam(Documents.blank_lines)
 
     def load(self) -> TextTransfer:
-        """Read, cut and encode."""
+        """Read, split and encode."""
         if self.pairs is not None and self.objective is not LmObjective.masked:
             raise UserError(
                 f"data.pairs is {self.pairs.name}, and data.objective is {self.objective.name}; allowed with pairs of "
@@ -63,7 +63,7 @@ class PlainText(TextSource):
         return TextTransfer(
             kind=self.objective.name if self.pairs is None else "pretraining",
             source=self._rows(source, vocabulary, before) if source else {},
-            target=rows | {"train": self._fewer(rows["train"])},
+            target=rows | {"train": self._subsample(rows["train"])},
             source_outputs=words,
             outputs=words,
             new_head=False,
@@ -72,7 +72,7 @@ class PlainText(TextSource):
         )
 
     def _rows(self, parts: Mapping[str, Sequence[str]], vocabulary: Vocabulary, origin: str) -> dict[str, Split]:
-        """Return each part's documents as rows of what is learned."""
+        """Return each part's documents as rows of inputs and targets."""
         if self.pairs is None:
             return language_rows(self, parts, vocabulary, self.objective, origin)
         return pairing_rows(self, parts, vocabulary, self.pairs, self.lone_sentences, origin)
@@ -91,7 +91,7 @@ class PlainText(TextSource):
         return split_blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
 
     def _read(self, key: str, path: str) -> list[str]:
-        """Return the documents of a file or folder, those without a word left out."""
+        """Return the documents of a file or folder; blank ones are left out."""
         origin, place = f"{key}={path}", Path(path)
         files = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
         if not files:
@@ -105,8 +105,8 @@ class PlainText(TextSource):
             raise UserError(f"{origin} has no text; allowed: at least one document")
         return found
 
-    def _fewer(self, part: Split) -> Split:
-        """Return ``train_rows`` of the rows, spread over all of them by the seed; in the order of the text."""
+    def _subsample(self, part: Split) -> Split:
+        """Return ``train_rows`` of the rows, drawn with ``split_seed``, in the order of the text."""
         if self.train_rows is None:
             return part
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(part.x))
@@ -118,9 +118,9 @@ ROWS_STREAM = 3  # of split_seed
 
 
 def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: str) -> dict[str, list[str]]:
-    """Return ``train`` and the named shares of the documents, as blocks of whole ones in their order.
+    """Return ``train`` and the named shares as consecutive blocks of whole documents.
 
-    A share counts characters; a document belongs to the block that holds its middle.
+    Shares count characters; a document belongs to the block that contains its middle.
 
     Raises:
         UserError: a block would be empty.
@@ -136,7 +136,7 @@ def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: 
     for name, part in found.items():
         if not part:
             raise UserError(
-                f"{origin} has {len(documents)} documents, which leaves its {name} part empty; give it more, or a file "
-                "of its own"
+                f"{origin} has {len(documents)} documents, which leaves the {name} part empty; "
+                "allowed: more documents, or a separate file"
             )
     return found

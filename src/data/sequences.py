@@ -1,7 +1,7 @@
-"""What sequences of tasks have in common: where their digits come from, how they are cut, how labels become heads.
+"""Base classes of sequences of tasks: where the digits come from, how they are split, and how labels map to heads.
 
-Pixels are from 0 (paper) to 1 (ink) and are not standardised, as in van de Ven and Tolias 2019 (arXiv 1904.07734),
-whose permuted digits have a margin of 2 pixels besides: what later tasks look like is not known at the first.
+Pixels are scaled from 0 (paper) to 1 (ink) and not standardised, because later tasks are unknown at the first, as in
+van de Ven and Tolias 2019 (arXiv 1904.07734), whose permuted digits also have a margin of 2 pixels.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ Heads = Enum("Heads", ["one", "each"])
 
 
 class DigitImages(NamedTuple):
-    """The images that tasks are made of: pixels as they were written (uint8), labels 0 to 9 (int32)."""
+    """The images of all tasks: pixels as uint8, labels 0 to 9 as int32."""
 
-    train: Table  # also what is chosen by
+    train: Table  # training and validation images
     test: Table
-    ink: float  # the pixel that means ink all over
+    ink: float  # largest pixel value
 
 
 @dataclass(frozen=True)
 class SequenceSource:
     """Base of every sequence of tasks.
 
-    ``val_fraction`` of the images that are not for testing is kept to choose by, 0 for none. ``train_rows``: how many
-    of the rest each task is trained on, ``test_rows``: how many each is tested on; ``null`` takes all. More rows
-    include the fewer, with labels as balanced as they can be. ``split_seed`` decides which images those are.
+    ``val_fraction`` of the images that are not for testing is the validation part, 0 for none. ``train_rows`` and
+    ``test_rows``: how many images each task trains and tests on; ``null`` takes all. A larger number includes the
+    images of a smaller one, with classes as balanced as possible. ``split_seed`` decides which images these are.
     """
 
     is_sequence: ClassVar[bool] = True
@@ -48,15 +48,15 @@ class SequenceSource:
     test_rows: int | None = hparam(None, COUNT)
 
     def pools(self, rng: np.random.Generator) -> DigitImages:
-        """Return the images to train and to test on, the latter in an order drawn with ``rng``."""
-        raise TypeError(f"{type(self).__name__} does not say where its images come from")
+        """Return the images; the test images are in an order drawn with ``rng``."""
+        raise TypeError(f"{type(self).__name__} does not define pools()")
 
     def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
-        """Return the tasks that are made of these images."""
-        raise TypeError(f"{type(self).__name__} does not say what its tasks are")
+        """Return the tasks that consist of these images."""
+        raise TypeError(f"{type(self).__name__} does not define sequence()")
 
     def load(self) -> TaskSequence:
-        """Read, check and split; inputs are made when a task's part is asked for.
+        """Read, check and split; inputs are converted when a task's part is read.
 
         Raises:
             UserError: there is no such data, or the tasks cannot be made of it.
@@ -71,21 +71,21 @@ class SequenceSource:
         parts["train"] = subsample(parts["train"], self.train_rows, "classification", train.origin)
         return parts | {"test": subsample((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
 
-    def changed(
+    def transformed(
         self, pools: DigitImages, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]
     ) -> TaskSequence:
-        """Return tasks of the same images and labels, one for each change of the pixels (of :class:`ImageTask`).
+        """Return tasks of the same images and labels, one for each map of the pixels (see :class:`ImageTask`).
 
-        An image is in the same part of every task: no task is tested on what another one was trained on.
+        An image is in the same part of every task, so no task tests on images that another one trained on.
         """
         images = self.parts(pools, DIGITS, rng)
         tasks = tuple(ImageTask(images, pools.ink, change) for change in pixels)
         return TaskSequence("classification", tasks, (len(DIGITS),) * len(tasks), shared_head=True)
 
     def paired(self, pools: DigitImages, rng: np.random.Generator, heads: Heads) -> TaskSequence:
-        """Return the tasks of telling 0 from 1, 2 from 3, and so on to 8 from 9.
+        """Return the tasks 0 or 1, 2 or 3, ... and 8 or 9.
 
-        With one head, labels are the digits; with one a task, they are 0 and 1 in each.
+        With one head, labels are the digits; with a head for each task, they are 0 and 1.
         """
         one, tasks = heads is Heads.one, []
         for low in DIGITS[::2]:
@@ -96,9 +96,9 @@ class SequenceSource:
 
 @dataclass(frozen=True, kw_only=True)
 class MnistSequence(SequenceSource):
-    """Tasks made of MNIST: 60,000 images to train on and choose by, 10,000 to test on, of 28 x 28 pixels.
+    """Tasks made of MNIST: 60,000 training and validation images and 10,000 test images of 28 x 28 pixels.
 
-    ``path``: the folder of the four idx files, as they are published, compressed (``.gz``) or not.
+    ``path``: the folder of the four published idx files, compressed (``.gz``) or not.
     """
 
     path: str = hparam()
@@ -114,24 +114,24 @@ class MnistSequence(SequenceSource):
         if shapes[0] != shapes[1]:
             raise UserError(
                 f"data.path={self.path} holds images of {shapes[0]} pixels to train on and of {shapes[1]} to test on; "
-                "they must be the same"
+                "allowed: one size"
             )
         train, test = tables
-        order = rng.permutation(len(test.x))  # the published test file has the easier half of its writers first
+        order = rng.permutation(len(test.x))  # the first half of the published test file is easier
         return DigitImages(train, Table(test.x[order], test.y[order], test.origin), 255.0)
 
 
 @dataclass(frozen=True)
 class DigitsSequence(SequenceSource):
-    """Tasks made of 1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), which scikit-learn installs.
+    """Tasks made of 1,797 handwritten digits of 8 x 8 pixels (Alpaydin and Kaynak 1998), from scikit-learn.
 
-    ``test_fraction`` of them is kept to test on; the same ones whatever the tasks are.
+    ``test_fraction`` of them are test images, the same for all tasks.
     """
 
     test_fraction: float = hparam(0.25, FRACTION)
 
     def pools(self, rng: np.random.Generator) -> DigitImages:
-        """Read the table and cut off what is for testing."""
+        """Read the table and split off the test images."""
         rows, origin = read_embedded("digits.csv.gz"), "the digits"
         table = Table(rows[:, :-1].astype(np.uint8), rows[:, -1].astype(np.int32), origin)
         kept = split_off(table, rng, {"test": self.test_fraction})
@@ -139,7 +139,7 @@ class DigitsSequence(SequenceSource):
 
 
 def select_digits(table: Table, digits: Sequence[int]) -> Table:
-    """Return the images of some digits, of each of which there must be one."""
+    """Return the images of some digits; each digit must occur."""
     for digit in digits:
         if digit not in table.y:
             raise UserError(f"{table.origin} hold no image of {digit}; allowed: at least one of each digit")

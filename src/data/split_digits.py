@@ -1,4 +1,4 @@
-"""``data=split_digits``: ten small digits, two at a time."""
+"""``data=split_digits``: ten small digits as five tasks of two."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .sequences import DigitImages, DigitsSequence, Heads
 
 @dataclass(frozen=True)
 class SplitDigits(DigitsSequence):
-    """The tasks of ``split_mnist``, of 8 x 8 pixels and without a file to fetch.
+    """The tasks of ``split_mnist`` with digits of 8 x 8 pixels from scikit-learn.
 
-    ``heads``: ``each`` is task-incremental learning, a head a task with 2 outputs, and the task is known when it is
-    tested; ``one`` is class-incremental learning, one head with 10 outputs for all.
+    ``heads``: ``each`` is task-incremental learning, with a head of 2 outputs for each task, which is known when
+    testing; ``one`` is class-incremental learning, with one head of 10 outputs.
     """
 
     heads: Heads = hparam(Heads.each)

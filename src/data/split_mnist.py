@@ -1,4 +1,4 @@
-"""``data=split_mnist``: ten digits, two at a time."""
+"""``data=split_mnist``: ten digits as five tasks of two."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .sequences import DigitImages, Heads, MnistSequence
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMnist(MnistSequence):
-    """MNIST as five tasks, 0 and 1 to 8 and 9 (Zenke et al. 2017, arXiv 1703.04200).
+    """MNIST as five tasks, 0 or 1 to 8 or 9 (Zenke et al. 2017, arXiv 1703.04200).
 
-    ``heads``: ``each`` is task-incremental learning, a head a task with 2 outputs, and the task is known when it is
-    tested; ``one`` is class-incremental learning, one head with 10 outputs for all (van de Ven and Tolias 2019, arXiv
+    ``heads``: ``each`` is task-incremental learning, with a head of 2 outputs for each task, which is known when
+    testing; ``one`` is class-incremental learning, with one head of 10 outputs (van de Ven and Tolias 2019, arXiv
     1904.07734).
     """
 

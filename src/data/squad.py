@@ -1,4 +1,4 @@
-"""``data=squad``: questions whose answers are pieces of a text, from files in SQuAD's format."""
+"""``data=squad``: extractive question answering on files in SQuAD's format."""
 
 from __future__ import annotations
 
@@ -24,51 +24,51 @@ from .tokenization import Pieces, Vocabulary, read_text
 
 
 class SquadQuestion(NamedTuple):
-    """A question, as it is scored."""
+    """A question, with what its score needs."""
 
-    name: str  # its id in the file
+    name: str  # id in the file
     text: str
     context: str
-    answers: tuple[str, ...]  # any of them is right
-    start: int  # the first answer's first character in the context; -1: it is not there
+    answers: tuple[str, ...]  # any of them counts as right
+    start: int  # character at which the first answer begins in the context; -1: not found
 
 
 class WindowIndex(NamedTuple):
-    """What turns predicted tokens of a part's rows back into words."""
+    """What maps predicted tokens of a part's rows back to text."""
 
     questions: list[SquadQuestion]
-    question: Int[np.ndarray, " N"]  # that each row asks, by its number in ``questions``
-    offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token is made of; -1: it is no part of it
+    question: Int[np.ndarray, " N"]  # of each row, as an index of ``questions``
+    offsets: Int[np.ndarray, "N L 2"]  # characters of the context that a token spans; -1 outside of the context
 
 
 @dataclass(frozen=True)
 class SquadTransfer(TextTransfer):
-    """Rows of questions, whose scores are of answers in words."""
+    """Rows of questions, scored by the text of their answers."""
 
     scored: ClassVar[bool] = True
     questions: Mapping[str, WindowIndex] = field(default_factory=dict)  # by part
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N L 2"]) -> dict[str, float]:
-        """Return exact match and F1 over the questions, each answered once from all its windows."""
+        """Return exact match and F1 over the questions; each has one answer from all its windows."""
         asked = self.questions[part]
         return squad_scores(answers_of(outputs, asked), [one.answers for one in asked.questions])
 
 
 def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: WindowIndex) -> list[str]:
-    """Return the best answer to each question, in words."""
+    """Return the best answer to each question, as text."""
     contexts = [one.context for one in asked.questions]
     return best_spans(outputs[..., 0], outputs[..., 1], asked.offsets, asked.question, contexts)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Squad(TextSource):
-    """Extractive question answering (Rajpurkar et al. 2016, arXiv 1606.05250): SQuAD 1.1's JSON.
+    """Extractive question answering (Rajpurkar et al. 2016, arXiv 1606.05250) on SQuAD 1.1's JSON.
 
-    A row is ``[CLS] question [SEP] context [SEP]``. A question is cut to ``question_length`` tokens. A context that has
-    no room is read through windows whose beginnings are ``stride`` tokens apart, as in Devlin et al. 2019; a window is
-    trained on if the whole answer is in it, and all of them are asked when predicting. ``path`` is to train on;
-    ``val_path`` and ``test_path`` are files of their own, ``null`` cuts fractions off the first: whole contexts, at
-    random. ``train_rows`` counts questions.
+    A row is ``[CLS] question [SEP] context [SEP]``. Questions are truncated to ``question_length`` tokens. A context
+    that does not fit is split into overlapping windows that start ``stride`` tokens apart, as in Devlin et al. 2019.
+    Windows that contain the whole answer are trained on; all windows are predicted. ``path``: the training file;
+    ``val_path`` and ``test_path``: separate files, ``null`` splits fractions of random contexts off the first.
+    ``train_rows`` counts questions.
     """
 
     path: str = hparam()
@@ -79,7 +79,7 @@ class Squad(TextSource):
     max_seq_len: int = hparam(384, LENGTH)
 
     def load(self) -> TextTransfer:
-        """Read, split, encode and find the answers again."""
+        """Read, split, encode and locate the answers."""
         origin = f"data.path={self.path}"
         if self.examples > 1:
             raise UserError(f"data.examples is {self.examples}; allowed with data=squad: 1, an example a row")
@@ -95,7 +95,7 @@ class Squad(TextSource):
         chosen = set(self.train_subset(np.arange(len(parts["train"])), None, origin).tolist())
         cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != IGNORE]
         if not cuts["train"]:
-            raise UserError(f"{origin}: none of the answers to train on is in a window; allowed: at least one")
+            raise UserError(f"{origin}: no window contains a whole answer; allowed: at least one")
         asked = {name: window_rows(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
         share = padding_share(asked["train"][0].x)
         warn_once(
@@ -131,7 +131,7 @@ class Squad(TextSource):
 
 
 def read_questions(path: str, origin: str) -> list[SquadQuestion]:
-    """Return the questions of a file; those without an answer (SQuAD 2.0 has them) are counted and left out.
+    """Return the questions of a file; questions without an answer (in SQuAD 2.0) are counted and left out.
 
     Raises:
         UserError: the file is not in SQuAD's format.
@@ -146,7 +146,7 @@ def read_questions(path: str, origin: str) -> list[SquadQuestion]:
     lost = sum(one.start == IGNORE for one in found)
     for count, reason in (
         (silent, "have no answer and are left out"),
-        (lost, "have an answer that is not in the text"),
+        (lost, "have an answer that is not in their context"),
     ):
         if count:
             warn_once(f"{origin}: {count} of {silent + len(found)} questions {reason}")
@@ -154,12 +154,12 @@ def read_questions(path: str, origin: str) -> list[SquadQuestion]:
 
 
 def questions_in(content: str, origin: str, answered: bool = True) -> list[SquadQuestion]:
-    """Return the questions of text in SQuAD's format, in their order.
+    """Return the questions of a text in SQuAD's format, in order.
 
     Args:
-        content: the text.
-        origin: what errors name.
-        answered: whether answers are read; a question may have none of them.
+        content: the JSON text.
+        origin: for error messages.
+        answered: whether to read answers; without them, questions have none.
 
     Raises:
         UserError: the text is not in SQuAD's format.
@@ -181,16 +181,17 @@ def questions_in(content: str, origin: str, answered: bool = True) -> list[Squad
                 )
                 found.append(SquadQuestion(str(asked["id"]), str(asked["question"]), context, words, start))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{origin} is not in SQuAD's format, where there should be {error}") from error
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{origin} is not in SQuAD's format: {reason}") from error
     return found
 
 
 def find_answer(context: str, answer: str, start: int) -> int:
-    """Return where an answer begins that should be at ``start``: there, or at its nearest occurrence; -1: nowhere."""
+    """Return the start of the answer's occurrence nearest to ``start``; -1 if there is none."""
     if answer and context.startswith(answer, start):
         return start
     start = max(start, 0)
-    before = context.rfind(answer, 0, start + len(answer) - 1)  # one that begins before the place
+    before = context.rfind(answer, 0, start + len(answer) - 1)
     places = [place for place in (before, context.find(answer, start)) if answer and place >= 0]
     return min(places, key=lambda place: abs(place - start), default=IGNORE)
 
@@ -199,11 +200,11 @@ def find_answer(context: str, answer: str, start: int) -> int:
 
 
 class Window(NamedTuple):
-    """A question and a piece of its context."""
+    """A question with a piece of its context."""
 
     example: Example
-    question: int  # its number
-    span: tuple[int, int]  # the answer's first and last token in the row; -1: not whole in this window
+    question: int  # its index
+    span: tuple[int, int]  # first and last token of the answer in the row; -1: not whole in this window
     offsets: Int[np.ndarray, "T 2"]
 
 
@@ -229,7 +230,7 @@ def windows_of(
     vocabulary: Vocabulary,
     settings: Squad,
 ) -> Iterator[Window]:
-    """Yield the windows of a question until one holds the end of its context."""
+    """Yield the windows of a question; the last one contains the end of its context."""
     room = settings.max_seq_len - len(asked) - special_tokens(vocabulary, 2)
     front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
     answer = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
@@ -246,7 +247,7 @@ def windows_of(
 
 
 def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:
-    """Return the first and the last token that share a character with ``text[start:end]``; of none, last < first."""
+    """Return the first and the last token that overlap ``text[start:end]``; last < first if none does."""
     first = int(np.searchsorted(offsets[:, 1], start, side="right"))
     return first, int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
 
@@ -254,7 +255,7 @@ def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[i
 def window_rows(
     cuts: Sequence[Window], questions: list[SquadQuestion], wide: int, pad: int
 ) -> tuple[Split, WindowIndex]:
-    """Return windows as rows, and what turns predictions of them into words."""
+    """Return windows as rows, and what maps their predictions back to text."""
     rows = fill_rows([one.example for one in cuts], unpacked(len(cuts)), wide, pad)
     offsets = np.full((len(cuts), wide, 2), IGNORE)
     for row, one in enumerate(cuts):

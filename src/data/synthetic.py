@@ -1,4 +1,4 @@
-"""``data=synthetic``: two regressions whose similarity is a knob."""
+"""``data=synthetic``: two regressions of adjustable similarity."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .base import DataSource, Table
 class Synthetic(DataSource):
     """Targets of two random teachers ``v . tanh(W x)`` with standard normal inputs and additive noise.
 
-    ``similarity`` s mixes the target's teacher from the source's and an independent one, ``s * a + sqrt(1 - s^2) * b``
-    for ``W`` and for ``v``: at 1 the two tasks are the same, at 0 they share nothing, and between them their noiseless
-    targets correlate by about s squared. It changes the target's targets alone: inputs and noise draws stay, so runs of
-    different similarities are paired. For a sweep of it and of ``train_rows``, ``target_rows=2000`` leaves enough to
-    choose and report by.
+    ``similarity`` s mixes the target's teacher from the source's, a, and an independent one, b, as ``s * a + sqrt(1 -
+    s^2) * b`` for ``W`` and ``v``: at 1 the two tasks are identical, at 0 independent; in between, their noiseless
+    targets correlate by about s squared. It changes only the target task's targets, not its inputs or noise, so runs of
+    different similarities are paired. For a sweep over ``similarity`` and ``train_rows``, ``target_rows=2000`` leaves
+    enough rows for validation and test.
     """
 
     similarity: float = hparam(0.8, UNIT)
@@ -26,11 +26,11 @@ class Synthetic(DataSource):
     target_rows: int = hparam(200, COUNT)
     features: int = hparam(10, COUNT)
     teacher_width: int = hparam(8, COUNT)
-    noise: float = hparam(0.1, NON_NEGATIVE)  # standard deviation, in units of the noiseless targets' own
+    noise: float = hparam(0.1, NON_NEGATIVE)  # standard deviation, relative to that of the noiseless targets
     data_seed: int = hparam(0, NATURAL)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Return the two teachers' rows."""
+        """Return the rows of both teachers."""
         rng = np.random.default_rng(self.data_seed)
         shapes = (self.teacher_width, self.features), (self.teacher_width,)
         first, other = ([rng.standard_normal(shape) for shape in shapes] for _ in range(2))

@@ -23,12 +23,12 @@ FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
 
 @dataclass(frozen=True, kw_only=True)
 class Text(LabeledTextSource):
-    """Files with a row an example: CSV, TSV (``.tsv``, ``.txt``; without quoting) or JSONL, told by their endings.
+    """Files with one example a row: CSV, TSV (``.tsv`` or ``.txt``, without quoting) or JSONL, by file ending.
 
-    ``path``: the texts to train on; ``val_path`` and ``test_path``: those to choose and to report by, ``null`` cuts
-    fractions off the first. ``text``, ``second_text`` (of pairs) and ``label``: the columns by name, or by their
-    number from 0 where ``header`` is false. ``empty``: whether a text that is empty is refused, or left out and
-    counted. Paths are relative to the folder that the command is run in.
+    ``path``: the training file; ``val_path`` and ``test_path``: separate files, ``null`` splits fractions off the
+    first. ``text``, ``second_text`` (of pairs) and ``label``: columns by name, or by number from 0 if ``header`` is
+    false. ``empty``: whether empty texts are refused, or counted and left out. Paths are relative to the folder that
+    the command is run in.
     """
 
     path: str = hparam()
@@ -62,10 +62,10 @@ class Text(LabeledTextSource):
 
 
 def drop_empty(texts: LabeledTexts, empty: OnEmpty, places: Sequence[str]) -> LabeledTexts:
-    """Return the texts that have a word in them, and say how many do not.
+    """Return the rows whose texts are not blank; log how many others there are.
 
     Raises:
-        UserError: there are others, and they are refused; ``places`` are where they stand.
+        UserError: there are blank texts and ``empty`` refuses them; ``places`` names their rows.
     """
     kept = [row for row in range(len(texts.first)) if texts.first[row].strip()]
     if texts.second is not None:
@@ -83,15 +83,15 @@ def drop_empty(texts: LabeledTexts, empty: OnEmpty, places: Sequence[str]) -> La
 
 
 class Sheet(NamedTuple):
-    """A file's cells."""
+    """The cells of a file."""
 
     origin: str
     columns: list[str]
     cells: list[list[str]]  # row by row
-    lines: list[int]  # of the file, from 1, that each row ends in
+    lines: list[int]  # line of the file, from 1, in which each row ends
 
     def column(self, key: str, name: str) -> list[str]:
-        """Return a column's cells, by name."""
+        """Return the cells of a column by name."""
         if name not in self.columns:
             raise UserError(
                 f"{key}: {self.origin} has no column '{name}'{did_you_mean(name, self.columns)}; "
@@ -105,7 +105,7 @@ def read_sheet(path: str, origin: str, header: bool) -> Sheet:
     """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ...
 
     Raises:
-        UserError: there is no such file, its ending is unknown, or a line cannot be used; the message names it.
+        UserError: there is no such file, its ending is unknown, or a line cannot be read; the message names it.
     """
     file = Path(path)
     if not file.is_file():
@@ -116,7 +116,7 @@ def read_sheet(path: str, origin: str, header: bool) -> Sheet:
 
 
 def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of text in one of the :data:`FORMATS`."""
+    """Return the cells of text in one of :data:`FORMATS`."""
     if form == "JSONL":
         return parse_jsonl(content, origin)
     cells, lines = parse_csv(content, origin) if form == "CSV" else parse_tsv(content)
@@ -127,18 +127,21 @@ def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
     for row, line in zip(cells, lines, strict=True):
         if len(row) != len(columns):
             raise UserError(f"{origin} has {len(row)} columns in line {line}; allowed: {len(columns)} as above it")
-    return Sheet(origin, [name.strip() for name in columns], cells, lines)
+    columns = [name.strip() for name in columns]
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        raise UserError(f"{origin} has the column '{twice}' twice; allowed: each name once")
+    return Sheet(origin, columns, cells, lines)
 
 
 def parse_tsv(content: str) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of text with tabs between them, and each row's line; quotation marks are letters."""
+    """Return the cells of tab-separated text, without quoting, and the line number of each row."""
     kept = [(line.split("\t"), number) for number, line in enumerate(content.split("\n"), 1) if line]
     return [cells for cells, _ in kept], [number for _, number in kept]
 
 
 def parse_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of comma-separated values (RFC 4180), and the line that each row ends in."""
-    before = csv.field_size_limit(len(content) + 1)  # a text is as long as it is
+    """Return the cells of comma-separated values (RFC 4180), and the line in which each row ends."""
+    before = csv.field_size_limit(len(content) + 1)  # the default limit is 128 kB a cell
     reader = csv.reader(io.StringIO(content, newline=""), strict=True)
     try:
         kept = [(cells, reader.line_num) for cells in reader if cells]
@@ -150,7 +153,7 @@ def parse_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
 
 
 def parse_jsonl(content: str, origin: str) -> Sheet:
-    """Return the values of a JSON object a line; a key that a line does not have is an empty cell."""
+    """Return the values of one JSON object a line; a missing key is an empty cell."""
     objects, lines = [], []
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
@@ -170,6 +173,6 @@ def parse_jsonl(content: str, origin: str) -> Sheet:
 
 
 def to_cells(values: dict, columns: Sequence[str]) -> list[str]:
-    """Return an object's values as words."""
+    """Return an object's values as strings."""
     found = [values.get(column) for column in columns]
     return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in found]

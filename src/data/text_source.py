@@ -1,12 +1,13 @@
-"""What sources of text have in common: the tokenizer, the length of rows, packing, and rows with a label.
+"""Base classes of sources of text: tokenizer, row length, packing, and texts with a label.
 
-Inputs are int32 of shape ``(N, 3, L)`` (see :mod:`src.data.packing`). What targets are says the kind:
+Inputs are int32 of shape ``(N, 3, L)`` (see :mod:`src.data.packing`). Targets depend on the kind of task; -1 marks a
+position without a target:
 
 - ``classification``: int32 ``(N,)``; ``regression``: float32 ``(N,)``.
-- ``labels``: int32, ``(N, S)`` of up to S examples in a row, or ``(N, L)`` of tokens; -1: nothing to predict.
-- ``spans``: int32 ``(N, 2)``, the first and the last token of an answer; -1: not in this row.
-- ``causal``: int32 ``(N, L)``, the id of the next token; -1 where there is none.
-- ``masked``: int32 ``(N, L)``, the token's own id where it may be masked; -1 at special tokens and padding.
+- ``labels``: int32, ``(N, S)`` for up to S examples in a row, or ``(N, L)`` for tokens.
+- ``spans``: int32 ``(N, 2)``, the first and the last token of the answer; -1 if the row does not contain it.
+- ``causal``: int32 ``(N, L)``, the id of the next token.
+- ``masked``: int32 ``(N, L)``, the token's own id, and -1 at special tokens and padding.
 """
 
 from __future__ import annotations
@@ -40,26 +41,26 @@ from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trai
 
 Padding = Enum("Padding", ["longest", "max_length"])
 LENGTH = Check("a whole number >= 8", lambda v: v >= 8)
-PACKING_STREAM = 2  # of split_seed: the order of packed rows must not repeat the shuffle that splits them
+PACKING_STREAM = 2  # of split_seed: the order of packed rows is independent of the shuffle that splits them
 
 
 @dataclass(frozen=True)
 class TextTransfer(Transfer):
-    """Both tasks as rows of tokens, and what turns predictions back into words."""
+    """Two tasks as rows of tokens, with what turns predictions back into text."""
 
     vocabulary: Vocabulary = field(kw_only=True)
-    labels: tuple[str, ...] = ()  # the name of each class, by its number
-    scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation of a regression's targets before they were scaled
-    pairs: str | None = None  # what a false pair of the source task is (next, order), where that has pairs of sentences
+    labels: tuple[str, ...] = ()  # class names by number
+    scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation by which a regression's targets are standardised
+    pairs: str | None = None  # of a source task with pairs of sentences: what its false pairs are (next, order)
 
     def facts(self) -> dict[str, Any]:
-        """Return what the record tells of the data: the names of its classes and the scale of its numbers too."""
+        """Return the entries of the record under ``data``, with class names or the scale of a regression."""
         scale = [] if self.kind != "regression" else list(self.scale)
         named = {"labels": list(self.labels), "scale": scale}
         return super().facts() | {name: found for name, found in named.items() if found}
 
     def files(self) -> dict[str, str]:
-        """Return the tokenizer, as its library writes it."""
+        """Return the tokenizer in its library's file format."""
         return {TOKENIZER: self.vocabulary.written}
 
 
@@ -67,12 +68,13 @@ class TextTransfer(Transfer):
 class TextSource:
     """Base of every source of text.
 
-    ``tokenizer``: a folder, a file or the id of a model on the Hub; ``null`` trains one on the texts to train on, of
-    ``vocab_size`` tokens in ``subwords``, kept in ``tokenizer_cache``. ``length``: tokens of a row, special ones
-    included; longer examples are cut. ``padding``: rows are as wide as the longest example needs (``fit``: a multiple
-    of 8), or of ``length``. ``examples``: the most examples in a row; more than 1 packs them, to ``length``.
-    ``val_fraction``, ``test_fraction``, ``split_seed`` and ``train_rows`` are as in :class:`src.data.base.DataSource`;
-    ``train_rows`` counts examples, and changes neither the tokenizer nor the width of rows.
+    ``tokenizer``: a folder, a file or a model id of the Hub; ``null`` trains one on the training texts, with
+    ``vocab_size`` tokens in ``subwords``, stored in ``tokenizer_cache``. ``max_seq_len``: the most tokens of a row,
+    special ones included; longer examples are truncated. ``padding``: rows are as wide as the longest example, rounded
+    up to a multiple of 8 (``longest``), or ``max_seq_len`` wide (``max_length``). ``examples``: the most examples in a
+    row; more than 1 packs them into rows of ``max_seq_len``. ``val_fraction``, ``test_fraction``, ``split_seed`` and
+    ``train_rows`` are as in :class:`src.data.base.DataSource`; ``train_rows`` counts examples and changes neither
+    tokenizer nor row width.
     """
 
     is_sequence: ClassVar[bool] = False
@@ -94,30 +96,29 @@ class TextSource:
         Raises:
             UserError: the files cannot be used; the message names the file or key and the reason.
         """
-        raise TypeError(f"{type(self).__name__} does not say where its texts come from")
+        raise TypeError(f"{type(self).__name__} does not define load()")
 
-    def vocabulary(self, corpus: Callable[[], Sequence[str]], subwords: Subwords | None = None) -> Vocabulary:
-        """Return the tokenizer that is asked for, or one trained on the corpus."""
+    def vocabulary(self, corpus: Callable[[], Sequence[str]]) -> Vocabulary:
+        """Return the configured tokenizer, or one trained on the corpus."""
         if self.tokenizer is None:
-            chosen = subwords or self.subwords
-            return trained_vocabulary(corpus(), chosen, self.vocab_size, self.tokenizer_cache)
+            return trained_vocabulary(corpus(), self.subwords, self.vocab_size, self.tokenizer_cache)
         found = load_vocabulary(self.tokenizer)
         found.check_fits(self.vocab_size)
         return found
 
     def num_outputs(self, vocabulary: Vocabulary) -> int:
-        """Return the outputs of a language model: of the model's own table where its size is known."""
+        """Return the outputs of a language model: the size of the model's embedding table if it is known."""
         return self.vocab_size or vocabulary.size
 
     def train_subset(
         self, part: Int[np.ndarray, " n"], labels: np.ndarray | None, origin: str
     ) -> Int[np.ndarray, " n"]:
-        """Return ``train_rows`` of the numbers of the rows to train on, of labels as many of each as possible."""
+        """Return ``train_rows`` of the training rows' numbers, with labels as balanced as possible."""
         balanced = "classification" if labels is not None else "regression"
         return subsample((part, part if labels is None else labels), self.train_rows, balanced, origin)[0]
 
     def row_width(self, parts: Mapping[str, Sequence[Example]]) -> int:
-        """Return how many tokens a row has: of examples of all parts, so that ``train_rows`` does not change it."""
+        """Return the tokens of a row; all parts count, so ``train_rows`` does not change it."""
         if self.examples > 1 or self.padding is Padding.max_length:
             return self.max_seq_len
         return padded_width([len(one.ids) for part in parts.values() for one in part], self.max_seq_len)
@@ -125,7 +126,7 @@ class TextSource:
     def rows(
         self, parts: Mapping[str, Sequence[Example]], wide: int, vocabulary: Vocabulary, origin: str
     ) -> dict[str, Rows]:
-        """Return each part's examples in rows of ``wide`` tokens, and say how much of ``train`` is padding."""
+        """Return each part's examples in rows of ``wide`` tokens, and log the share of padding in ``train``."""
         found = {}
         for number, (name, part) in enumerate(parts.items()):
             lengths = [len(one.ids) for one in part]
@@ -137,14 +138,14 @@ class TextSource:
         return found
 
     def padding_summary(self, lengths: Sequence[int], rows: Rows) -> str:
-        """Say how much of rows is padding, and how much was before they were packed."""
+        """Return a sentence on the share of padding, with packing also on the share without it."""
         wide, share = rows.x.shape[2], padding_share(rows.x)
         if self.examples == 1:
             return f"{len(rows.x)} rows of {wide} tokens to train on, {share:.1%} of them padding"
         alone = padded_width(lengths, self.max_seq_len)
         return (
             f"{len(lengths)} examples to train on in {len(rows.x)} rows of {wide} tokens, {share:.1%} of them padding; "
-            f"one a row they would be of {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
+            f"one in a row they would have {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
         )
 
     def tokenize(
@@ -153,28 +154,28 @@ class TextSource:
         vocabulary: Vocabulary,
         origin: str,
     ) -> dict[str, list[Example]]:
-        """Return each part's texts, or pairs, as examples of at most ``length`` tokens; say how many are cut."""
-        found: dict[str, list[Example]] = {}
-        cuts = {}
+        """Return each part's texts or pairs as examples; log how many are truncated to ``max_seq_len`` tokens."""
+        examples: dict[str, list[Example]] = {}
+        truncated = {}
         for name, (first, second) in texts.items():
             ids = vocabulary.encode(first)
             others = [None] * len(ids) if second is None else vocabulary.encode(second)
             both = [build_example(vocabulary, a, b, self.max_seq_len) for a, b in zip(ids, others, strict=True)]
-            found[name] = [example for example, _ in both]
-            cuts[name] = sum(cut for _, cut in both)
-        if any(cuts.values()):
-            warn_once(f"{origin}: cut to data.max_seq_len={self.max_seq_len} were {format_counts(cuts, found)}")
-        return found
+            examples[name] = [example for example, _ in both]
+            truncated[name] = sum(cut for _, cut in both)
+        if any(truncated.values()):
+            warn_once(f"{origin}: data.max_seq_len={self.max_seq_len} truncated {format_counts(truncated, examples)}")
+        return examples
 
     def labeled_transfer(
         self, parts: Mapping[str, LabeledTexts], vocabulary: Vocabulary, classes: Sequence[str]
     ) -> TextTransfer:
-        """Return texts with labels as the target task, without a source task of its own.
+        """Return texts with labels as the target task, without a source task.
 
         Args:
             parts: ``train``, ``val`` and ``test``.
-            vocabulary: that they are encoded with.
-            classes: the labels in their order; none of a regression.
+            vocabulary: encodes the texts.
+            classes: the labels in the order of their numbers; empty for a regression.
         """
         origin = parts["train"].origin
         targets, scale = encode_targets(parts, classes)
@@ -202,7 +203,7 @@ class TextSource:
 
 
 def format_counts(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
-    """Return ``"3 of 100 (train), 1 of 10 (val)"``, parts with none left out."""
+    """Return ``"3 of 100 (train), 1 of 10 (val)"``, without the parts whose count is 0."""
     return ", ".join(f"{count} of {len(of[name])} ({name})" for name, count in some.items() if count)
 
 
@@ -210,28 +211,28 @@ def format_counts(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -
 
 
 class LabeledTexts(NamedTuple):
-    """LabeledTexts with labels, as they were found."""
+    """Texts with labels, before they are encoded."""
 
     first: list[str]
-    second: list[str] | None  # of pairs
-    labels: list[str]  # of a regression: numbers as they were written
-    origin: str  # the configuration key, or the file, that errors name
+    second: list[str] | None  # the second texts of pairs
+    labels: list[str]  # of a regression: numbers as written
+    origin: str  # configuration key or file, for error messages
 
     def only(self, rows: Iterable[int]) -> LabeledTexts:
-        """Return some of the rows."""
+        """Return the rows with the given numbers."""
         rows = list(rows)
         second = None if self.second is None else [self.second[row] for row in rows]
         return LabeledTexts([self.first[row] for row in rows], second, [self.labels[row] for row in rows], self.origin)
 
     def all(self) -> list[str]:
-        """Return every text."""
+        """Return all texts, for training a tokenizer."""
         return [*self.first, *(self.second or [])]
 
 
 def split_texts(
     given: Mapping[str, LabeledTexts], val_fraction: float, test_fraction: float, rng: np.random.Generator
 ) -> dict[str, LabeledTexts]:
-    """Return ``train``, ``val`` and ``test``: those that are given, the others cut off the shuffled first.
+    """Return ``train``, ``val`` and ``test``: parts that are not given are split off the shuffled ``train``.
 
     Raises:
         UserError: a part would be empty.
@@ -255,19 +256,19 @@ def split_texts(
 class LabeledTextSource(TextSource):
     """Base of sources of texts, or pairs of texts, with one label each.
 
-    ``kind``: what the label is. Classes are numbered in sorted order (as numbers where all of them are whole numbers);
-    they are those of the texts to train on. A regression's targets are standardised with the mean and deviation of the
-    rows to train on, before ``train_rows``.
+    ``kind``: what the label is. Classes are those of the training texts, numbered in sorted order (numerically if all
+    are integers). A regression's targets are standardised with the mean and the deviation of the training rows, before
+    ``train_rows`` selects from them.
     """
 
     kind: LabelKind = hparam(LabelKind.classification)
 
     def texts(self) -> dict[str, LabeledTexts]:
-        """Return ``train``, and ``val`` and ``test`` where they are files of their own."""
-        raise TypeError(f"{type(self).__name__} does not say where its texts come from")
+        """Return ``train``, and ``val`` and ``test`` if they have files of their own."""
+        raise TypeError(f"{type(self).__name__} does not define texts()")
 
     def load(self) -> TextTransfer:
-        """Read, check, split, encode and lay out."""
+        """Read, check, split and encode."""
         if self.examples > 1 and self.kind is LabelKind.regression:
             raise UserError(f"data.examples is {self.examples}; allowed with a regression: 1, an example a row")
         given = self.texts()
@@ -279,7 +280,7 @@ class LabeledTextSource(TextSource):
 
 
 def class_names(texts: LabeledTexts) -> list[str]:
-    """Return the labels in their order: as numbers where all are whole numbers, as words otherwise."""
+    """Return the distinct labels, sorted numerically if all are integers, else alphabetically."""
     found = set(texts.labels)
     if len(found) < 2:
         raise UserError(f"{texts.origin} has one label only ({listed(sorted(found))}); allowed: at least two")
@@ -290,7 +291,7 @@ def class_names(texts: LabeledTexts) -> list[str]:
 def encode_targets(
     parts: Mapping[str, LabeledTexts], classes: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], tuple[float, float]]:
-    """Return each part's targets, and the mean and deviation that a regression's were standardised with."""
+    """Return each part's targets, and the mean and the deviation by which a regression's are standardised."""
     if classes:
         return {name: encode_labels(part, classes) for name, part in parts.items()}, (0.0, 1.0)
     raw = {name: parse_numbers(part) for name, part in parts.items()}
@@ -299,10 +300,10 @@ def encode_targets(
 
 
 def encode_labels(texts: LabeledTexts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
-    """Return the number of each label.
+    """Return the class number of each label.
 
     Raises:
-        UserError: a label that the texts to train on do not have.
+        UserError: a label does not occur in the training texts.
     """
     index = {label: number for number, label in enumerate(classes)}
     for label in texts.labels:
@@ -318,7 +319,7 @@ def parse_numbers(texts: LabeledTexts) -> Float[np.ndarray, " N"]:
     """Return the labels of a regression.
 
     Raises:
-        UserError: one is no finite number.
+        UserError: a label is not a finite number.
     """
     values = np.empty(len(texts.labels))
     for row, label in enumerate(texts.labels):

@@ -1,6 +1,6 @@
-"""Words to numbers: a model's own tokenizer, or one that is trained on the corpus and kept.
+"""Tokenizers: a model's own, or one trained on the corpus and stored.
 
-Texts are encoded without special tokens; :mod:`src.data.packing` frames them, so that truncation is ours to count.
+Texts are encoded without special tokens; :mod:`src.data.packing` adds them, so that truncation can be counted.
 """
 
 from __future__ import annotations
@@ -29,68 +29,68 @@ if TYPE_CHECKING:
 Subwords = Enum("Subwords", ["wordpiece", "bpe"])
 
 UNKNOWN = "[UNK]"
-END_OF_TEXT = "<|endoftext|>"  # GPT-2's only special token
+END_OF_TEXT = "<|endoftext|>"  # the only special token of GPT-2
 WORDPIECE_SPECIAL = ("[PAD]", UNKNOWN, "[CLS]", "[SEP]", "[MASK]")
-TRAINED_SIZE = 8192  # tokens, where the model does not say
+TRAINED_SIZE = 8192  # tokens, if the model does not limit them
 TOKENIZER = "tokenizer.json"  # the library's name for its file
-FORMAT = 1  # of what training does: part of the key that a trained tokenizer is kept by
+FORMAT = 1  # of the training procedure: part of a stored tokenizer's key
 
 
 class Pieces(NamedTuple):
     """A text as tokens."""
 
     ids: Int[np.ndarray, " T"]
-    offsets: Int[np.ndarray, "T 2"]  # each token's first character in the text, and the one behind its last
+    offsets: Int[np.ndarray, "T 2"]  # first character of each token, and the one after its last
 
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """A tokenizer and the ids that it gives to what is not text; ``None`` where it has no such token."""
+    """A tokenizer with the ids of its special tokens; ``None`` where it has no such token."""
 
     backend: Tokenizer
     origin: str  # the configuration key that errors name
-    cls: int | None  # begins an example
-    sep: int | None  # ends a text: [SEP], or the end-of-text token of GPT-2
+    cls: int | None  # at the start of an example
+    sep: int | None  # at the end of a text: [SEP], or the end-of-text token of GPT-2
     mask: int | None
     unknown: int | None
-    pad: int  # 0 where it has none: what pads is told by the example's number, not by its id
+    pad: int  # 0 if there is none: padding is recognised by its example number 0
 
     @functools.cached_property
     def size(self) -> int:
-        """The number of rows that the model's table of embeddings needs: the highest id and one."""
+        """The rows that the model's embedding table needs: the highest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @functools.cached_property
     def written(self) -> str:
-        """The tokenizer as its library writes it to a file."""
+        """The tokenizer in its library's file format."""
         return self.backend.to_str()
 
     @property
     def special(self) -> tuple[int, ...]:
-        """The ids of what is not text, ascending."""
+        """The ids of special tokens, ascending."""
         ids = self.backend.get_added_tokens_decoder()
         return tuple(sorted(number for number, token in ids.items() if token.special))
 
     @functools.cached_property
     def continuations(self) -> tuple[int, ...]:
-        """The ids of the tokens that continue a word (``##ing``), ascending: a WordPiece's, others do not tell."""
+        """The ids of WordPiece tokens that continue a word (``##ing``), ascending."""
         ids = self.backend.get_vocab(with_added_tokens=True)
         return tuple(sorted(number for token, number in ids.items() if token.startswith("##")))
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " T"]]:
-        """Return the ids of each text, without special tokens and not cut."""
+        """Return the ids of each text, without special tokens and not truncated."""
         found = self._encode(list(texts))
         return [np.array(one.ids, np.int32) for one in found]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Pieces]:
-        """Return the same, and which characters each token is made of."""
+        """Return the same with the characters that each token spans."""
         found = self._encode(list(texts))
         return [Pieces(np.array(one.ids, np.int32), np.array(one.offsets, int).reshape(-1, 2)) for one in found]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[Int[np.ndarray, " T"]]]:
-        """Return the ids of each word of each sentence; a word that leaves nothing is one unknown token.
+        """Return the ids of each word of each sentence; a word without tokens becomes one unknown token.
 
-        Words are encoded with a space before them: a byte-level BPE knows most words in that form only.
+        Words are encoded with a space before them, because a byte-level BPE has most words only in that form.
         """
         distinct = sorted({word for words in sentences for word in words})
         found = self.encode([f" {word}" for word in distinct])
@@ -99,18 +99,18 @@ class Vocabulary:
         return [[pieces[word] for word in words] for words in sentences]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
+        """Return the text of tokens, without special tokens."""
         return self.backend.decode([int(number) for number in ids], skip_special_tokens=True)
 
     def needed(self, name: str, why: str) -> int:
-        """Return the id of ``cls``, ``sep`` or ``mask``, or say what it is needed for."""
+        """Return the id of ``cls``, ``sep`` or ``mask``; the error says what needs it."""
         number = getattr(self, name)
         if number is None:
             raise UserError(f"{self.origin} has no [{name.upper()}] token, which {why} needs; allowed: one that has it")
         return number
 
     def check_fits(self, vocab_size: int | None) -> None:
-        """Refuse ids that the model has no embedding for; its tables would be read outside, silently."""
+        """Refuse ids beyond the model's embedding table: JAX would clamp them silently."""
         if vocab_size is not None and self.size > vocab_size:
             raise UserError(
                 f"{self.origin} has {self.size} tokens and data.vocab_size (the model's) is {vocab_size}; "
@@ -124,10 +124,10 @@ class Vocabulary:
 
 @functools.cache
 def survive_forks() -> None:
-    """Let processes that fork from now on encode on one core, without the library's warning.
+    """Let processes that are forked from now on encode on one core, without the library's warning.
 
-    Its threads do not survive a fork: a child that asked for them would wait for ever. Left alone, the library sees to
-    it and says so on stderr, each time; where the variable is set, it says nothing. Who has set it is left alone.
+    The library's threads do not survive a fork, so a child that used them would wait forever. By default the library
+    detects this and warns on stderr each time; it is silent if the variable is set. A value set by the user is kept.
     """
     name = "TOKENIZERS_PARALLELISM"
     if name not in os.environ:
@@ -137,7 +137,7 @@ def survive_forks() -> None:
 
 
 def wrap_tokenizer(backend: Tokenizer, origin: str) -> Vocabulary:
-    """Wrap a tokenizer; what its file says of truncation and padding is left aside, and "[SEP]" in a text is text."""
+    """Wrap a tokenizer without its truncation and padding; "[SEP]" within a text is not a special token."""
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
@@ -161,12 +161,12 @@ def wrap_tokenizer(backend: Tokenizer, origin: str) -> Vocabulary:
 
 
 def load_vocabulary(name: str) -> Vocabulary:
-    """Return the tokenizer in a folder, in a file, or of a model of the Hub by its id.
+    """Return the tokenizer of a folder, a file or a model of the Hub by its id.
 
-    It is read from ``tokenizer.json``, or from the ``vocab.txt`` of a WordPiece BERT where there is no such file.
+    It is read from ``tokenizer.json`` or else from the ``vocab.txt`` of a WordPiece BERT.
 
     Raises:
-        UserError: there is none, it cannot be read, or the Hub cannot be asked.
+        UserError: there is none, it cannot be read, or the Hub cannot be reached.
     """
     from tokenizers import Tokenizer
 
@@ -180,15 +180,15 @@ def load_vocabulary(name: str) -> Vocabulary:
         return wrap_tokenizer(from_vocab_txt(file, origin), origin)
     try:
         return wrap_tokenizer(Tokenizer.from_file(str(file)), origin)
-    except Exception as error:  # the library raises nothing more precise
+    except Exception as error:  # the library raises no specific exception
         raise UserError(f"{origin}: {file} is no tokenizer: {str(error).splitlines()[0]}") from error
 
 
 def from_hub(name: str, origin: str) -> Path:
-    """Return where the tokenizer of a model of the Hub lies on disk, downloaded if it has not been.
+    """Return the path of a Hub model's tokenizer, downloaded if it is not in the cache.
 
     Raises:
-        UserError: no such model, no tokenizer in it, or the Hub cannot be reached.
+        UserError: there is no such model, it has no tokenizer, or the Hub cannot be reached.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
@@ -219,10 +219,10 @@ def from_hub(name: str, origin: str) -> Path:
 
 
 def from_vocab_txt(file: Path, origin: str) -> Tokenizer:
-    """Return the WordPiece tokenizer of a BERT's ``vocab.txt``: a token a line, its number is its id.
+    """Return the WordPiece tokenizer of a BERT's ``vocab.txt``, which has one token a line in the order of their ids.
 
-    Whether it is of lower-cased text says ``do_lower_case`` of the ``tokenizer_config.json`` beside it; without one, a
-    list that has no capital letter outside of brackets is.
+    It lower-cases if ``do_lower_case`` in the ``tokenizer_config.json`` beside it says so; without that file, if no
+    token but the special ones has a capital letter.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -243,7 +243,7 @@ def from_vocab_txt(file: Path, origin: str) -> Tokenizer:
 
 
 def add_bert_steps(backend: Tokenizer, normalizer: Any, pre_tokenizer: Any) -> Tokenizer:
-    """Give a WordPiece model what stands before and behind it in a BERT."""
+    """Add BERT's normalisation, pre-tokenisation, decoding and special tokens to a WordPiece model."""
     from tokenizers import decoders
 
     backend.normalizer = normalizer
@@ -254,7 +254,7 @@ def add_bert_steps(backend: Tokenizer, normalizer: Any, pre_tokenizer: Any) -> T
 
 
 def read_text(file: Path, origin: str) -> str:
-    """Return a file's text without a byte-order mark, its lines ended by a line feed.
+    """Return a file's text without a byte-order mark, with line feeds as line ends.
 
     Raises:
         UserError: it cannot be read, or is not UTF-8; the message names the file and the byte.
@@ -267,11 +267,11 @@ def read_text(file: Path, origin: str) -> str:
 
 
 def decode_utf8(content: bytes, name: str, origin: str) -> str:
-    """Return what bytes are in UTF-8, as :func:`read_text` does; ``name`` is what errors call them."""
+    """Return bytes decoded as by :func:`read_text`; ``name`` is what errors call them."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        mark = len(content) - len(error.object)  # where it begins with one, positions count behind it
+        mark = len(content) - len(error.object)  # the bytes of a byte-order mark, which positions do not count
         raise UserError(
             f"{origin}: byte {error.start + mark} of {name} (0x{error.object[error.start]:02x}) is not UTF-8; "
             "allowed: text in UTF-8"
@@ -283,14 +283,14 @@ def decode_utf8(content: bytes, name: str, origin: str) -> str:
 
 
 def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | None, folder: str | None) -> Vocabulary:
-    """Return a tokenizer of the texts, at most ``size`` tokens large: the same one for the same texts, always.
+    """Return a tokenizer trained on texts; the same texts always give the same tokenizer.
 
     Args:
         texts: the corpus, in any order.
-        subwords: WordPiece as in BERT, uncased (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2
-            (Radford et al. 2019), which keeps capitals and white space.
-        size: tokens, special ones included; ``None``: 8192.
-        folder: where it is kept; ``None``: nowhere.
+        subwords: uncased WordPiece as in BERT (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2
+            (Radford et al. 2019), which keeps case and white space.
+        size: the most tokens, special ones included; ``None``: 8192.
+        folder: where it is stored; ``None``: nowhere.
 
     Raises:
         UserError: ``size`` is smaller than the alphabet and the special tokens.
@@ -309,7 +309,7 @@ def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | Non
 
 
 def corpus_key(texts: Iterable[str], subwords: Subwords, size: int) -> str:
-    """Return the key of a trained tokenizer; the order of the texts is no matter."""
+    """Return the key of a trained tokenizer, which does not depend on the order of the texts."""
     corpus = hashlib.sha256()
     for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):
         corpus.update(one)
@@ -320,8 +320,8 @@ def corpus_key(texts: Iterable[str], subwords: Subwords, size: int) -> str:
 def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
     """Train a WordPiece vocabulary.
 
-    The library numbers the letters inside of words (``##a``) in the order of a hash table, which differs from call to
-    call, and breaks ties between merges by those numbers. Given as tokens to begin with, they have their numbers.
+    The library numbers the letters within words (``##a``) in the order of a hash table, which differs from call to
+    call, and breaks ties between merges by these numbers. As initial tokens they have fixed numbers.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
@@ -337,13 +337,13 @@ def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
         vocab_size=size, special_tokens=[*WORDPIECE_SPECIAL, *inner], initial_alphabet=letters, show_progress=False
     )
     backend.train_from_iterator(iter(texts), trainer)
-    # Anew: to the trained one, "##a" is a special token that it finds in texts.
+    # In the trained tokenizer, "##a" is a special token, which would be found in texts; a new one has none of these.
     plain = Tokenizer(models.WordPiece(backend.get_vocab(with_added_tokens=False), unk_token=UNKNOWN))
     return add_bert_steps(plain, normalizer, splitter)
 
 
 def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
-    """Train a byte-level BPE."""
+    """Train a byte-level BPE vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -359,7 +359,7 @@ def train_bpe(texts: Sequence[str], size: int) -> Tokenizer:
 
 
 def check_vocab_size(size: int, least: int) -> None:
-    """Refuse a vocabulary that could not even spell."""
+    """Refuse a vocabulary that is smaller than its alphabet."""
     if size < least:
         raise UserError(
             f"data.vocab_size is {size}; allowed: at least {least}, the letters of the corpus and the special tokens"

@@ -1,4 +1,4 @@
-"""What is reported of models of text: of classes, numbers, entities, answers, and of a language model's losses."""
+"""Metrics of classifications, regressions, entities, answers and language models, in NumPy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jaxtyping import Float, Int, Shaped
 
 
 def accuracy(true: Shaped[np.ndarray, " N"], predicted: Shaped[np.ndarray, " N"]) -> float:
-    """Return the share of predictions that are right; NaN of none."""
+    """Return the share of correct predictions; NaN without any."""
     return float(np.mean(np.asarray(true) == np.asarray(predicted))) if len(true) else math.nan
 
 
 def confusion(
     true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], classes: int | None = None
 ) -> Int[np.ndarray, "K K"]:
-    """Return how often class i (row) was taken for class j (column)."""
+    """Return how often class i (row) is predicted as class j (column)."""
     true, predicted = np.asarray(true, int), np.asarray(predicted, int)
     classes = classes or int(max(true.max(initial=0), predicted.max(initial=0))) + 1
     counts = np.zeros((classes, classes), int)
@@ -32,22 +32,22 @@ def confusion(
 
 
 def macro_f1(true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> float:
-    """Return the mean over the classes of ``2 tp / (2 tp + fp + fn)``, over those that occur in either."""
+    """Return the mean of ``2 tp / (2 tp + fp + fn)`` over the classes that occur in labels or predictions."""
     counts = confusion(true, predicted)
-    right, total = np.diag(counts), counts.sum(0) + counts.sum(1)
-    return float(np.mean(2 * right[total > 0] / total[total > 0])) if total.any() else math.nan
+    correct, total = np.diag(counts), counts.sum(0) + counts.sum(1)
+    return float(np.mean(2 * correct[total > 0] / total[total > 0])) if total.any() else math.nan
 
 
 def matthews(true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> float:
-    """Return Matthews' correlation, of any number of classes (Gorodkin 2004, equation 8); 0 where one is constant."""
+    """Return Matthews' correlation for any number of classes (Gorodkin 2004, equation 8); 0 if undefined."""
     counts = confusion(true, predicted).astype(float)
-    happened, said, rows = counts.sum(1), counts.sum(0), counts.sum()
-    below = (rows**2 - said @ said) * (rows**2 - happened @ happened)
-    return float((np.trace(counts) * rows - happened @ said) / math.sqrt(below)) if below > 0 else 0.0
+    n_true, n_predicted, rows = counts.sum(1), counts.sum(0), counts.sum()
+    below = (rows**2 - n_predicted @ n_predicted) * (rows**2 - n_true @ n_true)
+    return float((np.trace(counts) * rows - n_true @ n_predicted) / math.sqrt(below)) if below > 0 else 0.0
 
 
 def pearson(true: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> float:
-    """Return the correlation of two series; NaN where one of them is constant, as it is undefined."""
+    """Return the correlation of two series; NaN if one of them is constant."""
     a, b = np.asarray(true, float), np.asarray(predicted, float)
     if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return math.nan
@@ -72,18 +72,18 @@ class Score(NamedTuple):
     precision: float
     recall: float
     f1: float
-    support: int  # true ones
+    support: int  # number of true entities
 
 
 def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
     """Return the entities of a sentence.
 
-    By default as the CoNLL-2000 scorer (``conlleval``) and seqeval's default mode read them: an ``I-`` that continues
-    nothing begins an entity, so models that forget a ``B-`` are forgiven. ``strict`` is seqeval's ``mode="strict"``
-    with IOB2: an entity begins with ``B-``, and an ``I-`` that continues nothing of its type belongs to none.
+    By default, an ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's
+    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, entities begin with ``B-``, and an
+    ``I-`` that continues no entity of its type is outside of all.
     """
     found: list[Entity] = []
-    kind, first = "", 0  # of the entity that is open
+    kind, first = "", 0  # of the current entity
     for place, tag in enumerate([*tags, "O"]):
         mark, _, own = tag.partition("-")
         if mark == "I" and own == kind:
@@ -98,33 +98,33 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
 def entity_scores(
     true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
 ) -> dict[str, Score]:
-    """Return the scores of each type, and ``micro``: of all entities together.
+    """Return the scores of each type, and of all entities as ``micro``.
 
-    An entity counts if its type, its first and its last word are right.
+    A predicted entity is correct if its type, its first and its last word are.
 
     Args:
         true: the tags of each sentence.
-        predicted: of the same words.
-        strict: see :func:`entities`; the same reading for both.
+        predicted: predicted tags of the same words.
+        strict: see :func:`entities`; applies to both.
     """
-    right, happened, said = Counter[str](), Counter[str](), Counter[str]()
+    correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, predicted, strict=True):
         if len(a) != len(b):
             raise ValueError(f"a sentence has {len(a)} tags and {len(b)} predictions")
         mine, theirs = set(entities(a, strict)), set(entities(b, strict))
-        happened.update(one.kind for one in mine)
-        said.update(one.kind for one in theirs)
-        right.update(one.kind for one in mine & theirs)
-    scores = {kind: _score(right[kind], happened[kind], said[kind]) for kind in sorted(happened | said)}
-    return {**scores, "micro": _score(right.total(), happened.total(), said.total())}
+        n_true.update(one.kind for one in mine)
+        n_predicted.update(one.kind for one in theirs)
+        correct.update(one.kind for one in mine & theirs)
+    scores = {kind: _score(correct[kind], n_true[kind], n_predicted[kind]) for kind in sorted(n_true | n_predicted)}
+    return {**scores, "micro": _score(correct.total(), n_true.total(), n_predicted.total())}
 
 
-def _score(right: int, happened: int, said: int) -> Score:
+def _score(correct: int, n_true: int, n_predicted: int) -> Score:
     return Score(
-        right / said if said else 0.0,
-        right / happened if happened else 0.0,
-        2 * right / (said + happened) if said + happened else 0.0,
-        happened,
+        correct / n_predicted if n_predicted else 0.0,
+        correct / n_true if n_true else 0.0,
+        2 * correct / (n_predicted + n_true) if n_predicted + n_true else 0.0,
+        n_true,
     )
 
 
@@ -140,12 +140,12 @@ def normalised(answer: str) -> str:
 
 
 def exact_match(answer: str, answers: Iterable[str]) -> float:
-    """Return 1.0 if the answer is one of the right ones, normalised."""
+    """Return 1.0 if the normalised answer equals one of the correct ones, else 0.0."""
     return _best(lambda one: float(normalised(answer) == normalised(one)), answers)
 
 
 def answer_f1(answer: str, answers: Iterable[str]) -> float:
-    """Return the F1 of the words in common, each as often as it occurs, with the right answer that fits best."""
+    """Return the F1 of the common words, counted with multiplicity, with the best of the correct answers."""
 
     def one_f1(one: str) -> float:
         mine, theirs = normalised(answer).split(), normalised(one).split()
@@ -160,11 +160,11 @@ def _best(score: Callable[[str], float], answers: Iterable[str]) -> float:
 
 
 def squad_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return mean ``exact_match`` and ``f1`` over the questions, from 0 to 1."""
+    """Return the means of ``exact_match`` and ``f1`` over the questions, from 0 to 1."""
     pairs = list(zip(predicted, answers, strict=True))
     return {
-        "exact_match": float(np.mean([exact_match(one, right) for one, right in pairs])),
-        "f1": float(np.mean([answer_f1(one, right) for one, right in pairs])),
+        "exact_match": float(np.mean([exact_match(one, accepted) for one, accepted in pairs])),
+        "f1": float(np.mean([answer_f1(one, accepted) for one, accepted in pairs])),
     }
 
 
@@ -177,20 +177,20 @@ def best_spans(
     n_best: int = 20,
     max_answer: int = 30,
 ) -> list[str]:
-    """Return the best answer to each question, over all its windows (Devlin et al. 2019, section 4.2).
+    """Return the best answer to each question over all its windows (Devlin et al. 2019, section 4.2).
 
-    A span's score is its start logit plus its end logit. Of each window the ``n_best`` highest starts and ends are
-    tried, with the end not before the start and at most ``max_answer`` tokens; of equal scores the first wins. A
-    question without any such span is answered by "".
+    A span's score is the sum of its start and end logits. The ``n_best`` highest starts and ends of each window are
+    combined; spans have at most ``max_answer`` tokens, and the first of equal scores wins. A question without a span
+    has the answer "".
 
     Args:
-        starts: logits of each row.
-        ends: logits of each row.
-        offsets: characters of the context that each token is made of; -1 for tokens of none, which no answer has.
-        question: that each row asks, by its number.
-        contexts: of each question.
-        n_best: starts and ends of a window that are tried.
-        max_answer: tokens.
+        starts: start logits of each row.
+        ends: end logits of each row.
+        offsets: characters of the context that each token spans; -1 for tokens outside of the context.
+        question: the index of each row's question.
+        contexts: the context of each question.
+        n_best: number of starts and of ends to combine in a window.
+        max_answer: the most tokens of an answer.
     """
     best: dict[int, tuple[float, str]] = {}
     for row, number in enumerate(np.asarray(question).tolist()):
@@ -217,7 +217,7 @@ def perplexity(losses: Float[np.ndarray, " B"], tokens: Int[np.ndarray, " B"]) -
 
     Args:
         losses: mean loss of each batch or row, in nats.
-        tokens: that each is the mean of: a mean of means would weigh tokens of short rows more.
+        tokens: the number of tokens of each, by which the losses are weighted.
     """
     counts = np.asarray(tokens, float)
     return math.exp(float(np.asarray(losses, float) @ counts) / counts.sum()) if counts.sum() else math.nan

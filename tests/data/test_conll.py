@@ -108,7 +108,7 @@ def test_fewer_rows_and_cuts(tmp_path, caplog):
     longer = TEXT.replace("a X I-LOC", "a X I-LOC\n" + "dogs X O\n" * 5 + "a X O")
     path.write_text(longer * 20)
     Conll(path=str(path), tokenizer=words, max_seq_len=8).load()
-    assert any("cut to data.max_seq_len=8 were" in line and "of 32 (train)" in line for line in caplog.messages)
+    assert any("data.max_seq_len=8 truncated" in line and "of 32 (train)" in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_the_source_is_pairs_too(small, pairing, caplog):
 
 def test_pairs_need_a_mask(small, tmp_path):
     word_level(["a", "b"]).backend.save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(UserError, match=r"has no \[MASK\] token, which learning from pairs of sentences needs"):
+    with pytest.raises(UserError, match=r"has no \[MASK\] token, which pretraining on pairs of sentences needs"):
         source(pairs=Pairing.next, tokenizer=str(tmp_path)).load()
 
 
@@ -228,7 +228,7 @@ def test_the_standard_library(cache, monkeypatch, caplog):
     monkeypatch.setattr(docstrings, "parsed", None)  # what was read is kept
     again = Docstrings(tokenizer_cache=cache).load()
     assert again.fingerprint == data.fingerprint
-    assert any("tokens in" in line and "rows to train on" in line for line in caplog.messages)
+    assert any("train tokens in" in line and "rows" in line for line in caplog.messages)
     follows = Docstrings(tokenizer_cache=cache, task=DocstringsTask.follows, examples=4).load()
     assert follows.kind == "labels"
 

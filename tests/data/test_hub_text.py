@@ -65,7 +65,7 @@ def test_parts_and_labels(hub):
             {"text": "sentense"},
             r"data.text: data.dataset=some/set has no column 'sentense' \(did you mean 'sentence'\?\)",
         ),
-        ({"test_split": "test"}, "data.test_split=test: data.dataset=some/set keeps the labels of this part to itself"),
+        ({"test_split": "test"}, "data.test_split=test: data.dataset=some/set has no labels in this split"),
         ({"val_split": "dev"}, "data.dataset=some/set, data.subset=one, data.val_split=dev cannot be loaded: Unknown"),
         ({"train_split": "gaps"}, "data.dataset=some/set, gaps has 8 empty texts, the first in row 1; allowed: none"),
         ({"dataset": "far/away"}, "data.dataset=far/away is not on this disk, and the Hub cannot be reached"),

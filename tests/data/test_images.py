@@ -615,8 +615,8 @@ def test_a_data_set_of_the_hub(hub):
             {"image": "imag"},
             r"data.image: .* has no column 'imag' \(did you mean 'image'\?\); it has image, label, word",
         ),
-        ({"image": "word"}, "column 'word' of data.dataset=some/set, train holds no images"),
-        ({"test_split": "secret"}, "data.test_split=secret: .* keeps labels of this part to itself; allowed"),
+        ({"image": "word"}, "column 'word' of data.dataset=some/set, train is not of images"),
+        ({"test_split": "secret"}, "data.test_split=secret: .* has rows without a label in this split; allowed"),
         ({"train_split": "gaps"}, r"has 1 image that cannot be decoded: 0 \(cannot identify image file"),
     ],
 )

@@ -94,7 +94,7 @@ def test_blocks_are_contiguous_and_of_the_asked_sizes():
     for name, share in (("train", 0.7), ("val", 0.1), ("test", 0.2)):
         assert sum(map(len, parts[name])) / total == pytest.approx(share, abs=15 / total)
     with pytest.raises(
-        UserError, match=r"here has 2 documents, which leaves its val part empty; give it more, or a file"
+        UserError, match=r"here has 2 documents, which leaves the val part empty; allowed: more documents"
     ):
         split_blocks(["a" * 50, "b" * 50], {"val": 0.1, "test": 0.5}, "here")
 
@@ -149,7 +149,7 @@ def test_what_the_terminal_is_told(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = source(written(tmp_path, some_texts(60))).load()
     tokens = int((data.target["train"].y >= 0).sum())
-    assert any(f"{tokens:,} tokens in {data.rows()['train']} rows to train on" in line for line in caplog.messages)
+    assert any(f"{tokens:,} train tokens in {data.rows()['train']} rows" in line for line in caplog.messages)
 
 
 def test_texts_that_cannot_be_used(tmp_path):

@@ -212,12 +212,14 @@ def test_documents_of_one_sentence_are_left_out_and_counted():
 def test_nothing_to_pair_is_refused():
     with pytest.raises(UserError, match="here has no document of two sentences or more among 2; allowed"):
         made(numbered([[3], [4]]), Pairing.order)
-    with pytest.raises(UserError, match="here has one document of two sentences or more, and false pairs need another"):
+    with pytest.raises(
+        UserError, match="here has one document of two sentences or more; allowed: at least 2, as false"
+    ):
         made(numbered([[3, 3], [4]]), Pairing.next)
     with pytest.raises(UserError, match="false pairs need another"):
         made(numbered([[3, 3]]), Pairing.order, lone=LonePolicy.random)
     assert len(made(numbered([[3, 3]]), Pairing.order).pairs) == 1
-    with pytest.raises(UserError, match=r"here has no two sentences in a row that share 61 tokens; allowed: longer"):
+    with pytest.raises(UserError, match=r"here has no two consecutive sentences within 61 tokens; allowed: a larger"):
         made(numbered([[70, 70]] * 3), Pairing.order, short=0.0)
 
 

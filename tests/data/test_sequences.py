@@ -136,7 +136,7 @@ def test_the_permutation_seed_and_the_split_seed(folder):
 def test_orders_of_few_pixels_are_all_found_once():
     found = permutations(23, 4, seed=0)
     assert len({tuple(order) for order in found} | {(0, 1, 2, 3)}) == 24
-    with pytest.raises(UserError, match=r"data.tasks is 25; allowed: at most 24, the orders that 4 pixels have"):
+    with pytest.raises(UserError, match=r"data.tasks is 25; allowed: at most 24, the permutations of 4 pixels"):
         permutations(24, 4, seed=0)
 
 
@@ -432,7 +432,7 @@ BROKEN = [
     ("t10k", lambda pixels, labels: (pixels[:0], labels[:0]), r"the t10k files of data.path=.* hold no image of 0"),
     ("train", lambda pixels, labels: (pixels, labels // 2), r"the train files of data.path=.* hold no image of 5"),
     ("train", lambda pixels, labels: (pixels[:20], labels), r"holds 20 images and 300 labels in its train files"),
-    ("train", lambda pixels, labels: (idx(pixels)[:-1], labels), r"it is not whole"),
+    ("train", lambda pixels, labels: (idx(pixels)[:-1], labels), r"a complete file"),
 ]
 
 

@@ -158,7 +158,7 @@ def test_questions_without_an_answer_are_counted(tmp_path, caplog):
     found = read_questions(str(file), "data.path=a.json")
     assert [(one.name, one.answers, one.start) for one in found] == [("0-0", ("cat",), 4), ("0-2", ("dog",), -1)]
     assert "data.path=a.json: 1 of 3 questions have no answer and are left out" in caplog.messages
-    assert "data.path=a.json: 1 of 3 questions have an answer that is not in the text" in caplog.messages
+    assert "data.path=a.json: 1 of 3 questions have an answer that is not in their context" in caplog.messages
 
 
 def test_files_that_cannot_be_used(tmp_path, path):
@@ -169,8 +169,8 @@ def test_files_that_cannot_be_used(tmp_path, path):
         assert "\n" not in str(found.value)
 
     refused("{", r"data.path=.*b.json is no JSON: ")
-    refused("[]", r"b.json is not in SQuAD's format, where there should be ")
-    refused('{"data": [{}]}', r"b.json is not in SQuAD's format, where there should be 'paragraphs'")
+    refused("[]", r"b.json is not in SQuAD's format: ")
+    refused('{"data": [{}]}', r"b.json is not in SQuAD's format: there is no 'paragraphs'")
     refused('{"data": []}', r"b.json has no questions with an answer")
     with pytest.raises(UserError, match=r"data.path=nowhere: there is no such file"):
         source("nowhere").load()

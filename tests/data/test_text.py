@@ -180,13 +180,13 @@ def test_what_the_terminal_is_told(tmp_path, caplog):
     path = written(tmp_path, texts * 10, [i % 2 for i in range(100)])
     words = write_word_list(tmp_path)
     source(path, tokenizer=words, max_seq_len=8).load()
-    (cut,) = [line for line in caplog.messages if "cut to data.max_seq_len=8" in line]
+    (cut,) = [line for line in caplog.messages if "data.max_seq_len=8 truncated" in line]
     total = [int(word) for word in cut.replace("(", " ").split() if word.isdigit()]
     assert sum(total[::2]) == 10
     assert any("80 rows of 8 tokens to train on" in line and "of them padding" in line for line in caplog.messages)
     caplog.clear()
     source(path, tokenizer=words, max_seq_len=16, examples=4).load()
-    (line,) = [line for line in caplog.messages if "one a row they would be of 16 tokens" in line]
+    (line,) = [line for line in caplog.messages if "one in a row they would have 16 tokens" in line]
     assert "80 examples to train on in " in line
     caplog.clear()
     source(path, tokenizer=words, max_seq_len=16, examples=4).load()
@@ -237,9 +237,9 @@ def test_other_files_that_cannot_be_used(tmp_path):
         (tmp_path / "a.jsonl").write_text('{"text": "a", "label": 1}\n' + line)
         with pytest.raises(UserError, match=message):
             source(str(tmp_path / "a.jsonl")).load()
-    with pytest.raises(TypeError, match="TextSource does not say"):
+    with pytest.raises(TypeError, match="TextSource does not define"):
         TextSource().load()
-    with pytest.raises(TypeError, match="LabeledTextSource does not say"):
+    with pytest.raises(TypeError, match="LabeledTextSource does not define"):
         LabeledTextSource().load()
 
 
