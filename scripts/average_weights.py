@@ -203,7 +203,8 @@ def measured(params: Mapping[str, Any], tasks: Sequence[Any]) -> str:
 
 def draw(table: pd.DataFrame, path: Path, new_head: bool) -> None:
     """Draw the target's test rows against the source's, a marker a row of the table."""
-    from src.analysis.plots import COLOURS, in_words, legend_below, picture
+    from src.analysis.formatting import in_words
+    from src.analysis.plots import COLOURS, legend_below, picture
 
     metric = "accuracy" if "test_accuracy" in table else "loss"
     x, y = table[f"source_test_{metric}"].to_numpy(float), table[f"test_{metric}"].to_numpy(float)

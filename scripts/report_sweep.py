@@ -11,7 +11,7 @@ from pathlib import Path
 
 import _root  # noqa: F401
 
-from src.analysis.study import recorded_report, study_names, write_study
+from src.analysis.reports import recorded_report, study_names, write_study
 from src.errors import run_script
 
 

@@ -1,9 +1,5 @@
 """Tidy tables of a sweep: one row a job, and one row a logged step."""
 
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
-
 from __future__ import annotations
 
 import contextlib
@@ -26,6 +22,8 @@ OUTCOME = (
     "total_parameters",
     "flops_per_step",
     "seconds",
+    "seconds_per_update",
+    "compile_seconds",
     "error",
     "last_finite_step",
 )

@@ -64,7 +64,7 @@ class Classification(Objective):
     def report(self, outputs: Float[Array, "N K"], targets: Int[Array, " N"]) -> dict[str, Float[Array, ""]]:
         """Return the metrics, how far the probabilities can be trusted, and signs of overconfidence.
 
-        ``nll`` (nats), ``brier`` (sum over the classes, 0 to 2) and ``ece`` are as in ``src/analysis/calibration.py``.
+        ``nll`` is in nats, ``brier`` the sum over the classes (0 to 2), ``ece`` as in :func:`calibration_error`.
         ``confidence`` is the mean highest probability, ``confident_wrong`` the share of all rows that are wrong with a
         highest probability above 0.9.
         """

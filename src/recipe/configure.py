@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..analysis.study import check_report
+from ..analysis.reports import check_report
 from ..config.choices import Kind
 from ..config.schema import CONFIG_GROUPS, RecipeConfig, Study, build, option_class, option_names, typed
 from ..errors import UserError, did_you_mean, listed

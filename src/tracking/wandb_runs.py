@@ -17,6 +17,8 @@ RECORD_FIELDS = (
     "total_parameters",
     "flops_per_step",
     "seconds",
+    "seconds_per_update",
+    "compile_seconds",
 )
 
 

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from src.analysis.export import load_sweep
+from src.analysis.reports import write_study
 from src.analysis.studies import fisher_estimators, wise_ft
-from src.analysis.study import write_study
 from src.errors import UserError
 from tests.commands import sweep
 
@@ -82,12 +82,14 @@ def test_numbers_of_two_diagonals():
     exact = rng.gamma(0.5, size=500)
     other = 3.0 * exact * rng.uniform(0.5, 1.5, size=500)
     other[:50] = 0.0  # ties
-    found = fisher_estimators.compared(exact, other)
+    found = fisher_estimators.compare_diagonals(exact, other)
     assert found["size"] == pytest.approx(other.sum() / exact.sum(), rel=1e-12)
     assert found["rank"] == pytest.approx(spearmanr(exact, other).statistic, abs=1e-12)
     best = {*np.argsort(exact)[-50:]} & {*np.argsort(other)[-50:]}
     assert found["top"] == len(best) / 50
-    assert fisher_estimators.compared(exact, 7.0 * exact) == pytest.approx({"size": 7.0, "rank": 1.0, "top": 1.0})
+    assert fisher_estimators.compare_diagonals(exact, 7.0 * exact) == pytest.approx(
+        {"size": 7.0, "rank": 1.0, "top": 1.0}
+    )
 
 
 @pytest.mark.parametrize("name", ["wise_ft", "fisher_estimators"])
