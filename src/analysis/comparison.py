@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -116,14 +116,12 @@ class Comparison:
             ``high`` (extremes) of the finite selection metrics over seeds, the number of jobs by status, ``eligible``
             and ``chosen``.
         notes: sentences about jobs that were lost and choices at the edge of the grid.
-        recommendation: one sentence that states the result.
     """
 
     spec: ComparisonSpec
     arms: list[Arm]
     points: pd.DataFrame
     notes: list[str]
-    recommendation: str
 
     @property
     def labels(self) -> list[str]:
@@ -134,6 +132,22 @@ class Comparison:
     def levels(self) -> list[tuple[Any, ...]]:
         """The levels in ascending order."""
         return sorted({arm.level for arm in self.arms})
+
+    @property
+    def recommendation(self) -> str:
+        """One sentence that states the result."""
+        return recommend(self.arms, self.spec)
+
+    @property
+    def metric(self) -> str:
+        """The reported metric in words."""
+        return in_words(self.spec.metric)
+
+    @property
+    def axis_label(self) -> str:
+        """Label of an axis that shows the reported metric."""
+        unit = {"accuracy": "share of rows", "loss": "loss"}.get(self.spec.metric.split("_")[-1], "score")
+        return f"{self.metric} ({unit})\n{'higher' if self.spec.higher else 'lower'} is better"
 
     def at(self, *level: Any) -> dict[str, Arm]:
         """Return the arms at a level by their label, the best mean validation metric first."""
@@ -152,17 +166,6 @@ class Comparison:
 
         arms = [replace(arm, difference=difference(arm)) for arm in self.arms]
         return replace(self, spec=replace(self.spec, reference=reference), arms=arms)
-
-    @property
-    def metric(self) -> str:
-        """The reported metric in words."""
-        return in_words(self.spec.metric)
-
-    @property
-    def axis_label(self) -> str:
-        """Label of an axis that shows the reported metric."""
-        unit = {"accuracy": "share of rows", "loss": "loss"}.get(self.spec.metric.split("_")[-1], "score")
-        return f"{self.metric} ({unit})\n{'higher' if self.spec.higher else 'lower'} is better"
 
     def verdict(self, difference: ConfidenceInterval | None) -> int:
         """Return 1 if a difference shows that the first arm is better, -1 if it shows it worse, else 0."""
@@ -360,7 +363,7 @@ def summarize_point(jobs: pd.DataFrame, spec: ComparisonSpec, seeds: set[Any]) -
 
 
 def compare(table: pd.DataFrame, spec: ComparisonSpec, reference: str | None = None) -> Comparison:
-    """Compare the arms of a sweep.
+    """Compare the arms of a sweep with a reference.
 
     Args:
         table: table of a sweep, see :func:`src.analysis.export.jobs_table`.
@@ -371,49 +374,62 @@ def compare(table: pd.DataFrame, spec: ComparisonSpec, reference: str | None = N
     Raises:
         UserError: there is no arm ``reference``, or jobs differ in a column that the specification does not mention.
     """
-    jobs = table[table["status"] != "damaged"].reset_index(drop=True)
-    if jobs.empty:
-        raise UserError("the table has no jobs that could be read")
-    jobs = one_job_each(jobs.assign(arm=label_arms(jobs, spec.factors)), spec)
-    labels = list(dict.fromkeys(jobs["arm"]))
+    found = tune_arms(table, spec)
+    labels = list(dict.fromkeys(found.points["arm"]))
     reference = reference or ("frozen" if "frozen" in labels else labels[0])
     if reference not in labels:
         guess = did_you_mean(reference, labels)
         raise UserError(f"no arm is called '{reference}'{guess}; the arms are {listed(labels)}")
-    spec = replace(spec, reference=reference)
+    if spec.pair is None:
+        return replace(found, spec=replace(spec, reference=reference))
+    found = found.against(reference)
+    notes = list(found.notes)
+    for arm in found.arms:
+        if arm.difference is not None and arm.difference.identical:
+            same = "are identical" if arm.difference.mean == 0 else "differ by the same amount"
+            notes.append(f"{arm.label} and {reference}: the values of {spec.metric} {same} at every {spec.pair}.")
+    return replace(found, notes=notes)
+
+
+def tune_arms(table: pd.DataFrame, spec: ComparisonSpec) -> Comparison:
+    """Choose the tuned values of each arm; the arms have no differences yet.
+
+    Raises:
+        UserError: no job could be read, or jobs differ in a column that the specification does not mention.
+    """
+    jobs = table[table["status"] != "damaged"].reset_index(drop=True)
+    if jobs.empty:
+        raise UserError("the table has no jobs that could be read")
+    jobs = one_job_each(jobs.assign(arm=label_arms(jobs, spec.factors)), spec)
     points = tabulate_points(jobs, spec)
-    choices = points.loc[points["chosen"], ["arm", *spec.tune]]
-    chosen = {label: jobs.merge(choices[choices["arm"] == label], on=["arm", *spec.tune]) for label in labels}
-    arms = [make_arm(label, chosen, points, spec) for label in labels]
+    chosen = jobs.merge(points.loc[points["chosen"], ["arm", *spec.tune]], on=["arm", *spec.tune])
+    arms = [
+        make_arm(label, chosen[chosen["arm"] == label], points[points["arm"] == label], spec)
+        for label in dict.fromkeys(jobs["arm"])
+    ]
     sign = -1 if spec.select_higher else 1
     arms.sort(key=lambda arm: sign * arm.validation.mean if arm.chosen is not None else math.inf)
-    damaged = int((table["status"] == "damaged").sum())
-    return Comparison(spec, arms, points, take_notes(arms, points, spec, damaged), recommend(arms, spec))
+    notes = take_notes(arms, points, spec)
+    if damaged := int((table["status"] == "damaged").sum()):
+        notes.append(f"{count_of(damaged, 'job')} with a damaged record left out.")
+    return Comparison(spec, arms, points, notes)
 
 
-def make_arm(label: str, chosen: Mapping[str, pd.DataFrame], points: pd.DataFrame, spec: ComparisonSpec) -> Arm:
-    """Return the result of one arm; ``chosen`` holds the jobs of every arm at its chosen point."""
-
-    def values_of(jobs: pd.DataFrame) -> dict[Any, float]:
-        return dict(zip(jobs[spec.pair or "job"], jobs[spec.metric].astype(float), strict=True))
-
-    jobs = chosen[label]
-    values = values_of(jobs)
+def make_arm(label: str, jobs: pd.DataFrame, points: pd.DataFrame, spec: ComparisonSpec) -> Arm:
+    """Return the result of one arm from the jobs at its chosen point, and all its points."""
+    values = dict(zip(jobs[spec.pair or "job"], jobs[spec.metric].astype(float), strict=True))
     choice = {name: jobs[name].iloc[0] for name in spec.tune} if len(jobs) else None
     edges = []
     for name, value in (choice or {}).items():
-        tried = points.loc[points["arm"] == label, name].dropna().unique()
+        tried = points[name].dropna().unique()
         if pd.api.types.is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
             edges.append(name)
-    difference = None
-    if spec.pair and label != spec.reference and spec.reference is not None:
-        difference = paired_difference(values, values_of(chosen[spec.reference]))
     validation, test = mean_interval(jobs[spec.select].astype(float)), mean_interval(values.values())
-    return Arm(label, choice, tuple(edges), validation, test, difference, values, jobs)
+    return Arm(label, choice, tuple(edges), validation, test, None, values, jobs)
 
 
-def take_notes(arms: Sequence[Arm], points: pd.DataFrame, spec: ComparisonSpec, damaged: int) -> list[str]:
-    """Return sentences about lost jobs, identical arms and choices at the edge of the grid."""
+def take_notes(arms: Sequence[Arm], points: pd.DataFrame, spec: ComparisonSpec) -> list[str]:
+    """Return sentences about lost jobs, arms without a result and choices at the edge of the grid."""
     pair = spec.pair or "job"
 
     def places(rows: pd.DataFrame, status: str) -> str:
@@ -434,24 +450,14 @@ def take_notes(arms: Sequence[Arm], points: pd.DataFrame, spec: ComparisonSpec, 
         what = f"a {pair} or a finite {spec.select} is missing"
         notes.append(f"Where {what}, a point cannot be chosen: {places(lacking, 'completed')}.")
     for arm in arms:
-        notes += edge_notes(arm, points)
         if arm.chosen is None:
             notes.append(f"{arm.label}: at no point did every {pair} complete, so it has no result.")
-        if arm.difference is not None and arm.difference.identical:
-            same = "are identical" if arm.difference.mean == 0 else "differ by the same amount"
-            notes.append(f"{arm.label} and {spec.reference}: the values of {spec.metric} {same} at every {pair}.")
-    if damaged:
-        notes.append(f"{count_of(damaged, 'job')} with a damaged record left out.")
-    return notes
-
-
-def edge_notes(arm: Arm, points: pd.DataFrame) -> list[str]:
-    """Return a sentence for each chosen value at an edge of its grid."""
-    notes = []
-    for name in arm.edges:
-        value = arm.jobs[name].iloc[0]
-        end = "smallest" if value == points.loc[points["arm"] == arm.label, name].min() else "largest"
-        notes.append(f"{arm.label}: the chosen {name}={show(value)} is the {end} tried: widen the grid.")
+    at_edge = {
+        arm.label: {name: value for name, value in (arm.chosen or {}).items() if name in arm.edges} for arm in arms
+    }
+    edges = [f"{label} ({show_choice(own)})" for label, own in at_edge.items() if own]
+    if edges:
+        notes.append(f"Chosen at the edge of the grid, so widen it: {listed(edges, limit=5)}.")
     return notes
 
 

@@ -16,11 +16,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from ..errors import UserError, listed
-from .comparison import Arm, Comparison, compare, default_factors, edge_notes, judged_metric, make_spec
+from .comparison import Arm, Comparison, default_factors, make_spec, tune_arms
 from .export import varies
-from .formatting import count_of, in_words, show, show_choice, show_interval
+from .formatting import count_of, in_words, show, show_interval
 
 SEED, STRATEGY, LABELS = "seed", "strategy", "data.train_rows"
+X_LABEL = "labelled rows to fine-tune on"
 NOT_TUNABLE = ("data",)  # another task has another validation set
 HOW = (
     "For each arm at each level, {tuned} is chosen by the mean {select} over seeds; {metric} is reported at that "
@@ -59,18 +60,20 @@ def compare_factors(table: pd.DataFrame, factors: Sequence[str], levels: Sequenc
     for name in tuned:
         if name.split(".")[0] in NOT_TUNABLE:
             raise UserError(f"the jobs of this sweep differ in '{name}' too, which validation cannot choose")
-    found = compare(kept, make_spec(kept, judged_metric(kept), "val_loss", tuned, columns, SEED))
+    found = tune_arms(kept, make_spec(kept, select="val_loss", tune=tuned, factors=columns, pair=SEED))
     shown = [name for name in levels if varies(kept[name])] or list(levels)
 
     def placed(arm: Arm) -> Arm:
         job = arm.jobs.iloc[0]
         label = " ".join(show(job[name]) for name in factors)
         under = ", ".join(level_name(name, job[name]) for name in shown)
-        return replace(arm, label=label, difference=None, level=tuple(job[name] for name in levels), under=under)
+        return replace(arm, label=label, level=tuple(job[name] for name in levels), under=under)
 
     arms = [placed(arm) for arm in found.arms if arm.chosen is not None]
-    notes = condense_notes(found, len(table) - len(kept))
-    return replace(found, spec=replace(found.spec, reference=None), arms=arms, notes=notes)
+    notes = list(found.notes)
+    if missing := len(table) - len(kept):
+        notes.append(f"{count_of(missing, 'job')} without {' or '.join(columns)} left out.")
+    return replace(found, arms=arms, notes=notes)
 
 
 def level_name(column: str, value: Any) -> str:
@@ -78,22 +81,6 @@ def level_name(column: str, value: Any) -> str:
     if isinstance(value, str):
         return value
     return f"{value:g} labels" if column == LABELS else f"{column.split('.')[-1]} {show(value)}"
-
-
-def condense_notes(comparison: Comparison, missing: int) -> list[str]:
-    """Return the notes with those about the edge of the grid as one, and the number of jobs without a column."""
-    edges = {note: arm for arm in comparison.arms for note in edge_notes(arm, comparison.points)}
-    reference = f" and {comparison.spec.reference}: the values of"  # studies choose another reference
-    notes = [note for note in comparison.notes if note not in edges and reference not in note]
-    at_edge = {
-        arm.label: f"{arm.label} ({show_choice({name: (arm.chosen or {})[name] for name in arm.edges})})"
-        for arm in edges.values()
-    }
-    if at_edge:
-        notes.append(f"Chosen at the edge of the grid, so widen it: {listed(at_edge.values(), limit=5)}.")
-    if missing:
-        notes.append(f"{count_of(missing, 'job')} without {' or '.join(comparison.spec.factors)} left out.")
-    return notes
 
 
 def select_by_both_tasks(table: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..tracking.records import STAGES
-from .comparison import LOST, Arm, Comparison
+from .comparison import Arm, Comparison
 from .formatting import in_words, show, show_choice
 from .statistics import ConfidenceInterval
 
@@ -100,7 +100,7 @@ def plot_rates(comparison: Comparison, path: Path) -> bool:
     name = spec.tune[0] if spec.tune else None
     if name is None or not pd.api.types.is_numeric_dtype(points[name]) or points[name].nunique() < 2:
         return False
-    with picture(path, f"{BAND} Ring: the chosen value.", height=4.6) as (ax,):
+    with picture(path, f"{BAND} Ring: the chosen value. Cross: lost seeds.", height=4.6) as (ax,):
         tried = sorted(points[name].unique())
         if len(tried) <= 8:
             set_ticks(ax, tried, in_words(name))
@@ -144,24 +144,13 @@ def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
 
 
 def draw_lost(ax: Axes, comparison: Comparison, lost: pd.DataFrame, name: str) -> None:
-    """Mark the points that lost seeds on a strip above the axes, with one row for each arm."""
+    """Mark the points that lost seeds above the axes, in a line for each arm, with the number of lost seeds."""
     arms = list(dict.fromkeys(lost["arm"]))
-    strip = ax.inset_axes((0, 1.02, 1, 0.075 * len(arms)), sharex=ax)
-    strip.set_ylim(-0.6, len(arms) - 0.4)
     for _, row in lost.iterrows():
-        y, colour = arms.index(row["arm"]), style(comparison, row["arm"])["color"]
-        strip.plot(row[name], y, "x", color=colour, ms=8, mew=2.2)
-        text = f"  {row['jobs'] - row['completed']} of {row['jobs']}"
-        strip.annotate(text, (row[name], y), color=colour, va="center", ha="left", annotation_clip=False)
-    strip.set_yticks(range(len(arms)), [lost_label(lost, arm) for arm in arms])
-    strip.tick_params(axis="x", which="both", bottom=False, labelbottom=False)
-    strip.spines[["bottom"]].set_visible(False)
-
-
-def lost_label(lost: pd.DataFrame, arm: str) -> str:
-    """Return an arm's label with the statuses of its lost jobs: ``full diverged``."""
-    own = lost[lost["arm"] == arm]
-    return f"{arm} {' or '.join(status for status in LOST if own[status].any())}"
+        x, y, colour = row[name], 1.03 + 0.055 * arms.index(row["arm"]), style(comparison, row["arm"])["color"]
+        above = {"color": colour, "transform": ax.get_xaxis_transform(), "clip_on": False}
+        ax.plot(x, y, "x", ms=8, mew=2.2, **above)
+        ax.text(x, y, f"{row['jobs'] - row['completed']} of {row['jobs']}   ", va="center", ha="right", **above)
 
 
 def plot_curves(comparison: Comparison, history: pd.DataFrame, path: Path) -> bool:
@@ -335,6 +324,14 @@ def draw_means(
     low, high = [i.low for i in means], [i.high for i in means]
     draw_band(ax, x, low, high, look["color"])
     ax.plot(x, [i.mean for i in means], label=label, **look)
+
+
+def draw_lines(ax: Axes, x: Sequence[float], lines: Mapping[str, Sequence[Arm]], labels: tuple[str, str]) -> None:
+    """Draw the reported metric of the arms of each named line over ``x``, and label both axes."""
+    for place, (name, arms) in enumerate(lines.items()):
+        draw_means(ax, x, [arm.test for arm in arms], name, style_of(place))
+    set_ticks(ax, x, labels[0])
+    ax.set_ylabel(labels[1])
 
 
 def set_ticks(ax: Axes, values: Sequence[float], label: str) -> None:

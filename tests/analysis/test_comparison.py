@@ -114,15 +114,15 @@ def test_an_arm_without_any_complete_point_has_no_result():
 
 
 @pytest.mark.parametrize(
-    ("means", "edge"),
-    [((1, 2, 3), "smallest"), ((3, 2, 1), "largest"), ((2, 1, 2), None), ((2, 1, math.nan), None)],
+    ("means", "edge"), [((1, 2, 3), 0.001), ((3, 2, 1), 0.1), ((2, 1, 2), None), ((2, 1, math.nan), None)]
 )
 def test_the_edge_of_the_grid_is_pointed_out(means, edge):
     rates = (0.001, 0.01, 0.1)
     found = solve(grid({("full", rate): [mean, mean] for rate, mean in zip(rates, means, strict=True)}))
-    hints = [note for note in found.notes if "widen the grid" in note]
+    hints = [note for note in found.notes if note.startswith("Chosen at the edge of the grid")]
     assert len(hints) == (edge is not None)
-    assert all(str(edge) in hint for hint in hints)
+    assert all(hint.endswith(f": full (lr_fine={edge}).") for hint in hints)
+    assert found.arms[0].edges == (() if edge is None else ("lr_fine",))
 
 
 def test_ties_go_to_the_smaller_rate():

@@ -15,6 +15,7 @@ from ..comparison import Comparison
 from ..factors import (
     LABELS,
     STRATEGY,
+    X_LABEL,
     common_seeds,
     compare_factors,
     describe_tuning,
@@ -23,7 +24,7 @@ from ..factors import (
     side_by_side,
 )
 from ..formatting import count_of, markdown_table, show_difference
-from ..plots import INTERVAL_BAND, draw_means, legend_below, picture, set_ticks, style_of
+from ..plots import INTERVAL_BAND, draw_lines, draw_means, legend_below, picture, set_ticks, style_of
 from ..reports import Report
 from ..statistics import ConfidenceInterval, bootstrap, log_crossing
 
@@ -123,15 +124,14 @@ def conclude(crossing: Crossing, found: Comparison) -> str:
 def draw(axes: Sequence[Axes], found: Comparison, crossing: Crossing) -> None:
     """Draw both arms on the left and their difference on the right over the number of labels."""
     labels = list(crossing.differences)
-    for place, name in enumerate((PROBE, FULL)):
-        draw_means(axes[0], labels, [found.at(n)[name].test for n in labels], name, style_of(place))
+    lines = {name: [found.at(n)[name] for n in labels] for name in (PROBE, FULL)}
+    draw_lines(axes[0], labels, lines, (X_LABEL, found.axis_label))
     look = style_of(2) | {"linestyle": "-"}
     draw_means(axes[1], labels, list(crossing.differences.values()), f"{FULL} minus {PROBE}, paired by seed", look)
     axes[1].axhline(0, color="#555555", linewidth=1)
-    axes[0].set_ylabel(found.axis_label)
+    set_ticks(axes[1], labels, X_LABEL)
     axes[1].set_ylabel(f"difference in {found.metric}")
     for ax in axes:
-        set_ticks(ax, labels, "labelled rows to fine-tune on")
         if math.isfinite(crossing.at):
             low, high = max(crossing.low, labels[0]), min(crossing.high, labels[-1])
             ax.axvspan(low, high, color="#999999", alpha=0.15, linewidth=0)

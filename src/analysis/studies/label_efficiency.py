@@ -18,6 +18,7 @@ from ..export import varies
 from ..factors import (
     LABELS,
     STRATEGY,
+    X_LABEL,
     common_seeds,
     compare_factors,
     describe_tuning,
@@ -26,7 +27,7 @@ from ..factors import (
     side_by_side,
 )
 from ..formatting import count_of, markdown_table
-from ..plots import INTERVAL_BAND, draw_means, legend_below, picture, set_ticks, style_of
+from ..plots import INTERVAL_BAND, draw_lines, legend_below, picture
 from ..reports import Report
 from ..statistics import bootstrap, log_crossing
 
@@ -157,10 +158,7 @@ def draw(
     ax: Axes, found: Comparison, curves: Mapping[str, Sequence[Arm]], labels: Sequence[float], best: float
 ) -> None:
     """Draw the metric of each arm over the number of labels, and the best value of scratch as a dotted line."""
-    for place, (name, curve) in enumerate(curves.items()):
-        draw_means(ax, labels, [arm.test for arm in curve], name, style_of(place))
+    draw_lines(ax, labels, curves, (X_LABEL, found.axis_label))
     if math.isfinite(best):
         ax.axhline(best, color="#555555", linestyle=":", linewidth=1.5)
-    set_ticks(ax, labels, "labelled rows to fine-tune on")
-    ax.set_ylabel(found.axis_label)
     legend_below([ax])

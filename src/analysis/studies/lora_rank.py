@@ -14,7 +14,7 @@ from ..comparison import Arm, Comparison
 from ..factors import compare_factors, describe_tuning
 from ..formatting import count_of, markdown_table, show_count, show_interval
 from ..pages import result_columns
-from ..plots import INTERVAL_BAND, draw_means, legend_below, picture, set_ticks, style_of
+from ..plots import INTERVAL_BAND, draw_lines, legend_below, picture, set_ticks, style_of
 from ..reports import Report
 
 RANK, SIZE = "strategy.rank", "trainable_parameters"
@@ -81,12 +81,11 @@ def conclude(ranks: Mapping[int, Arm], best: int, elbow: int, found: Comparison)
 def draw(axes: Sequence[Axes], found: Comparison, ranks: Mapping[int, Arm], elbow: int) -> None:
     """Draw the metric on the left and the number of trainable parameters on the right over the rank."""
     sizes = [arm.cost(SIZE) for arm in ranks.values()]
-    draw_means(axes[0], list(ranks), [arm.test for arm in ranks.values()], found.metric, style_of(0))
+    draw_lines(axes[0], list(ranks), {found.metric: list(ranks.values())}, ("rank", found.axis_label))
     axes[1].plot(list(ranks), sizes, label="trainable parameters", **style_of(1))
     for ax, at in ((axes[0], ranks[elbow].test.mean), (axes[1], ranks[elbow].cost(SIZE))):
         ax.plot(elbow, at, "o", ms=15, mfc="none", mec="#222222", mew=1.8)
-        set_ticks(ax, list(ranks), "rank")
-    axes[0].set_ylabel(found.axis_label)
+    set_ticks(axes[1], list(ranks), "rank")
     axes[1].set_ylabel("trainable parameters")
     if np.isfinite(sizes).all():
         axes[1].set_ylim(bottom=0)
