@@ -42,22 +42,6 @@ NOT_EVALUATED = (
 )
 
 
-class ReferenceLine(NamedTuple):
-    """A horizontal line that the curves of a panel are compared with."""
-
-    words: str
-    value: Callable[[MonitoredRun], float | None]
-
-
-class CurvePanel(NamedTuple):
-    """A panel of the picture; it shows the first of its columns that was logged."""
-
-    columns: tuple[str, ...]
-    title: str
-    references: tuple[ReferenceLine, ...] = ()
-    log: bool = False
-
-
 @dataclass(frozen=True)
 class MonitoredRun:
     """One pre-training: its condition, its seed, a job that used it, and its logged rows."""
@@ -79,46 +63,44 @@ class MonitoredRun:
         lost = [f"The loss stopped being finite after update {self.job.last_finite_step:,}."] if ended else []
         return [*lost, *self.job.warnings]
 
-    def values(self, column: str) -> pd.Series:
+    def logged(self, column: str) -> list[float]:
         """Return the logged values of a column."""
-        return self.rows[column].dropna() if column in self.rows else pd.Series(dtype=float)
+        return list(self.rows[column].dropna().astype(float)) if column in self.rows else []
 
     def first(self, column: str) -> float | None:
-        """Return the first value of a column, or None."""
-        return next(iter(self.values(column).astype(float)), None)
+        """Return the first logged value of a column, or None."""
+        return next(iter(self.logged(column)), None)
 
-    def last(self, column: str) -> float:
-        """Return the last value of a column, or NaN."""
-        return next(iter(self.values(column).astype(float)[::-1]), math.nan)
-
-
-def stability_line(words: str, key: str) -> ReferenceLine:
-    """Return the line at a value that the record's ``stability`` holds."""
-    return ReferenceLine(words, lambda run: run.job.stability.get(key))
+    def metric(self, name: str) -> float:
+        """Return a metric on the source's test rows, or else its last logged value, or NaN."""
+        return self.job.metrics.get(f"source_test_{name}", [math.nan, *self.logged(name)][-1])
 
 
-def floor_lines(name: str) -> tuple[ReferenceLine, ReferenceLine]:
-    """Return the lines of pixels and of the untrained network for an accuracy."""
-    untrained = lambda run: run.first(name) if run.first(f"{name}_pixels") else None  # noqa: E731
-    pixels = ReferenceLine("dashed: pixels", lambda run: run.first(f"{name}_pixels"))
-    return pixels, ReferenceLine("dotted: untrained", untrained)
+class CurvePanel(NamedTuple):
+    """A panel of the picture: it shows the first of its columns that was logged, with horizontal reference lines."""
+
+    columns: tuple[str, ...]
+    title: str
+    references: tuple[tuple[str, Callable[[MonitoredRun], float | None]], ...] = ()
+
+
+def accuracy_panel(column: str, title: str) -> CurvePanel:
+    """Return the panel of an accuracy, with those of pixels and of the untrained network as references."""
+    pixels = ("dashed: pixels", lambda run: run.first(f"{column}_pixels"))
+    untrained = ("dotted: untrained", lambda run: run.first(column) if run.first(f"{column}_pixels") else None)
+    return CurvePanel((column,), title, (pixels, untrained))
 
 
 PANELS = (
-    CurvePanel(("loss",), "loss", (stability_line("dashed: equal embeddings", "equal_loss"),)),
-    CurvePanel(
-        ("grad_norm_max", "grad_norm"),
-        "gradient norm",
-        (ReferenceLine(f"dashed: {SPIKE:g}, a spike", lambda _: SPIKE),),
-        log=True,
-    ),
+    CurvePanel(("loss",), "loss", (("dashed: equal embeddings", lambda run: run.job.stability.get("equal_loss")),)),
+    CurvePanel(("grad_norm_max", "grad_norm"), "gradient norm", ((f"dashed: {SPIKE:g}, a spike", lambda _: SPIKE),)),
     CurvePanel(("temperature",), "temperature"),
     CurvePanel(("pos_similarity",), "similarity of two views"),
     CurvePanel(("neg_similarity",), "similarity of two images"),
-    CurvePanel(("spread",), "spread", (stability_line("dashed: even spread", "even_spread"),)),
+    CurvePanel(("spread",), "spread", (("dashed: even spread", lambda run: run.job.stability.get("even_spread")),)),
     CurvePanel(("rankme",), "effective rank (RankMe)"),
-    CurvePanel(("knn",), "accuracy of nearest neighbours", floor_lines("knn")),
-    CurvePanel(("probe",), "accuracy of a linear probe", floor_lines("probe")),
+    accuracy_panel("knn", "accuracy of nearest neighbours"),
+    accuracy_panel("probe", "accuracy of a linear probe"),
 )
 DASHES = ((0, (6, 3)), (0, (1.5, 2)))  # line styles of the first and the second reference
 
@@ -133,7 +115,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     conditions = list(dict.fromkeys(run.label for run in runs))
     draw(runs, conditions, folder / PICTURE)
     warned = "\n".join(f"- **{run.name}**: {' '.join(run.warnings)}" for run in runs if run.warnings)
-    evaluated = any(len(run.values("knn")) for run in runs)
+    evaluated = any(run.logged("knn") for run in runs)
     return Report(
         title="Does pre-training work?",
         conclusion=conclude(runs),
@@ -177,26 +159,22 @@ def columns(runs: Sequence[MonitoredRun]) -> dict[str, Callable[[str], str]]:
     def mean(of: Callable[[MonitoredRun], float]) -> Callable[[str], str]:
         return lambda label: show_mean(of(run) for run in runs if run.label == label)
 
-    def metric(name: str) -> Callable[[MonitoredRun], float]:
-        return lambda run: run.job.metrics.get(f"source_test_{name}", math.nan)
-
-    accuracies: dict[str, Callable[[str], str]] = {}
-    for name, words in (("knn", "neighbours"), ("probe", "probe")):
-        floors = [mean(metric(f"{name}_{floor}")) for floor in FLOORS]
-        accuracies[words] = mean(metric(name))
-        accuracies[f"{words}: untrained, pixels"] = lambda label, own=floors: ", ".join(floor(label) for floor in own)
-    return {
+    found = {
         "condition": str,
         "runs": lambda label: str(sum(run.label == label for run in runs)),
         "with warnings": lambda label: str(sum(run.label == label and bool(run.warnings) for run in runs)),
-        "loss": mean(lambda run: run.last("loss")),
+        "loss": mean(lambda run: [math.nan, *run.logged("loss")][-1]),
         "of equal embeddings": mean(lambda run: run.job.stability.get("equal_loss", math.nan)),
         "largest gradient": mean(lambda run: run.job.stability.get("first_epoch_grad_norm", math.nan)),
-        "spread": mean(lambda run: run.last("spread")),
-        "rankme": mean(lambda run: run.job.metrics.get("source_test_rankme", run.last("rankme"))),
-        "lidar": mean(lambda run: run.job.metrics.get("source_test_lidar", run.last("lidar"))),
-        **accuracies,
+        "spread": mean(lambda run: [math.nan, *run.logged("spread")][-1]),
+        "rankme": mean(lambda run: run.metric("rankme")),
+        "lidar": mean(lambda run: run.metric("lidar")),
     }
+    for name, words in (("knn", "neighbours"), ("probe", "probe")):
+        floors = [mean(lambda run, key=f"{name}_{floor}": run.metric(key)) for floor in FLOORS]
+        found[words] = mean(lambda run, key=name: run.job.metrics.get(f"source_test_{key}", math.nan))
+        found[f"{words}: untrained, pixels"] = lambda label, own=floors: ", ".join(floor(label) for floor in own)
+    return found
 
 
 def show_mean(values: Iterable[float]) -> str:
@@ -242,19 +220,19 @@ def draw(runs: Sequence[MonitoredRun], conditions: Sequence[str], path: Path) ->
     """Draw the panels whose columns were logged."""
     panels = []
     for panel in PANELS:
-        name = next((name for name in panel.columns if any(len(run.values(name)) for run in runs)), None)
+        name = next((name for name in panel.columns if any(run.logged(name) for run in runs)), None)
         panels += [(panel, name)] if name else []
     height = -(-len(panels) // PANEL_COLUMNS)
-    shown = BAND if len(runs) > len(conditions) else "Lines: single runs."
-    with picture(path, shown, 1.0 + 2.35 * height + 0.22 * len(conditions), PANEL_COLUMNS, height) as axes:
+    caption = BAND if len(runs) > len(conditions) else "Lines: single runs."
+    with picture(path, caption, 1.0 + 2.35 * height + 0.22 * len(conditions), PANEL_COLUMNS, height) as axes:
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         for place, (ax, (panel, name)) in enumerate(zip(axes, panels, strict=False)):
             for number, label in enumerate(conditions):
-                draw_condition(ax, [run for run in runs if run.label == label], name, style_of(number), label)
+                draw_condition(ax, [run for run in runs if run.label == label], name, style_of(number))
             words = draw_references(ax, panel, runs)
             ax.set_title("\n".join([panel.title, words]), fontsize=9.5, color="#333333")
-            if panel.log:
+            if name.startswith("grad_norm"):
                 ax.set_yscale("log")
             if place >= len(panels) - PANEL_COLUMNS:
                 ax.set_xlabel("updates")
@@ -263,7 +241,7 @@ def draw(runs: Sequence[MonitoredRun], conditions: Sequence[str], path: Path) ->
         legend_below(axes[: len(panels)])
 
 
-def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, look: Mapping[str, Any], label: str) -> None:
+def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, look: Mapping[str, Any]) -> None:
     """Draw the mean of a condition over its runs, and a band from the smallest to the largest."""
     rows = pd.concat([run.rows for run in runs])
     if name not in rows:
@@ -272,21 +250,17 @@ def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, look: Mapp
     found = curve.agg(["mean", "min", "max"])
     if len(runs) > 1:
         draw_band(ax, found.index, found["min"], found["max"], look["color"])
-    marked = {"marker": look["marker"] if len(found) <= MARKED else None, "markersize": 4}
-    ax.plot(found.index, found["mean"], label=label, **{**look, **marked})
+    marked = {"marker": look["marker"] if len(found) <= MARKED else None, "markersize": 4, "label": runs[0].label}
+    ax.plot(found.index, found["mean"], **{**look, **marked})
 
 
 def draw_references(ax: Axes, panel: CurvePanel, runs: Sequence[MonitoredRun]) -> str:
     """Draw the reference lines of a panel, one for each mean over a condition; return the words for its title."""
     words = []
-    for reference, dashes in zip(panel.references, DASHES, strict=False):
-        by_condition: dict[str, list[float]] = {}
-        for run in runs:
-            if (value := reference.value(run)) is not None:
-                by_condition.setdefault(run.label, []).append(value)
-        levels = {round(float(np.mean(values)), 6) for values in by_condition.values()}
+    for (text, value), dashes in zip(panel.references, DASHES, strict=False):
+        found = pd.Series([value(run) for run in runs], [run.label for run in runs], dtype=float).dropna()
+        levels = set(found.groupby(level=0).mean().round(6))
         for level in levels:
             ax.axhline(level, color="#555555", linestyle=dashes, linewidth=1.2, zorder=1)
-        if levels:
-            words.append(reference.words)
+        words += [text] if levels else []
     return ", ".join(words)
