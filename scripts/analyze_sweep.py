@@ -67,7 +67,7 @@ def main() -> None:
         higher=arguments.higher,
     )
     found = compare(table, spec, arguments.reference)
-    files = write_comparison(found, history, arguments.out or arguments.table.parent, arguments.table)
+    files = write_comparison(found, history, arguments.out or arguments.table.parent)
     print_comparison(found, Console())  # after the files, so that a closed pipe does not prevent them
     for path in files:
         print(f"wrote {path}")

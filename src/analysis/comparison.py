@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import pandas as pd
 
 from ..errors import UserError, did_you_mean, listed
 from .export import varies
-from .formatting import count_of, in_words, show, show_choice
+from .formatting import count_of, in_words, show, show_choice, show_interval
 from .statistics import ConfidenceInterval, mean_interval, paired_difference
 
 LOWER = {"loss", "mse", "rmse", "mae", "nll", "error", "perplexity", "ppl", "bpd", "forgetting"}
@@ -25,6 +25,11 @@ HIGHER = {"accuracy", "acc", "r2", "f1", "auc", "auroc", "precision", "recall", 
 # Test metrics that a task is judged by: the first that its jobs recorded, or else the loss (regression).
 JUDGED = ("test_entity_f1", "test_exact_match", "test_accuracy", "test_macro_f1")
 LOST = ("diverged", "failed", "unfinished")
+HOW = (
+    "For each arm at each level, {tuned} is chosen by the mean {select} over seeds; {metric} is reported at that "
+    "choice. ± is the 95 % Student-t interval over seeds. Differences are paired by seed; \\* marks an interval that "
+    "excludes 0 (not corrected for the number of comparisons). Identical differences have no interval."
+)
 
 
 @dataclass(frozen=True)
@@ -144,6 +149,12 @@ class Comparison:
         return in_words(self.spec.metric)
 
     @property
+    def how(self) -> str:
+        """How the arms were tuned and compared."""
+        tuned = ", ".join(self.spec.tune) or "nothing"
+        return HOW.format(tuned=tuned, select=in_words(self.spec.select), metric=self.metric)
+
+    @property
     def axis_label(self) -> str:
         """Label of an axis that shows the reported metric."""
         unit = {"accuracy": "share of rows", "loss": "loss"}.get(self.spec.metric.split("_")[-1], "score")
@@ -172,6 +183,41 @@ class Comparison:
         if difference is None or not difference.excludes_zero:
             return 0
         return 1 if (difference.mean > 0) == self.spec.higher else -1
+
+    def side_by_side(self, labels: Sequence[str]) -> dict[str, Callable[[tuple[Any, ...]], str]]:
+        """Return the columns of a table with one row for each level: the metric of each arm, with its choice."""
+        names = {arm.level: arm.under for arm in self.arms}
+
+        def cell(level: tuple[Any, ...], label: str) -> str:
+            arm = self.at(*level).get(label)
+            return "-" if arm is None else f"{show_interval(arm.test)} ({arm.choice})"
+
+        known: dict[str, Callable[[tuple[Any, ...]], str]] = {"level": lambda level: names[level]}
+        return known | {label: lambda level, label=label: cell(level, label) for label in labels}
+
+    def summarize(self) -> str:
+        """Return which arms are better, worse or undecided against the reference arm, and at which levels."""
+        others = [arm for arm in self.arms if arm.difference is not None]
+        reference = self.spec.reference
+        n = min((arm.difference.n for arm in others if arm.difference), default=0)
+        if n < 2:
+            return f"Undecided: {count_of(n, 'common seed')} give no interval; run more seeds."
+        over = f"paired 95 % intervals at {n} seeds, each arm at its own choice"
+        found: dict[int, dict[str, list[str]]] = {1: {}, -1: {}, 0: {}}
+        for arm in others:
+            found[self.verdict(arm.difference)].setdefault(arm.label, []).append(arm.under)
+        if not found[1] and not found[-1]:
+            labels = listed(found[0])
+            return f"Undecided: on {self.metric} no difference between {reference} and {labels} is shown ({over})."
+        levels = len({arm.level for arm in self.arms})
+        parts = []
+        for verdict, word in ((1, "better"), (-1, "worse"), (0, "undecided")):
+            names = [
+                label if len(under) == levels else f"{label} under {' and '.join(under)}"
+                for label, under in found[verdict].items()
+            ]
+            parts += [f"{word}: {', '.join(names)}"] if names else []
+        return f"Compared with {reference} on {self.metric}, {'; '.join(parts)} ({over})."
 
 
 def config_columns(table: pd.DataFrame) -> list[str]:

@@ -7,7 +7,7 @@ each level, the learning rate is chosen on validation data and the result is rep
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +18,11 @@ from jaxtyping import Float
 from ..errors import UserError, listed
 from .comparison import Arm, Comparison, default_factors, make_spec, tune_arms
 from .export import varies
-from .formatting import count_of, in_words, show, show_interval
+from .formatting import count_of, show
 
 SEED, STRATEGY, LABELS = "seed", "strategy", "data.train_rows"
 X_LABEL = "labelled rows to fine-tune on"
 NOT_TUNABLE = ("data",)  # another task has another validation set
-HOW = (
-    "For each arm at each level, {tuned} is chosen by the mean {select} over seeds; {metric} is reported at that "
-    "choice. ± is the 95 % Student-t interval over seeds. Differences are paired by seed; \\* marks an interval that "
-    "excludes 0 (not corrected for the number of comparisons). Identical differences have no interval."
-)
 
 
 def compare_factors(table: pd.DataFrame, factors: Sequence[str], levels: Sequence[str] = ()) -> Comparison:
@@ -119,49 +114,6 @@ def scores(arms: Sequence[Arm], seeds: Sequence[Any], higher: bool) -> Float[np.
     """Return the reported metric, negated where lower is better."""
     values = np.array([[arm.values[seed] for seed in seeds] for arm in arms], dtype=float)
     return values if higher else -values
-
-
-def describe_tuning(comparison: Comparison) -> str:
-    """Explain how the table of a report was made."""
-    tuned = ", ".join(comparison.spec.tune) or "nothing"
-    return HOW.format(tuned=tuned, select=in_words(comparison.spec.select), metric=comparison.metric)
-
-
-def side_by_side(comparison: Comparison, labels: Sequence[str]) -> dict[str, Callable[[tuple[Any, ...]], str]]:
-    """Return the columns of a table with one row for each level: the metric of each arm, with its choice."""
-    names = {arm.level: arm.under for arm in comparison.arms}
-
-    def cell(level: tuple[Any, ...], label: str) -> str:
-        arm = comparison.at(*level).get(label)
-        return "-" if arm is None else f"{show_interval(arm.test)} ({arm.choice})"
-
-    known: dict[str, Callable[[tuple[Any, ...]], str]] = {"level": lambda level: names[level]}
-    return known | {label: lambda level, label=label: cell(level, label) for label in labels}
-
-
-def summarize_verdicts(comparison: Comparison) -> str:
-    """Return which arms are better, worse or undecided against the reference arm, and at which levels."""
-    others = [arm for arm in comparison.arms if arm.difference is not None]
-    reference = comparison.spec.reference
-    n = min((arm.difference.n for arm in others if arm.difference), default=0)
-    if n < 2:
-        return f"Undecided: {count_of(n, 'common seed')} give no interval; run more seeds."
-    over = f"paired 95 % intervals at {n} seeds, each arm at its own choice"
-    found: dict[int, dict[str, list[str]]] = {1: {}, -1: {}, 0: {}}
-    for arm in others:
-        found[comparison.verdict(arm.difference)].setdefault(arm.label, []).append(arm.under)
-    if not found[1] and not found[-1]:
-        labels = listed(found[0])
-        return f"Undecided: on {comparison.metric} no difference between {reference} and {labels} is shown ({over})."
-    levels = len({arm.level for arm in comparison.arms})
-    parts = []
-    for verdict, word in ((1, "better"), (-1, "worse"), (0, "undecided")):
-        names = [
-            label if len(under) == levels else f"{label} under {' and '.join(under)}"
-            for label, under in found[verdict].items()
-        ]
-        parts += [f"{word}: {', '.join(names)}"] if names else []
-    return f"Compared with {reference} on {comparison.metric}, {'; '.join(parts)} ({over})."
 
 
 def finetuning_rows(history: pd.DataFrame | None, arm: Arm) -> pd.DataFrame:

@@ -23,6 +23,7 @@ from .formatting import (
     show_share,
 )
 from .plots import plot_arms, plot_curves, plot_rates
+from .reports import Report
 
 LOSS = "test_loss"
 
@@ -127,14 +128,22 @@ def draw_pictures(comparison: Comparison, history: pd.DataFrame | None, folder: 
     return drawn
 
 
-def write_comparison(comparison: Comparison, history: pd.DataFrame | None, folder: Path, source: Path) -> list[Path]:
-    """Write ``analysis.md`` and its pictures.
+def comparison_report(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> Report:
+    """Return the report of a comparison and draw its pictures into a folder; the curves need the history."""
+    results = markdown_table(result_columns(comparison), comparison.arms)
+    costs = markdown_table(cost_columns(comparison), comparison.arms)
+    jobs = f"{int(comparison.points['jobs'].sum())} jobs at {len(comparison.points)} points."
+    return Report(
+        title=f"Which {' and '.join(comparison.spec.factors) or 'job'} is best?",
+        conclusion=comparison.recommendation,
+        body=[results, explain_results(comparison).replace("*", "\\*"), "Cost:", costs, jobs],
+        pictures=draw_pictures(comparison, history, folder),
+        notes=comparison.notes,
+    )
 
-    Args:
-        comparison: what to report.
-        history: logged rows, for the curves.
-        folder: where the files go; created if missing.
-        source: path of the sweep's table, named on the page.
+
+def write_comparison(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> list[Path]:
+    """Write ``analysis.md`` and its pictures into a folder, which is created if missing.
 
     Returns:
         The written files, the page first.
@@ -144,31 +153,9 @@ def write_comparison(comparison: Comparison, history: pd.DataFrame | None, folde
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        drawn = draw_pictures(comparison, history, folder)
+        report = comparison_report(comparison, history, folder)
         page = folder / "analysis.md"
-        page.write_text(comparison_page(comparison, drawn, source), encoding="utf-8")
+        page.write_text(report.page(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the analysis to '{folder}': {error.strerror or error}") from error
-    return [page, *(folder / name for name in drawn)]
-
-
-def title_of(comparison: Comparison) -> str:
-    """Return the question that a comparison answers."""
-    return f"Which {' and '.join(comparison.spec.factors) or 'job'} is best?"
-
-
-def comparison_page(comparison: Comparison, pictures: dict[str, str], source: Path) -> str:
-    """Return the page as Markdown; ``pictures`` holds titles by file name."""
-    parts = [
-        f"# {title_of(comparison)}",
-        f"**{comparison.recommendation}**",
-        markdown_table(result_columns(comparison), comparison.arms),
-        explain_results(comparison).replace("*", "\\*"),
-    ]
-    if comparison.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in comparison.notes)]
-    for name, title in pictures.items():
-        parts += [f"## {title}", f"![{title}]({name})"]
-    parts += ["## Cost", markdown_table(cost_columns(comparison), comparison.arms)]
-    parts += [f"From `{source.name}`: {int(comparison.points['jobs'].sum())} jobs at {len(comparison.points)} points."]
-    return "\n\n".join(parts) + "\n"
+    return [page, *(folder / name for name in report.pictures)]

@@ -21,7 +21,7 @@ def report(folder, out, **asked):
     jobs = load_jobs(folder)
     table = jobs_table(jobs)
     found = compare(table, make_spec(table, **asked))
-    return found, write_comparison(found, history_table(jobs), out, folder / "sweep.parquet")
+    return found, write_comparison(found, history_table(jobs), out)
 
 
 def test_the_page_and_its_pictures(sweep, tmp_path):

@@ -12,17 +12,7 @@ from matplotlib.axes import Axes
 
 from ...errors import UserError
 from ..comparison import Comparison
-from ..factors import (
-    LABELS,
-    STRATEGY,
-    X_LABEL,
-    common_seeds,
-    compare_factors,
-    describe_tuning,
-    require_strategies,
-    scores,
-    side_by_side,
-)
+from ..factors import LABELS, STRATEGY, X_LABEL, common_seeds, compare_factors, require_strategies, scores
 from ..formatting import count_of, markdown_table, show_difference
 from ..plots import INTERVAL_BAND, draw_lines, draw_means, legend_below, picture, set_ticks, style_of
 from ..reports import Report
@@ -63,7 +53,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     crossing = find_crossing(found, labels)
     with picture(folder / PICTURE, f"{INTERVAL_BAND} Grey: the crossing with its interval.", 4.6, 2) as axes:
         draw(axes, found, crossing)
-    columns = side_by_side(found, [PROBE, FULL])
+    columns = found.side_by_side([PROBE, FULL])
     columns[f"{FULL} minus {PROBE}"] = lambda level: show_difference(crossing.differences[level[0]])
     how = (
         "The crossing is interpolated between the means, linearly in the logarithm of the number of labels; its "
@@ -72,7 +62,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="From how many labels on does full fine-tuning beat the linear probe?",
         conclusion=conclude(crossing, found),
-        body=[markdown_table(columns, [(n,) for n in labels]), describe_tuning(found), how],
+        body=[markdown_table(columns, [(n,) for n in labels]), found.how, how],
         pictures={PICTURE: "Full fine-tuning and the probe"},
         notes=found.notes,
     )

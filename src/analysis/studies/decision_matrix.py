@@ -14,7 +14,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from ...errors import UserError
 from ..comparison import Arm, Comparison
-from ..factors import LABELS, STRATEGY, compare_factors, describe_tuning
+from ..factors import LABELS, STRATEGY, compare_factors
 from ..formatting import markdown_table, show, show_interval
 from ..pages import result_columns
 from ..plots import COLOURS, picture
@@ -110,7 +110,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         body=[
             markdown_table(columns, cells),
             how,
-            describe_tuning(found),
+            found.how,
             "Every arm:",
             markdown_table(result_columns(found), arms),
         ],

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import UserError, listed
-from ..factors import compare_factors, describe_tuning, select_by_both_tasks
+from ..factors import compare_factors, select_by_both_tasks
 from ..formatting import markdown_table, show_interval
 from ..plots import picture, style_of
 from ..reports import Report
@@ -68,7 +68,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="Which estimate of the Fisher information, and which strength?",
         conclusion=conclude(strengths, median, {name: shared[name]["rank"].mean for name in strengths}),
-        body=[markdown_table(columns, order), LEGEND, describe_tuning(found)],
+        body=[markdown_table(columns, order), LEGEND, found.how],
         pictures={PICTURE: "Both tasks over the strength, and over the strength times the size of the estimate"},
         notes=found.notes,
     )

@@ -15,17 +15,7 @@ from matplotlib.axes import Axes
 from ...errors import UserError, listed
 from ..comparison import Arm, Comparison, config_columns
 from ..export import varies
-from ..factors import (
-    LABELS,
-    STRATEGY,
-    X_LABEL,
-    common_seeds,
-    compare_factors,
-    describe_tuning,
-    require_strategies,
-    scores,
-    side_by_side,
-)
+from ..factors import LABELS, STRATEGY, X_LABEL, common_seeds, compare_factors, require_strategies, scores
 from ..formatting import count_of, markdown_table
 from ..plots import INTERVAL_BAND, draw_lines, legend_below, picture
 from ..reports import Report
@@ -93,11 +83,11 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         "of the arm reaches the same value, interpolated linearly in the logarithm of the labels; its interval is the "
         f"expanded percentile bootstrap over {count_of(len(seeds), 'seed')}."
     )
-    by_labels = markdown_table(side_by_side(found, list(curves)), [(n,) for n in labels])
+    by_labels = markdown_table(found.side_by_side(list(curves)), [(n,) for n in labels])
     return Report(
         title="How many times fewer labels does a pre-trained start need?",
         conclusion=conclude(savings, found.metric, best, len(seeds)),
-        body=[markdown_table(factors, savings), how, by_labels, describe_tuning(found)],
+        body=[markdown_table(factors, savings), how, by_labels, found.how],
         pictures={PICTURE: "Each arm over the number of labels"},
         notes=found.notes,
     )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ...errors import UserError, listed
-from ..factors import common_seeds, compare_factors, describe_tuning
+from ..factors import common_seeds, compare_factors
 from ..formatting import count_of, markdown_table, show_difference, show_interval
 from ..plots import DOTS, IntervalRow, draw_rows, picture, style_of
 from ..reports import Report
@@ -67,7 +67,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="Can a blend of two adapters replace a third one?",
         conclusion=conclude(values),
-        body=[markdown_table(columns, list(values)), f"Weights from validation: {weights}.", describe_tuning(found)],
+        body=[markdown_table(columns, list(values)), f"Weights from validation: {weights}.", found.how],
         pictures={PICTURE: "Blends of two adapters on the rows of both"},
         notes=found.notes,
     )

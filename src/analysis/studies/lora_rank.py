@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from ...errors import UserError, listed
 from ..comparison import Arm, Comparison
-from ..factors import compare_factors, describe_tuning
+from ..factors import compare_factors
 from ..formatting import count_of, markdown_table, show_count, show_interval
 from ..pages import result_columns
 from ..plots import INTERVAL_BAND, draw_lines, legend_below, picture, set_ticks, style_of
@@ -45,7 +45,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="Which rank is enough?",
         conclusion=conclude(ranks, int(best), elbow, found),
-        body=[markdown_table(columns, list(ranks.values())), how, describe_tuning(found)],
+        body=[markdown_table(columns, list(ranks.values())), how, found.how],
         pictures={PICTURE: "Metric and size over the rank"},
         notes=found.notes,
     )

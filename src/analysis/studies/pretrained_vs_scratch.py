@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 
 from ...errors import UserError
 from ..comparison import Arm, Comparison
-from ..factors import STRATEGY, compare_factors, describe_tuning, finetuning_rows, require_strategies
+from ..factors import STRATEGY, compare_factors, finetuning_rows, require_strategies
 from ..formatting import count_of, in_words, markdown_table, show_difference, show_interval
 from ..plots import INTERVAL_BAND, draw_means, legend_below, needs_log, picture, style_of
 from ..reports import Report
@@ -84,7 +84,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="Does a pre-trained start learn faster and end better?",
         conclusion=conclude(starts, found),
-        body=[markdown_table(columns, starts), how, describe_tuning(found)],
+        body=[markdown_table(columns, starts), how, found.how],
         pictures={PICTURE: "Validation loss over fine-tuning"},
         notes=found.notes,
     )

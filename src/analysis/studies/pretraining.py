@@ -13,7 +13,7 @@ import pandas as pd
 from ...errors import UserError, listed
 from ..comparison import Comparison, config_columns, distinguishing, is_function_of, label_arms
 from ..export import varies
-from ..factors import LABELS, SEED, STRATEGY, compare_factors, describe_tuning, summarize_verdicts
+from ..factors import LABELS, SEED, STRATEGY, compare_factors
 from ..formatting import in_words, markdown_table, show_interval
 from ..pages import result_columns
 from ..plots import plot_differences
@@ -52,7 +52,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     plot_differences(replace(found, arms=sorted(found.arms, key=lambda arm: order.index(arm.label))), folder / PICTURE)
     where = f" with {best.under}" if best.under else ""
     body = [markdown_table(result_columns(found, "pre-training"), found.arms)]
-    body += [f"By validation, {best.label}{where} is best. {describe_tuning(found)}"]
+    body += [f"By validation, {best.label}{where} is best. {found.how}"]
     if len(found.levels) > 1:
         body += [f"{found.metric.capitalize()} side by side; \\* as above:", markdown_table(matrix(found), order)]
     reached = source_columns(labelled)
@@ -62,7 +62,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     shared = ["batch_size applies to fine-tuning too, so a difference need not come from pre-training alone."]
     return Report(
         title=title_of(compared),
-        conclusion=summarize_verdicts(found),
+        conclusion=found.summarize(),
         body=body,
         pictures={PICTURE: "The target task after each pre-training"},
         notes=[*found.notes, *(shared if "batch_size" in compared else [])],

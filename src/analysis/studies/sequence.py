@@ -12,7 +12,7 @@ from jaxtyping import Float
 
 from ...errors import UserError
 from ..comparison import Arm
-from ..factors import compare_factors, describe_tuning, varying_factors
+from ..factors import compare_factors, varying_factors
 from ..formatting import markdown_table, show_difference, show_interval
 from ..plots import draw_means, picture, style_of
 from ..reports import Report
@@ -52,7 +52,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="How much of earlier tasks is forgotten while learning one task after another?",
         conclusion=conclude(found.arms, len(next(iter(matrices.values()))[0])),
-        body=[markdown_table(columns, found.arms), LEGEND, *([describe_tuning(found)] if found.spec.tune else [])],
+        body=[markdown_table(columns, found.arms), LEGEND, *([found.how] if found.spec.tune else [])],
         pictures={PICTURE: "Accuracy after each task"},
         notes=found.notes,
     )

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ...errors import UserError, listed
 from ..comparison import Arm, Comparison
-from ..factors import STRATEGY, compare_factors, describe_tuning, finetuning_rows, summarize_verdicts
+from ..factors import STRATEGY, compare_factors, finetuning_rows
 from ..formatting import in_words, markdown_table, show_difference, show_interval
 from ..pages import result_columns
 from ..plots import DOTS, IntervalRow, draw_rows, interval_rows, legend_below, picture
@@ -55,7 +55,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="What does a warm-up change?",
         conclusion=conclude(found, rises[shown] if shown else {}, shown),
-        body=[markdown_table(columns, order), describe_tuning(found), EXPLAINED if shown else NO_ROWS],
+        body=[markdown_table(columns, order), found.how, EXPLAINED if shown else NO_ROWS],
         pictures={PICTURE: "With and without a warm-up"},
         notes=found.notes,
     )
@@ -91,7 +91,7 @@ def show_rise(arm: Arm, rises: Rises) -> str:
 
 def conclude(found: Comparison, rises: Rises, shown: str | None) -> str:
     """Return the conclusion in one sentence."""
-    text = summarize_verdicts(found)
+    text = found.summarize()
     if shown is None:
         return text
     lower = []

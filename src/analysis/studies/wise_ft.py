@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ...errors import UserError
-from ..factors import STRATEGY, compare_factors, describe_tuning
+from ..factors import STRATEGY, compare_factors
 from ..formatting import count_of, markdown_table, show_difference, show_interval
 from ..plots import draw_tradeoff, picture
 from ..reports import Report
@@ -68,7 +68,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     return Report(
         title="What can be gained from finished weights without further training?",
         conclusion=conclude(rows),
-        body=[markdown_table(columns, list(rows)), how, describe_tuning(found)],
+        body=[markdown_table(columns, list(rows)), how, found.how],
         pictures={PICTURE: "From pre-trained to fine-tuned weights, and soups"},
         notes=found.notes,
     )
