@@ -78,7 +78,8 @@ def with_kinds(table: pd.DataFrame) -> pd.DataFrame:
 
     kept = {name: uniform(values) if values.dtype == object else values for name, values in table.items()}
     counts = [name for name in COUNTS if name in table]
-    return pd.DataFrame(kept, index=table.index).astype(dict.fromkeys(counts, "Int64"))
+    kinds = pd.DataFrame(kept, index=table.index).astype(dict.fromkeys(counts, "Int64"))
+    return kinds.copy()  # consolidated: pandas warns about inserts into fragmented tables
 
 
 def varies(values: pd.Series) -> bool:

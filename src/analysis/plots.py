@@ -208,7 +208,7 @@ def stage_curves(comparison: Comparison, history: pd.DataFrame, stage: str) -> t
 
 
 def plot_arms(comparison: Comparison, path: Path) -> bool:
-    """Draw the reported metric of each arm at its choice and, beside it, the paired difference from the reference.
+    """Draw the reported metric of each arm and level and, beside it, the paired difference from the reference.
 
     Returns:
         Whether there was anything to draw.
@@ -216,22 +216,24 @@ def plot_arms(comparison: Comparison, path: Path) -> bool:
     arms = [arm for arm in comparison.arms if arm.chosen is not None]
     if not arms:
         return False
-    spec = comparison.spec
-    styles = {row_label(arm): style(comparison, arm.label) for arm in arms}
-    tests, differences = interval_rows(arms, spec.reference, row_label)
+    spec, by_level = comparison.spec, any(arm.under for arm in arms)
+    name = (lambda arm: arm.label) if by_level else label_with_choice
+    styles = None if by_level else {name(arm): style(comparison, arm.label) for arm in arms}
+    tests, differences = interval_rows(arms, spec.reference, name, by_level)
     paired = any(row.interval.n for row in differences)
-    with picture(path, DOTS, height=1.6 + 0.5 * len(arms), panels=1 + paired) as axes:
+    with picture(path, DOTS, 1.7 + (0.36 if by_level else 0.5) * max(len(arms), 2), panels=1 + paired) as axes:
         draw_rows(axes[0], tests, styles)
-        better = "higher" if spec.higher else "lower"
-        axes[0].set_xlabel(f"{comparison.metric}\n({better} is better)")
+        axes[0].set_xlabel(comparison.axis_label)
         if paired:
             draw_rows(axes[1], differences, styles, named=False)
             axes[1].axvline(0, color="#555555", linewidth=1)
-            axes[1].set_xlabel(f"{comparison.metric} minus {spec.reference}'s,\npaired by {spec.pair}")
+            good = "right" if spec.higher else "left"
+            axes[1].set_xlabel(f"minus {spec.reference}, paired by {spec.pair}\n({good} of 0 is better)")
+        legend_below(axes[:1])
     return True
 
 
-def row_label(arm: Arm) -> str:
+def label_with_choice(arm: Arm) -> str:
     """Return an arm's label with its choice below."""
     return f"{arm.label}\n({show_choice(arm.chosen)})" if arm.chosen else arm.label
 
@@ -281,7 +283,12 @@ def draw_rows(
     places = {label: [i for i, row in enumerate(ordered) if row.label == label] for label in labels}
     own = styles or {name: style_of(number) for number, name in enumerate(series)}
     for place, row in enumerate(ordered):
-        draw_interval(ax, place, row.interval, row.values, own[row.series])
+        colour, marker = own[row.series]["color"], own[row.series]["marker"]
+        ax.plot(row.values, [place + 0.22] * len(row.values), ".", color=colour, alpha=0.7, ms=10, mew=0)
+        if not np.isnan(row.interval.low):
+            ends = [row.interval.low, row.interval.high]
+            ax.plot(ends, [place] * 2, color=colour, linewidth=2.5, solid_capstyle="butt")
+        ax.plot(row.interval.mean, place, ms=9, color=colour, marker=marker)
     if styles is None and len(series) > 1:
         for name in series:
             ax.plot([], [], ms=9, linestyle="none", label=name, **{k: own[name][k] for k in ("color", "marker")})
@@ -292,29 +299,6 @@ def draw_rows(
     if len(labels) < len(rows):
         for at in list(places.values())[1:]:
             ax.axhline(at[0] - 0.5, color="#dddddd", linewidth=1)
-
-
-def draw_interval(ax: Axes, place: int, interval: ConfidenceInterval, values: Sequence[float], look: Any) -> None:
-    """Draw a mean with its interval, and the values just below."""
-    ax.plot(values, [place + 0.22] * len(values), ".", color=look["color"], alpha=0.7, ms=10, mew=0)
-    if not np.isnan(interval.low):
-        ends = [interval.low, interval.high]
-        ax.plot(ends, [place] * 2, color=look["color"], linewidth=2.5, solid_capstyle="butt")
-    ax.plot(interval.mean, place, ms=9, color=look["color"], marker=look["marker"])
-
-
-def plot_differences(comparison: Comparison, path: Path) -> None:
-    """Draw the reported metric of each arm and level, and on the right the difference from the reference."""
-    reference = comparison.spec.reference
-    tests, differences = interval_rows(comparison.arms, reference, by_level=True)
-    with picture(path, DOTS, 1.9 + 0.36 * max(len(tests), 3), 2) as axes:
-        draw_rows(axes[0], tests)
-        draw_rows(axes[1], differences, named=False)
-        axes[0].set_xlabel(comparison.axis_label)
-        axes[1].axvline(0, color="#555555", linewidth=1)
-        good = "right" if comparison.spec.higher else "left"
-        axes[1].set_xlabel(f"minus {reference}, paired by seed\n({good} of 0 is better)")
-        legend_below(axes[:1])
 
 
 def draw_means(

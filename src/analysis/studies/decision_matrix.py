@@ -42,14 +42,9 @@ HOW = (
 class MatrixCell(NamedTuple):
     """One combination of similarity and number of labels.
 
-    Attributes:
-        similarity: of the two tasks.
-        labels: rows to fine-tune on.
-        ranking: arms by strategy, the best mean validation loss first.
-        lead: the winner's reported metric minus the runner-up's, signed so that positive is better; None without one.
-        decided: whether the interval of the lead shows that the winner is better.
-        recommended: what the rule of thumb recommends, as far as it was run.
-        verdict: ``agrees``, ``disagrees``, ``undecided`` or ``not run``.
+    ``ranking`` holds the arms by strategy, the best mean validation loss first. ``lead`` is the winner's reported
+    metric minus the runner-up's, positive if better; it is ``decided`` if its interval excludes 0. ``recommended`` is
+    what the rule of thumb recommends, as far as it was run, and ``verdict`` whether the test rows agree.
     """
 
     similarity: float

@@ -16,7 +16,7 @@ from ..export import varies
 from ..factors import LABELS, SEED, STRATEGY, compare_factors
 from ..formatting import in_words, markdown_table, show_interval
 from ..pages import result_columns
-from ..plots import plot_differences
+from ..plots import plot_arms
 from ..reports import Report
 from ..statistics import mean_interval
 
@@ -49,7 +49,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     best = found.arms[0]
     found = found.against(order[0])
     found = replace(found, arms=sorted(found.arms, key=lambda arm: (arm.level, order.index(arm.label))))
-    plot_differences(replace(found, arms=sorted(found.arms, key=lambda arm: order.index(arm.label))), folder / PICTURE)
+    plot_arms(replace(found, arms=sorted(found.arms, key=lambda arm: order.index(arm.label))), folder / PICTURE)
     where = f" with {best.under}" if best.under else ""
     body = [markdown_table(result_columns(found, "pre-training"), found.arms)]
     body += [f"By validation, {best.label}{where} is best. {found.how}"]
