@@ -6,6 +6,7 @@ from src.analysis.export import jobs_table
 from src.analysis.studies.forgetting import PICTURE, pareto, study
 from src.errors import UserError
 from src.tracking.records import load_jobs
+from tests.analysis.planted import first_table
 from tests.fabricate import write_job
 
 PLANTED = {"full": (0.95, -0.30), "lp_ft": (0.94, -0.05), "probe": (0.80, 0.0), "bad": (0.70, -0.20)}
@@ -29,16 +30,10 @@ def planted(folder, arms=PLANTED, seeds=5, **more):
     return jobs_table(load_jobs(folder))
 
 
-def lines_of(report):
-    """Return the cells of the table's lines by the first one."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.body[0].splitlines()]
-    return {row[0]: row[1:] for row in rows}
-
-
 def test_planted_losses_are_found_and_validation_chooses(tmp_path):
     report = study(planted(tmp_path), None, tmp_path)
     assert (tmp_path / PICTURE).stat().st_size > 10_000
-    lines = lines_of(report)
+    lines = first_table(report.body[0])
     chosen, target, _, change, _ = lines["full (front)"]
     assert chosen == "0.01"  # 0.1 is better on test rows
     assert target.startswith("0.9500 ±")
@@ -68,7 +63,10 @@ def test_both_tasks_are_judged_by_validation_where_the_source_has_such_rows(tmp_
     assert report.conclusion.startswith("By validation, lp_ft learns the target best (test accuracy 0.940)")
     assert "full is best on both tasks together (test accuracies 0.950 and 0.600)" in report.conclusion
     # On test rows the probe is on the front, on validation rows full is better at both tasks.
-    assert [name for name in lines_of(report) if name.endswith("(front)")] == ["full (front)", "lp_ft (front)"]
+    assert [name for name in first_table(report.body[0]) if name.endswith("(front)")] == [
+        "full (front)",
+        "lp_ft (front)",
+    ]
 
 
 def test_the_front_is_what_nobody_beats():
@@ -84,7 +82,7 @@ def test_where_the_source_has_validation_rows_both_tasks_choose(tmp_path):
         source_val_after_accuracy=lambda rate: 0.95 if rate > 0.05 else 0.2,  # against the validation loss
     )
     report = study(jobs, None, tmp_path)
-    assert lines_of(report)["full (front)"][0] == "0.1"
+    assert first_table(report.body[0])["full (front)"][0] == "0.1"
 
 
 def test_jobs_without_a_source_are_refused(tmp_path):

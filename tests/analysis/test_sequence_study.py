@@ -10,6 +10,7 @@ from src.analysis.studies.sequence import PICTURE, study
 from src.errors import UserError
 from src.metrics import continual
 from src.tracking.records import load_jobs
+from tests.analysis.planted import first_table
 from tests.fabricate import write_job
 
 KEPT = {"none": 0.5, "ewc": 0.95}  # what is left of an earlier task's accuracy, a task later
@@ -36,15 +37,9 @@ def planted(folder, seeds=4):
     return jobs_table(load_jobs(folder))
 
 
-def lines_of(report):
-    """Return the cells of the table's lines by the first one."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in report.body[0].splitlines()]
-    return {row[0]: row[1:] for row in rows}
-
-
 def test_planted_forgetting_is_found(tmp_path):
     report = study(planted(tmp_path), None, tmp_path)
-    lines = lines_of(report)
+    lines = first_table(report.body[0])
     means = {name: 0.9 * (share**2 + share + 1) / 3 + 0.0015 for name, share in KEPT.items()}
     for name, mean in means.items():
         assert float(lines[name][1].split("±")[0]) == pytest.approx(mean, abs=6e-4)
@@ -65,7 +60,7 @@ def test_the_winner_is_chosen_by_validation_and_reported_on_test(tmp_path):
     assert report.conclusion.startswith(words)
     assert float(report.conclusion.removeprefix(words).split(" ")[0]) == pytest.approx(mean, abs=1e-3)
     assert "lower than that of ewc (-0.33" in report.conclusion
-    assert list(lines_of(report))[2:] == ["none", "ewc"]
+    assert list(first_table(report.body[0]))[2:] == ["none", "ewc"]
 
 
 def test_other_sweeps_are_refused(tmp_path):

@@ -647,18 +647,18 @@ def test_curves_are_interpolated_between_rows():
     assert pretrained_vs_scratch.first_reach(curve, 0.5) == math.inf
 
 
-# --- ways of pre-training -------------------------------------------------------------------------------------------
+# --- pre-training -------------------------------------------------------------------------------------------
 
-WAYS = {"pretrain.name": ("mlm", "mlm_nsp", "mlm_sop"), "strategy": ("full", "linear_probe")}
+PRETRAININGS = {"pretrain.name": ("mlm", "mlm_nsp", "mlm_sop"), "strategy": ("full", "linear_probe")}
 
 
-def worth(name, strategy):
-    """mlm_sop is worth 0.05 more under both strategies, mlm_nsp 0.03 less under full alone."""
+def pretraining_score(name, strategy):
+    """Under both strategies mlm_sop scores 0.05 more; under full alone mlm_nsp scores 0.03 less."""
     return 0.8 + 0.05 * (name == "mlm_sop") - 0.03 * (name == "mlm_nsp" and strategy == "full")
 
 
-def test_what_a_pre_training_is_worth_is_found_under_each_strategy(tmp_path):
-    report, text = run("pretraining", plant(tmp_path, WAYS, worth, rates=RATES, own=0.003))
+def test_the_better_pre_training_is_found_under_each_strategy(tmp_path):
+    report, text = run("pretraining", plant(tmp_path, PRETRAININGS, pretraining_score, rates=RATES, own=0.003))
     assert report.title == "Which pre-training gives the better target task?"
     assert report.conclusion == (
         "Compared with mlm on test accuracy, better: mlm_sop; worse: mlm_nsp under full; undecided: mlm_nsp under "
@@ -704,7 +704,7 @@ def test_batches_of_pre_training_are_compared_with_how_steady_their_losses_are(t
 
 def test_a_difference_is_the_paired_one(tmp_path):
     """Against scipy's paired t test on the records themselves."""
-    table, _ = tables_of(plant(tmp_path, WAYS, worth, own=0.02))
+    table, _ = tables_of(plant(tmp_path, PRETRAININGS, pretraining_score, own=0.02))
     found = compare_factors(pretraining.with_labels(table, ["pretrain"]), ["pretraining"], ["strategy"]).against("mlm")
     one = found.at("full")["mlm_sop"]
     own = table[table["strategy"] == "full"].pivot_table("test_accuracy", "seed", "pretrain")
@@ -723,10 +723,10 @@ def test_settings_that_only_come_with_an_option_are_no_part_of_its_name(tmp_path
     assert pretraining.in_order(table, compared) == ["mlm, rate=0.15", "mlm, rate=0.4", "sop"]
 
 
-def test_no_difference_one_seed_and_one_way_are_said(tmp_path):
-    report, _ = run("pretraining", plant(tmp_path / "tie", WAYS, lambda **_: 0.8, own=0.02))
+def test_no_difference_one_seed_and_one_setting(tmp_path):
+    report, _ = run("pretraining", plant(tmp_path / "tie", PRETRAININGS, lambda **_: 0.8, own=0.02))
     assert report.conclusion.startswith("Undecided: on test accuracy no difference between mlm and mlm_")
-    report, _ = run("pretraining", plant(tmp_path / "one", WAYS, worth, seeds=1))
+    report, _ = run("pretraining", plant(tmp_path / "one", PRETRAININGS, pretraining_score, seeds=1))
     assert report.conclusion.startswith("Undecided: 1 common seed give")
     plant(tmp_path / "same", {"strategy": ("full", "frozen")}, lambda strategy: 0.8)
     with pytest.raises(UserError, match=r"which do not vary; sweep pretrain=\.\.\., pretrain\.<setting>=\.\.\."):
@@ -737,18 +737,18 @@ def test_no_difference_one_seed_and_one_way_are_said(tmp_path):
         write_study("pretraining", tmp_path / "lost")
 
 
-def test_where_the_first_way_diverged_there_is_no_difference(tmp_path):
+def test_where_the_first_pre_training_diverged_there_is_no_difference(tmp_path):
     def status(condition, rate, seed):
         return "diverged" if condition == {"pretrain.name": "mlm", "strategy": "full"} else "completed"
 
-    report, text = run("pretraining", plant(tmp_path, WAYS, worth, own=0.003, status=status))
+    report, text = run("pretraining", plant(tmp_path, PRETRAININGS, pretraining_score, own=0.003, status=status))
     assert re.search(r"\| full \| mlm_sop \| .* \| - \| 5 \|", text)
     assert "better: mlm_sop under linear_probe" in report.conclusion
     assert row(text, "mlm").startswith("| mlm | - | 0.800")
 
 
 def test_what_pre_training_reached_is_told_once_a_seed(tmp_path):
-    folder = plant(tmp_path, WAYS, worth, rates=RATES, own=0.003)
+    folder = plant(tmp_path, PRETRAININGS, pretraining_score, rates=RATES, own=0.003)
     for file in folder.glob("*/summary.json"):
         record = json.loads(file.read_text())
         number, seed = len(record["config"]["pretrain"]["name"]), record["config"]["seed"]
@@ -766,7 +766,7 @@ def test_a_batch_of_both_stages_is_noted(tmp_path):
 
 
 def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path, monkeypatch):
-    table, _ = tables_of(plant(tmp_path, WAYS, worth, own=0.003))
+    table, _ = tables_of(plant(tmp_path, PRETRAININGS, pretraining_score, own=0.003))
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     pretraining.study(table, None, tmp_path)
@@ -775,7 +775,7 @@ def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path, monkeypatch):
     marks = {line.get_ydata()[0]: line.get_xdata()[0] for line in means}
     expected = table.groupby(["pretrain", "strategy"])["test_accuracy"].mean()  # one rate, so nothing is chosen
     assert marks == {place: pytest.approx(value) for place, value in enumerate(expected)}
-    assert [tick.get_text() for tick in left.get_yticklabels()] == list(WAYS["pretrain.name"])
+    assert [tick.get_text() for tick in left.get_yticklabels()] == list(PRETRAININGS["pretrain.name"])
     assert left.get_legend_handles_labels()[1] == ["full", "linear_probe"]
     assert right.get_xlabel() == "minus mlm, paired by seed\n(right of 0 is better)"
 
@@ -849,7 +849,7 @@ QUESTIONS = {
     "label_efficiency": (START, shifted(full=4), None),
     "lora_rank": (RANKS, elbow_at(4), None),
     "pretrained_vs_scratch": (RACE, lambda strategy: 0.8, fall),
-    "pretraining": (WAYS, worth, None),
+    "pretraining": (PRETRAININGS, pretraining_score, None),
     "warmup": (WARMUP, helps, warm_curve),
 }
 

@@ -11,16 +11,11 @@ from src.analysis.export import load_sweep
 from src.analysis.reports import write_study
 from src.analysis.studies import fisher_estimators, wise_ft
 from src.errors import UserError
+from tests.analysis.planted import first_table
 from tests.commands import sweep
 
 pytestmark = pytest.mark.slow  # two sweeps, and their weights read again
 SMALL = ("pretrain_steps=60", "finetune_steps=12", "model.widths=[12]", "progress=false", "report=null", "seed=0,1")
-
-
-def lines(page):
-    """Return the first table's lines by their first cell."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
-    return {row[0]: row[1:] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def finished(tmp_path_factory):
 
 def test_both_ends_of_the_path_are_what_the_jobs_recorded(finished):
     report, page = write_study("wise_ft", finished / "wise_ft")
-    table = lines(page.read_text())
+    table = first_table(page.read_text())
     jobs = [job for job in load_sweep(finished / "wise_ft") if job.config["lr_fine"] == chosen_rate(finished)]
     target = np.mean([job.metrics["test_accuracy"] for job in jobs])
     kept = np.mean([job.metrics["source_after_accuracy"] for job in jobs])
@@ -70,7 +65,7 @@ def rounded(value, cell):
 
 def test_estimates_are_compared_at_the_jobs_own_weights(finished):
     report, page = write_study("fisher_estimators", finished / "fisher_estimators")
-    table = lines(page.read_text())
+    table = first_table(page.read_text())
     assert table["exact"][:3] == ["1", "1", "1"]
     assert 0 < shown(table["batched"][0]) < 0.5  # a mean gradient's square, over batches of 32
     assert "batched estimate" in report.conclusion
