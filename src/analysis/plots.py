@@ -45,7 +45,7 @@ INTERVAL_BAND = "Line: mean over seeds. Band: its 95 % interval."
 STAGE_TITLES = {"pretrain": "1. Pre-training", "finetune": "2. Fine-tuning", "": ""}
 
 
-def style(comparison: Comparison, label: str) -> dict[str, Any]:
+def arm_style(comparison: Comparison, label: str) -> dict[str, Any]:
     """Return an arm's style by its position in the sweep, which does not depend on the results."""
     return style_of(list(dict.fromkeys(comparison.points["arm"])).index(label))
 
@@ -126,14 +126,14 @@ def draw_rates(ax: Axes, comparison: Comparison, label: str, name: str) -> None:
     points = comparison.points[comparison.points["arm"] == label].dropna(subset=["mean"])
     points = points.sort_values("mean", ascending=not comparison.spec.select_higher)
     points = points.drop_duplicates(name).sort_values(name)  # other tuned columns at their best
-    look = style(comparison, label)
+    style = arm_style(comparison, label)
     x = points[name].to_numpy(dtype=float)
-    draw_band(ax, x, points["low"], points["high"], look["color"])
-    ax.plot(x, points["mean"], label=label, **look)
+    draw_band(ax, x, points["low"], points["high"], style["color"])
+    ax.plot(x, points["mean"], label=label, **style)
     partial = points[points["completed"] < points["jobs"]]
-    ax.plot(partial[name], partial["mean"], **(look | {"linestyle": "none", "markerfacecolor": "white"}))
+    ax.plot(partial[name], partial["mean"], **(style | {"linestyle": "none", "markerfacecolor": "white"}))
     chosen = points[points["chosen"]]
-    ax.plot(chosen[name], chosen["mean"], "o", ms=14, mfc="none", mec=look["color"], mew=1.8)
+    ax.plot(chosen[name], chosen["mean"], "o", ms=14, mfc="none", mec=style["color"], mew=1.8)
 
 
 def draw_band(ax: Axes, x: Any, low: Any, high: Any, colour: str) -> None:
@@ -147,7 +147,7 @@ def draw_lost(ax: Axes, comparison: Comparison, lost: pd.DataFrame, name: str) -
     """Mark the points that lost seeds above the axes, in a line for each arm, with the number of lost seeds."""
     arms = list(dict.fromkeys(lost["arm"]))
     for _, row in lost.iterrows():
-        x, y, colour = row[name], 1.03 + 0.055 * arms.index(row["arm"]), style(comparison, row["arm"])["color"]
+        x, y, colour = row[name], 1.03 + 0.055 * arms.index(row["arm"]), arm_style(comparison, row["arm"])["color"]
         above = {"color": colour, "transform": ax.get_xaxis_transform(), "clip_on": False}
         ax.plot(x, y, "x", ms=8, mew=2.2, **above)
         ax.text(x, y, f"{row['jobs'] - row['completed']} of {row['jobs']}   ", va="center", ha="right", **above)
@@ -184,9 +184,9 @@ def draw_curves(ax: Axes, comparison: Comparison, title: str, curves: dict[str, 
     if len(curves) > 1 and all(curve.equals(first) for curve in curves.values()):
         curves, title = {"": first}, f"{title}, shared by all"
     for label, curve in curves.items():
-        look = style(comparison, label) | {"marker": None} if label else {"color": "#555555"}
-        draw_band(ax, curve.index, curve["min"], curve["max"], look["color"])
-        ax.plot(curve.index, curve["mean"], label=label, **look)
+        style = arm_style(comparison, label) | {"marker": None} if label else {"color": "#555555"}
+        draw_band(ax, curve.index, curve["min"], curve["max"], style["color"])
+        ax.plot(curve.index, curve["mean"], label=label, **style)
     ax.set_title(title, color="#333333")
     ax.set_xlabel("updates")
 
@@ -218,7 +218,7 @@ def plot_arms(comparison: Comparison, path: Path) -> bool:
         return False
     spec, by_level = comparison.spec, any(arm.under for arm in arms)
     name = (lambda arm: arm.label) if by_level else label_with_choice
-    styles = None if by_level else {name(arm): style(comparison, arm.label) for arm in arms}
+    styles = None if by_level else {name(arm): arm_style(comparison, arm.label) for arm in arms}
     tests, differences = interval_rows(arms, spec.reference, name, by_level)
     paired = any(row.interval.n for row in differences)
     with picture(path, DOTS, 1.7 + (0.36 if by_level else 0.5) * max(len(arms), 2), panels=1 + paired) as axes:
@@ -302,12 +302,12 @@ def draw_rows(
 
 
 def draw_means(
-    ax: Axes, x: Sequence[float], means: Sequence[ConfidenceInterval], label: str, look: dict[str, Any]
+    ax: Axes, x: Sequence[float], means: Sequence[ConfidenceInterval], label: str, style: dict[str, Any]
 ) -> None:
     """Draw a line through means with a band of their intervals; a single seed has no band."""
     low, high = [i.low for i in means], [i.high for i in means]
-    draw_band(ax, x, low, high, look["color"])
-    ax.plot(x, [i.mean for i in means], label=label, **look)
+    draw_band(ax, x, low, high, style["color"])
+    ax.plot(x, [i.mean for i in means], label=label, **style)
 
 
 def draw_lines(ax: Axes, x: Sequence[float], lines: Mapping[str, Sequence[Arm]], labels: tuple[str, str]) -> None:
@@ -332,8 +332,8 @@ def draw_tradeoff(
 ) -> None:
     """Draw each named pair of means with both intervals, and a legend beside the axes."""
     for place, (name, (x, y)) in enumerate(points.items()):
-        look = style_of(place) | {"linestyle": "none", "capsize": 3, "label": name}
-        ax.errorbar(x.mean, y.mean, xerr=np.nan_to_num(x.half), yerr=np.nan_to_num(y.half), **look)
+        style = style_of(place) | {"linestyle": "none", "capsize": 3, "label": name}
+        ax.errorbar(x.mean, y.mean, xerr=np.nan_to_num(x.half), yerr=np.nan_to_num(y.half), **style)
     ax.set_xlabel(labels[0])
     ax.set_ylabel(labels[1])
     ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))

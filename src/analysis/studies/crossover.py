@@ -116,8 +116,8 @@ def draw(axes: Sequence[Axes], found: Comparison, crossing: Crossing) -> None:
     labels = list(crossing.differences)
     lines = {name: [found.at(n)[name] for n in labels] for name in (PROBE, FULL)}
     draw_lines(axes[0], labels, lines, (X_LABEL, found.axis_label))
-    look = style_of(2) | {"linestyle": "-"}
-    draw_means(axes[1], labels, list(crossing.differences.values()), f"{FULL} minus {PROBE}, paired by seed", look)
+    style = style_of(2) | {"linestyle": "-"}
+    draw_means(axes[1], labels, list(crossing.differences.values()), f"{FULL} minus {PROBE}, paired by seed", style)
     axes[1].axhline(0, color="#555555", linewidth=1)
     set_ticks(axes[1], labels, X_LABEL)
     axes[1].set_ylabel(f"difference in {found.metric}")

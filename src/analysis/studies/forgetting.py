@@ -59,14 +59,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     points = {arm.label: tuple(arm.mean_of(name).mean for name in columns_of_front) for arm in found.arms}
     front = pareto(points)
     before = float(table[BEFORE].mean())
-    with picture(folder / PICTURE, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as (
-        ax,
-    ):
-        line = sorted((rows[name].target.mean, rows[name].after.mean) for name in front)
-        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
-        ax.axhline(before, color="#555555", linewidth=1, linestyle=":", label="source before fine-tuning")
-        labels = ("target test accuracy", "source test accuracy after fine-tuning")
-        draw_tradeoff(ax, {name: (row.target, row.after) for name, row in rows.items()}, labels)
+    draw(rows, front, before, folder / PICTURE)
     columns = {
         "arm": lambda name: name + (" (front)" if name in front else ""),
         "chosen": lambda name: rows[name].arm.choice,
@@ -85,6 +78,16 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         pictures={PICTURE: "Target and source"},
         notes=found.notes,
     )
+
+
+def draw(rows: Mapping[str, Outcome], front: set[str], before: float, path: Path) -> None:
+    """Draw both tasks for each arm, a line through the front, and the source before fine-tuning."""
+    with picture(path, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as (ax,):
+        line = sorted((rows[name].target.mean, rows[name].after.mean) for name in front)
+        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
+        ax.axhline(before, color="#555555", linewidth=1, linestyle=":", label="source before fine-tuning")
+        labels = ("target test accuracy", "source test accuracy after fine-tuning")
+        draw_tradeoff(ax, {name: (row.target, row.after) for name, row in rows.items()}, labels)
 
 
 def outcome_of(arm: Arm) -> Outcome:

@@ -241,7 +241,7 @@ def draw(runs: Sequence[MonitoredRun], conditions: Sequence[str], path: Path) ->
         legend_below(axes[: len(panels)])
 
 
-def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, look: Mapping[str, Any]) -> None:
+def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, style: Mapping[str, Any]) -> None:
     """Draw the mean of a condition over its runs, and a band from the smallest to the largest."""
     rows = pd.concat([run.rows for run in runs])
     if name not in rows:
@@ -249,9 +249,9 @@ def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, look: Mapp
     curve = rows[["step", name]].replace([np.inf, -np.inf], np.nan).dropna().groupby("step")[name]
     found = curve.agg(["mean", "min", "max"])
     if len(runs) > 1:
-        draw_band(ax, found.index, found["min"], found["max"], look["color"])
-    marked = {"marker": look["marker"] if len(found) <= MARKED else None, "markersize": 4, "label": runs[0].label}
-    ax.plot(found.index, found["mean"], **{**look, **marked})
+        draw_band(ax, found.index, found["min"], found["max"], style["color"])
+    marked = {"marker": style["marker"] if len(found) <= MARKED else None, "markersize": 4, "label": runs[0].label}
+    ax.plot(found.index, found["mean"], **{**style, **marked})
 
 
 def draw_references(ax: Axes, panel: CurvePanel, runs: Sequence[MonitoredRun]) -> str:
