@@ -22,7 +22,7 @@ TARGET, AFTER, BEFORE = "test_accuracy", "source_after_accuracy", "source_test_a
 VAL_TARGET, VAL_AFTER = "val_accuracy", "source_val_after_accuracy"
 HOW = (
     "Chosen by {how}, which also orders the arms; ± is the 95 % Student-t interval over seeds. The change is paired by "
-    "seed, and \\* marks an interval that excludes 0. Front: no other arm is better at both tasks, by the {front}."
+    "seed, and \\* marks an interval that excludes 0. Front: no other arm is better at both tasks; judged by {front}."
 )
 
 
@@ -69,7 +69,9 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         "mean of both": lambda name: f"{rows[name].both:.3f}",
     }
     how = "the mean validation accuracy of both tasks" if both else "the target's validation loss"
-    means = "validation means" if both else "test means, a description (the source has no validation rows)"
+    means = (
+        "validation means" if both else "test means, as a description only, because the source has no validation rows"
+    )
     learns_best = max(points, key=lambda name: points[name][0]) if both else found.labels[0]
     return Report(
         title="How well is the target learned, and how much of the source is forgotten?",
