@@ -1,4 +1,4 @@
-"""Put a sweep's records, or W&B's runs, into one tidy table.
+"""Export the records of a sweep, or W&B runs, as one table.
 
 python scripts/export_sweep.py outputs/sweeps/demo --out sweep.parquet --history history.parquet
 python scripts/export_sweep.py --wandb my-team/thaw/demo --out sweep.csv
@@ -20,11 +20,15 @@ from src.tracking.records import STATUSES, Job
 
 def read_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description="One tidy row a job, for pandas or a spreadsheet.")
-    parser.add_argument("sweep_dir", nargs="?", metavar="SWEEP_DIR", help="folder with the jobs' folders, at any depth")
-    parser.add_argument("--wandb", metavar="ENTITY/PROJECT[/GROUP]", help="read W&B's runs instead of a folder")
-    parser.add_argument("--out", required=True, type=Path, help="the table: .parquet or .csv")
-    parser.add_argument("--history", type=Path, help="a second table with one row a logged step: .parquet or .csv")
+    parser = argparse.ArgumentParser(description="Export a sweep as a table with one row for each job.")
+    parser.add_argument(
+        "sweep_dir", nargs="?", metavar="SWEEP_DIR", help="folder that contains the jobs' folders, at any depth"
+    )
+    parser.add_argument("--wandb", metavar="ENTITY/PROJECT[/GROUP]", help="export W&B runs instead of a folder")
+    parser.add_argument("--out", required=True, type=Path, help="path of the table (.parquet or .csv)")
+    parser.add_argument(
+        "--history", type=Path, help="path of a second table with one row for each logged step (.parquet or .csv)"
+    )
     arguments = parser.parse_args()
     if (arguments.sweep_dir is None) == (arguments.wandb is None):
         parser.error("give either SWEEP_DIR or --wandb")
@@ -32,7 +36,11 @@ def read_arguments() -> argparse.Namespace:
 
 
 def load(arguments: argparse.Namespace) -> Sequence[Job]:
-    """Read the jobs that the command line names; none at all is an error."""
+    """Read the jobs that the command line names.
+
+    Raises:
+        UserError: there are none, or none can be read.
+    """
     if arguments.wandb:
         from src.tracking.wandb_runs import load_wandb_project
 
@@ -48,10 +56,10 @@ def load(arguments: argparse.Namespace) -> Sequence[Job]:
 
 
 def main() -> None:
-    """Read, count, write."""
+    """Read the jobs, print their number by status, and write the tables."""
     arguments = read_arguments()
     for path in filter(None, (arguments.out, arguments.history)):
-        check_format(path)  # before minutes of reading
+        check_format(path)  # before the jobs are read, which may take minutes
     jobs = load(arguments)
     count = Counter(job.status for job in jobs)
     print(f"{len(jobs)} jobs: " + ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status]))

@@ -1,4 +1,4 @@
-"""Write a sweep's report again, or another one: a page with one conclusion, a table and pictures, into its folder.
+"""Write the report of a finished sweep, or another report, into its folder: a conclusion, tables and pictures.
 
 python scripts/report_sweep.py outputs/sweeps/probe_vs_full
 python scripts/report_sweep.py outputs/sweeps/probe_vs_full --report label_efficiency
@@ -11,16 +11,20 @@ from pathlib import Path
 
 import _root  # noqa: F401
 
-from src.analysis.study import recorded_report, study_names, write_study
+from src.analysis.reports import recorded_report, study_names, write_study
 from src.errors import run_script
 
 
 def main() -> None:
-    """Read, ask, write, and say what was found."""
-    parser = argparse.ArgumentParser(description="Write report.md and its pictures into a sweep's folder.")
-    parser.add_argument("sweep_folder", type=Path, metavar="SWEEP_FOLDER", help="folder with the jobs' folders")
+    """Run the study, print its conclusion and write its report."""
+    parser = argparse.ArgumentParser(description="Write report.md and its pictures into the folder of a sweep.")
     parser.add_argument(
-        "--report", metavar="NAME", help=f"one of {', '.join(study_names())} (default: the one that the sweep named)"
+        "sweep_folder", type=Path, metavar="SWEEP_FOLDER", help="folder that contains the jobs' folders"
+    )
+    parser.add_argument(
+        "--report",
+        metavar="NAME",
+        help=f"one of {', '.join(study_names())} (default: the one that the sweep was run with)",
     )
     arguments = parser.parse_args()
     report, page = write_study(arguments.report or recorded_report(arguments.sweep_folder), arguments.sweep_folder)

@@ -1,8 +1,4 @@
-"""Tidy tables of a sweep: one row a job, and one row a logged step."""
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportAssignmentType=false
+"""Tables of a sweep: one row for each job, and one row for each logged step."""
 
 from __future__ import annotations
 
@@ -18,26 +14,20 @@ import pandas as pd
 from ..errors import UserError
 from ..tracking.records import Job, job_folders, load_jobs, relative_name
 
-# The table reads from left to right: which job, its configuration, what came out, what it cost, its origin.
-# A configuration's columns are those between `status` and `objective`; the analysis relies on it.
+# Order of the columns: the job, its configuration, the results, the cost, the origin. src/analysis/comparison.py relies
+# on the configuration columns being those between `status` and `objective`.
 IDENTITY = ("job", "job_id", "status")
-OUTCOME = (
-    "trainable_parameters",
-    "total_parameters",
-    "flops_per_step",
-    "seconds",
-    "error",
-    "last_finite_step",
-)
-ORIGIN = ("started", "data_fingerprint", "git_commit")
 COUNTS = ("trainable_parameters", "total_parameters", "last_finite_step")
+SECONDS = ("seconds", "seconds_per_update", "compile_seconds")
+OUTCOME = (*COUNTS[:2], "flops_per_step", *SECONDS, "error", COUNTS[2])
+ORIGIN = ("started", "data_fingerprint", "git_commit")
 
 
 def load_sweep(sweep_dir: Path | str) -> list[Job]:
-    """Read the jobs of a sweep's folder and the offline W&B runs in it that no job's own record describes.
+    """Read the jobs of a sweep's folder, and the offline W&B runs in it that have no record.
 
-    A ``.wandb`` file inside a job's folder is a view of that job. It counts only where the job itself
-    recorded nothing, neither summary.json nor metrics.jsonl, as with another project's Hydra jobs.
+    A ``.wandb`` file in a job's folder counts only if the folder has neither summary.json nor metrics.jsonl, as in
+    Hydra jobs of other projects.
 
     Raises:
         UserError: ``sweep_dir`` is not a folder.
@@ -61,10 +51,7 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested configuration's values under dotted names, ``strategy.name`` as plain ``strategy``.
-
-    Lists become their JSON text, so that they can be compared, grouped and written.
-    """
+    """Return a nested configuration under dotted names, ``strategy.name`` as ``strategy``, with lists as JSON."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -76,34 +63,37 @@ def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any
     return flat
 
 
-def uniform(values: pd.Series) -> pd.Series:
-    """Return a column of one kind: mixed text, booleans and numbers become text; what is missing stays so."""
-    known = values.dropna()
-    kinds = {bool if isinstance(v, bool) else float if isinstance(v, int | float) else str for v in known}
-    if len(kinds) > 1:
-        values = values.map(lambda value: value if pd.isna(value) else str(value))
-    return pd.Series(list(values), index=values.index)  # pandas infers the kind anew
+def with_kinds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table whose columns have one kind each, as parquet needs, with counts as nullable integers.
 
+    Mixed text, booleans and numbers become text; missing values stay missing.
+    """
 
-def uniform_columns(table: pd.DataFrame) -> pd.DataFrame:
-    """Give every column of a table one kind, so that parquet can hold it."""
+    def uniform(values: pd.Series) -> pd.Series:
+        known = values.dropna()
+        kinds = {bool if isinstance(v, bool) else float if isinstance(v, int | float) else str for v in known}
+        if len(kinds) > 1:
+            values = values.map(lambda value: value if pd.isna(value) else str(value))
+        return pd.Series(list(values), index=values.index)  # pandas infers the kind
+
     kept = {name: uniform(values) if values.dtype == object else values for name, values in table.items()}
-    return pd.DataFrame(kept, index=table.index)
+    counts = [name for name in COUNTS if name in table]
+    kinds = pd.DataFrame(kept, index=table.index).astype(dict.fromkeys(counts, "Int64"))
+    return kinds.copy()  # consolidated: pandas warns about inserts into fragmented tables
 
 
 def varies(values: pd.Series) -> bool:
-    """Tell whether a column holds more than one value; a missing one counts."""
+    """Return whether a column has more than one value, where missing counts as a value."""
     return len(values.drop_duplicates()) > 1
 
 
 def jobs_table(jobs: Iterable[Job]) -> pd.DataFrame:
-    """Return one row a job.
+    """Return a table with one row for each job.
 
-    Columns, from left to right: `job`, `job_id`, `status`; the configuration, flattened; `objective`; the
-    final metrics under their own names; cost and outcome (`OUTCOME`, in parameters, floating-point operations
-    and seconds); origin, with versions as ``version.<package>``. Where two would share a name, the record's
-    own columns keep it, then the metrics (a metric is then called ``metric.<name>``), then the configuration
-    (``config.<name>``): nothing is overwritten.
+    Columns in order: ``job``, ``job_id``, ``status``; the flattened configuration; ``objective``; the final metrics;
+    cost and outcome (``OUTCOME``, in parameters, floating-point operations and seconds); origin, with versions as
+    ``version.<package>``. A metric with the name of one of these columns is called ``metric.<name>``, and a
+    configuration value with the name of a column or metric ``config.<name>``.
     """
     jobs = list(jobs)
     own = {*IDENTITY, "objective", *OUTCOME, *ORIGIN}
@@ -118,29 +108,15 @@ def jobs_table(jobs: Iterable[Job]) -> pd.DataFrame:
         rows.append(config | metrics | versions | fixed)
         config_columns |= dict.fromkeys(config)
         version_columns |= dict.fromkeys(versions)
-    columns = [
-        *IDENTITY,
-        *config_columns,
-        "objective",
-        *dict.fromkeys(names.values()),
-        *OUTCOME,
-        *ORIGIN,
-        *version_columns,
-    ]
-    return with_kinds(pd.DataFrame(rows, columns=pd.Index(columns), dtype=object))
-
-
-def with_kinds(table: pd.DataFrame) -> pd.DataFrame:
-    """Give every column one kind, and counts whole numbers although some jobs have none."""
-    table = uniform_columns(table)
-    counts = [name for name in COUNTS if name in table]
-    return table.astype(dict.fromkeys(counts, "Int64")).copy()  # in few pieces again: pandas warns of many
+    results = ["objective", *dict.fromkeys(names.values()), *OUTCOME, *ORIGIN]
+    columns = pd.Index([*IDENTITY, *config_columns, *results, *version_columns])
+    return with_kinds(pd.DataFrame(rows, columns=columns, dtype=object))
 
 
 def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
-    """Return one row a logged step: `job`, `job_id`, varying configuration, `stage`, `step`, values.
+    """Return one row for each logged step: ``job``, ``job_id``, varying configuration, ``stage``, ``step``, values.
 
-    A configuration's column that shares its name with a value is called ``config.<name>``.
+    A configuration column with the name of a value is called ``config.<name>``.
 
     Raises:
         UserError: a job's metrics.jsonl is damaged before its last line.
@@ -149,7 +125,7 @@ def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
     rows = [{"_job": index} | row for index, job in enumerate(jobs) for row in job.rows()]
     table = pd.DataFrame(rows, columns=None if rows else pd.Index(["_job", "stage", "step"]))
     configs = pd.DataFrame([flatten_config(job.config) for job in jobs], dtype=object)
-    configs = uniform_columns(configs.drop(columns=[name for name in configs if not varies(configs[name])]))
+    configs = with_kinds(configs.drop(columns=[name for name in configs if not varies(configs[name])]))
     taken = {"job", "job_id", *table.columns}
     configs = configs.rename(columns=lambda name: f"config.{name}" if name in taken else name)
     configs.insert(0, "job", pd.Series([job.name for job in jobs], dtype=object))
@@ -161,7 +137,7 @@ def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
 
 
 def check_format(path: Path) -> None:
-    """Check that a table's path ends in a format that tables are kept in.
+    """Check that a path ends in ``.parquet`` or ``.csv``.
 
     Raises:
         UserError: it does not.
@@ -171,16 +147,16 @@ def check_format(path: Path) -> None:
 
 
 def write_table(table: pd.DataFrame, path: Path | str) -> None:
-    """Write a table as .parquet or .csv, whole or not at all, and make the folders above it.
+    """Write a table as .parquet or .csv atomically, and create its folder.
 
-    CSV: an empty cell is a missing value or NaN, ``inf`` is infinity, floats keep every bit.
+    In CSV, an empty cell is a missing value or NaN, ``inf`` is infinity, and floats keep every bit.
 
     Raises:
         UserError: another suffix, or the path cannot be written.
     """
     path = Path(path)
     check_format(path)
-    table = uniform_columns(table)
+    table = with_kinds(table)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,10 +173,10 @@ def write_table(table: pd.DataFrame, path: Path | str) -> None:
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """Read what :func:`write_table` wrote.
+    """Read a table that :func:`write_table` wrote.
 
     Raises:
-        UserError: no such file, another suffix, or not a table.
+        UserError: there is no such file, it has another suffix, or it is not a table.
     """
     path = Path(path)
     check_format(path)
@@ -217,6 +193,6 @@ def read_table(path: Path | str) -> pd.DataFrame:
         )
     except FileNotFoundError as error:
         raise UserError(f"there is no table '{path}' (scripts/export_sweep.py writes one)") from error
-    except (OSError, ValueError) as error:  # pyarrow's and pandas' own errors are ValueErrors
+    except (OSError, ValueError) as error:  # the errors of pyarrow and pandas are ValueErrors
         raise UserError(f"'{path}' cannot be read as a table: {error}") from error
     return with_kinds(table)

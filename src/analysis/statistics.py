@@ -1,4 +1,4 @@
-"""Intervals for means over few seeds."""
+"""Confidence intervals for few seeds."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy import stats
 
-Key = TypeVar("Key", bound=Hashable)  # a seed, as a rule
+Key = TypeVar("Key", bound=Hashable)  # usually a seed
+SAME = 4 * float(np.finfo(np.float32).eps)  # relative: differences of float32 metrics that only rounding tells apart
 
 
-class Interval(NamedTuple):
-    """A mean of ``n`` values with the bounds of its confidence interval, all in the values' own unit."""
+class ConfidenceInterval(NamedTuple):
+    """A mean of ``n`` values with the bounds of its confidence interval, all in the unit of the values."""
 
     mean: float
     low: float
@@ -23,21 +24,25 @@ class Interval(NamedTuple):
 
     @property
     def half(self) -> float:
-        """Half the interval's width: the number behind "±"."""
+        """Half the width of the interval: the number after "±"."""
         return (self.high - self.low) / 2
 
     @property
+    def identical(self) -> bool:
+        """Whether several values are all the same, so that their variance says nothing about further values."""
+        return self.n > 1 and self.low == self.high
+
+    @property
     def excludes_zero(self) -> bool:
-        """Tell whether 0 lies outside; False where there is no interval."""
-        return self.low > 0 or self.high < 0
+        """Whether 0 lies outside the interval; False without an interval and for identical values."""
+        return not self.identical and (self.low > 0 or self.high < 0)
 
 
-def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
+def mean_interval(values: Iterable[float], level: float = 0.95) -> ConfidenceInterval:
     """Return the mean and its two-sided Student-t interval, mean ± t(n-1) · s / √n.
 
-    One value has a mean but no interval, and values that are not all finite have none either: their bounds
-    are NaN. No values: the mean is NaN too. The t interval takes the values as independent draws from a
-    normal distribution (Student 1908, "The probable error of a mean").
+    The interval assumes independent draws from a normal distribution (Student 1908, "The probable error of a mean").
+    The bounds are NaN for a single value and where a value is not finite. The mean of no values is NaN.
 
     Raises:
         ValueError: ``level`` is not between 0 and 1.
@@ -48,30 +53,38 @@ def mean_interval(values: Iterable[float], level: float = 0.95) -> Interval:
     n = sample.size
     mean = float(sample.mean()) if n else math.nan
     if n < 2 or not np.isfinite(sample).all():
-        return Interval(mean, math.nan, math.nan, n)
+        return ConfidenceInterval(mean, math.nan, math.nan, n)
     half = float(stats.t.ppf((1 + level) / 2, df=n - 1) * sample.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+    return ConfidenceInterval(mean, mean - half, mean + half, n)
 
 
-def paired_difference(a: Mapping[Key, float], b: Mapping[Key, float], level: float = 0.95) -> Interval:
+def paired_difference(a: Mapping[Key, float], b: Mapping[Key, float], level: float = 0.95) -> ConfidenceInterval:
     """Return the interval of the mean of ``a[key] - b[key]`` over the keys (seeds) that both have.
 
-    Pairing removes what a seed does to both alike, such as an easy split, so that fewer seeds suffice.
+    Pairing removes the effect of a seed on both sides. Differences that agree to the rounding of float32 metrics count
+    as identical: the interval then has no width, and ``excludes_zero`` is False.
     """
-    return mean_interval([a[key] - b[key] for key in a if key in b], level)
+    keys = [key for key in a if key in b]
+    differences = [a[key] - b[key] for key in keys]
+    found = mean_interval(differences, level)
+    if found.n > 1 and math.isfinite(found.half):
+        scale = max(max(abs(a[key]), abs(b[key])) for key in keys)
+        if max(differences) - min(differences) <= SAME * scale:
+            return ConfidenceInterval(found.mean, found.mean, found.mean, found.n)
+    return found
 
 
 def log_crossing(x: Sequence[float], y: Sequence[float] | Float[np.ndarray, " points"], last: bool = False) -> float:
-    """Return where ``y`` rises from below 0 to 0 or above; between points it is taken as linear in log ``x``.
+    """Return where ``y`` rises from below 0 to 0 or above, interpolated linearly in log ``x``.
 
     Args:
-        x: rising and positive.
+        x: ascending and positive.
         y: finite.
-        last: the last such place, after which ``y`` stays there, instead of the first.
+        last: return the last such crossing, after which ``y`` stays at or above 0, instead of the first.
 
     Returns:
-        The place; ``-inf`` where ``y`` is there from the start on (with ``last``: throughout), ``inf`` where it does
-        not get there (with ``last``: where it is below 0 at the end).
+        The crossing; ``-inf`` if ``y`` starts at or above 0 (with ``last``: never falls below), ``inf`` if it never
+        reaches 0 (with ``last``: ends below 0).
     """
     below = np.asarray(y) < 0
     if last:
@@ -89,24 +102,20 @@ def log_crossing(x: Sequence[float], y: Sequence[float] | Float[np.ndarray, " po
 
 
 def bootstrap(
-    statistic: Callable[[Int[np.ndarray, " n"]], float],
-    n: int,
-    level: float = 0.95,
-    resamples: int = 4000,
+    statistic: Callable[[Int[np.ndarray, " n"]], float], n: int, level: float = 0.95, resamples: int = 4000
 ) -> tuple[float, float]:
     """Return the expanded percentile bootstrap interval of a statistic of ``n`` seeds.
 
-    TrainerConfig percentiles are too narrow for few seeds: of 5, the interval of a mean covers it in some 83 % of cases instead
-    of 95 %. Expanded ones are taken at ``Phi(-sqrt(n / (n - 1)) t(n-1))``, which gives the mean's Student-t interval
-    where the resamples are normal (Hesterberg 2015, "What teachers should know about the bootstrap", The American
-    Statistician 69, p. 371). Resamples are drawn from a fixed stream, so the same records give the same interval;
-    infinite values are allowed and rank at the ends. One seed has no interval: its bounds are NaN.
+    Plain percentiles are too narrow for few seeds. Expanded ones are taken at ``Phi(-sqrt(n / (n - 1)) t(n-1))``, which
+    gives the Student-t interval of a mean where the resamples are normal (Hesterberg 2015, "What teachers should know
+    about the bootstrap", The American Statistician 69, p. 371). The resamples come from a fixed random stream.
+    Infinite values are allowed. The bounds are NaN for a single seed.
 
     Args:
-        statistic: of the indices of a resample's seeds, each from 0 to ``n - 1``, ``n`` of them with repetition.
+        statistic: function of the ``n`` indices of a resample, each from 0 to ``n - 1``, with repetition.
         n: number of seeds.
-        level: of confidence.
-        resamples: how many are drawn.
+        level: confidence level.
+        resamples: number of resamples.
     """
     if n < 2:
         return math.nan, math.nan

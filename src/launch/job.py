@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ..analysis.study import check_report
+from ..analysis.reports import check_report
 from ..config.choices import Kind
 from ..config.identity import resolved
 from ..config.schema import build
@@ -64,10 +64,8 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
                 tracking.log(stage, row)
                 bar.update(stage, row)
 
-            if sequence:
-                result = run_sequence(resolved_run, log)
-            else:
-                result = run(resolved_run, log, stage_cache(plan.study))
+            cache = stage_cache(plan.study)
+            result = run_sequence(resolved_run, log) if sequence else run(resolved_run, log, cache)
         summary = complete(tracking, result, data, trainable, compile_seconds=round(Compiled.seconds, 4))
     if sweep is None:
         console.show_summary(summary, result.seconds, folder)

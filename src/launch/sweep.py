@@ -15,7 +15,7 @@ from hydra.core.utils import run_job as run_hydra_job
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ..analysis.study import check_report, write_study
+from ..analysis.reports import check_report, write_study
 from ..config.identity import job_folder_name, job_id
 from ..config.schema import StudyConfig, typed
 from ..errors import UserError

@@ -80,8 +80,9 @@ def calibration_error(
 ) -> Float[Array, ""]:
     """Return the expected calibration error of the valid predictions (``None``: of all).
 
-    ``src/analysis/calibration.py`` has the definition and the same numbers on the host: bins are ``(lo, hi]``, and a
-    confidence of 0 falls into the first.
+    Guo et al. (arXiv 1706.04599, eq. 3): the mean over rows of the distance between the accuracy and the mean
+    confidence of a row's bin. Bin ``i`` of equal width is ``(i / bins, (i + 1) / bins]``; a confidence of 0 belongs to
+    the first.
     """
     edges = jnp.asarray(np.arange(1, bins) / bins, confidence.dtype)
     gaps = hits.astype(confidence.dtype) - confidence

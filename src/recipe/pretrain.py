@@ -1,4 +1,4 @@
-"""Pre-training of one run: from the cache, from a checkpoint or random initial parameters, or by learning the source."""
+"""Pre-training of one run: the source task is learned, or read from the cache; or there is nothing to learn."""
 
 from __future__ import annotations
 

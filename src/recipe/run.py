@@ -131,11 +131,9 @@ def pretrain_together(runs: Sequence[ResolvedRun], cache: StageCache | None, axi
     computed = iter(_with_shared_seconds(execute_together([pretrain(run, ignore) for run in missing], axis)))
     results = []
     for run_, known in zip(runs, found, strict=True):
-        if known is None:
-            known = next(computed)
-            if cache is not None:
-                put_pretraining(run_, known, cache)
-        results.append(known)
+        results.append(next(computed) if known is None else known)
+        if known is None and cache is not None:
+            put_pretraining(run_, results[-1], cache)
     return results
 
 

@@ -9,4 +9,4 @@ from .base import Retention
 
 @dataclass(frozen=True)
 class NoRetention(Retention):
-    """TrainerConfig fine-tuning: forgetting is measured only."""
+    """Plain fine-tuning: forgetting is measured only."""

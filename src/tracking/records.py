@@ -37,6 +37,8 @@ class Job:
         metrics: final values by name, such as ``test_loss``.
         flops_per_step: floating-point operations of one fine-tuning step.
         seconds: wall time of the job.
+        seconds_per_update: time of one fine-tuning update in steady state, without compilation.
+        compile_seconds: time of compilation.
         warnings: of pre-training, one sentence each.
         stability: the numbers that the warnings are based on.
         rows: reads the logged steps when called: dicts with ``stage``, ``step`` (updates done) and values.
@@ -54,6 +56,8 @@ class Job:
     total_parameters: int | None = None
     flops_per_step: float | None = None
     seconds: float | None = None
+    seconds_per_update: float | None = None
+    compile_seconds: float | None = None
     data_fingerprint: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None
@@ -141,6 +145,8 @@ def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]
         total_parameters=part["parameters"].get("total"),
         flops_per_step=number(summary.get("flops_per_step")),
         seconds=number(summary.get("seconds")),
+        seconds_per_update=number(summary.get("seconds_per_update")),
+        compile_seconds=number(summary.get("compile_seconds")),
         data_fingerprint=part["data"].get("fingerprint"),
         versions=part["versions"],
         git_commit=part["git"].get("commit"),

@@ -17,6 +17,8 @@ RECORD_FIELDS = (
     "total_parameters",
     "flops_per_step",
     "seconds",
+    "seconds_per_update",
+    "compile_seconds",
 )
 # Of a run's state on the server. "crashed" means that it lost its connection: whether it failed is unknown.
 STATUS = {"finished": "completed", "failed": "failed"}

@@ -1,4 +1,4 @@
-"""Sweeps with a planted answer: every combination of a grid as a job's folder, its numbers from a function."""
+"""Sweeps with a planted answer: a job's folder for every combination of a grid, with metrics from a function."""
 
 import itertools
 import math
@@ -59,6 +59,14 @@ def plant(folder: Path, grid, score, seeds: int = 5, rates: tuple = (0.01,), own
 
 
 def tables_of(folder: Path):
-    """Return what a study is handed."""
+    """Return the arguments of a study: the table of the jobs and their history."""
     jobs = load_jobs(folder)
     return jobs_table(jobs), history_table(jobs)
+
+
+def first_table(markdown: str) -> dict[str, list[str]]:
+    """Return the cells of the lines of the first table by their first cell."""
+    lines = itertools.dropwhile(lambda line: not line.startswith("|"), markdown.splitlines())
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {row[0]: row[1:] for row in rows}

@@ -10,6 +10,7 @@ from src.analysis.studies.sequence import PICTURE, study
 from src.errors import UserError
 from src.metrics import continual
 from src.tracking.records import load_jobs
+from tests.analysis.planted import first_table
 from tests.fabricate import write_job
 
 KEPT = {"none": 0.5, "ewc": 0.95}  # what is left of an earlier task's accuracy, a task later
@@ -18,7 +19,8 @@ KEPT = {"none": 0.5, "ewc": 0.95}  # what is left of an earlier task's accuracy,
 def planted(folder, seeds=4):
     for retention, share in KEPT.items():
         for seed in range(seeds):
-            own = np.array([[0.9 * share ** max(i - j, 0) + 0.001 * seed for j in range(3)] for i in range(3)])
+            noise = 0.001 * seed + 0.0002 * (seed == 1) * (retention == "ewc")
+            own = np.array([[0.9 * share ** max(i - j, 0) + noise for j in range(3)] for i in range(3)])
             numbers = {
                 "average_accuracy": continual.average_accuracy(own),
                 "forgetting": continual.forgetting(own),
@@ -37,15 +39,28 @@ def planted(folder, seeds=4):
 
 def test_planted_forgetting_is_found(tmp_path):
     report = study(planted(tmp_path), None, tmp_path)
-    lines = {line.split("|")[1].strip(): line for line in report.body.splitlines() if line.startswith("| ")}
+    lines = first_table(report.body[0])
     means = {name: 0.9 * (share**2 + share + 1) / 3 + 0.0015 for name, share in KEPT.items()}
     for name, mean in means.items():
-        assert float(lines[name].split("|")[3].split("±")[0]) == pytest.approx(mean, abs=6e-4)
+        assert float(lines[name][1].split("±")[0]) == pytest.approx(mean, abs=6e-4)
     forgotten = 0.9 * ((1 - 0.5**2) + (1 - 0.5)) / 2
-    assert float(lines["none"].split("|")[4].split("±")[0]) == pytest.approx(forgotten, abs=6e-4)
-    assert report.conclusion.startswith("After 3 tasks ewc has the highest average accuracy")
-    assert "undecided" not in report.conclusion
+    assert float(lines["none"][2].split("±")[0]) == pytest.approx(forgotten, abs=6e-4)
+    assert report.conclusion.startswith("After 3 tasks, ewc has the lowest validation loss")
+    assert "higher than that of none (+0.33" in report.conclusion
     assert (tmp_path / PICTURE).stat().st_size > 10_000
+
+
+def test_the_winner_is_chosen_by_validation_and_reported_on_test(tmp_path):
+    """By validation none is best; its test accuracy is lower by 0.33."""
+    table = planted(tmp_path)
+    table["val_loss"] = 0.1 + 0.1 * (table["retention"] == "ewc")
+    report = study(table, None, tmp_path)
+    mean = 0.9 * (0.5**2 + 0.5 + 1) / 3 + 0.0015
+    words = "After 3 tasks, none has the lowest validation loss; its average test accuracy is "
+    assert report.conclusion.startswith(words)
+    assert float(report.conclusion.removeprefix(words).split(" ")[0]) == pytest.approx(mean, abs=1e-3)
+    assert "lower than that of ewc (-0.33" in report.conclusion
+    assert list(first_table(report.body[0]))[2:] == ["none", "ewc"]
 
 
 def test_other_sweeps_are_refused(tmp_path):

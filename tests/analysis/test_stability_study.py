@@ -8,8 +8,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from src.analysis.export import load_sweep
+from src.analysis.reports import write_study
 from src.analysis.studies import stability
-from src.analysis.study import write_study
 from src.errors import UserError
 from tests.analysis.planted import nested
 from tests.fabricate import write_job
@@ -78,16 +78,16 @@ def told(folder):
 
 def test_healthy_runs_are_all_healthy(tmp_path):
     report, text = told(sweep(tmp_path, ill=False))
-    assert report.conclusion.startswith("All 4 runs look healthy; of 4 runs, nearest neighbours")
+    assert report.conclusion.startswith("None of 4 runs has a warning; of 4 runs, nearest neighbours")
     assert "beat those of an untrained network in 4 and of pixels in 4." in report.conclusion
-    assert "No run warns of anything." in text
+    assert "No run has a warning." in text
     assert report.notes == []
 
 
 def test_ill_runs_are_named_with_their_reasons(tmp_path):
     report, text = told(sweep(tmp_path))
     reasons = f"{SPIKED.rstrip('.')}; {COLLAPSED.split(':')[0]}"
-    said = f"2 of 4 runs do not look healthy: temperature.cold 0.05 at 2 of 2 seeds ({reasons}); "
+    said = f"2 of 4 runs have warnings: temperature.cold 0.05 at 2 of 2 seeds ({reasons}); "
     assert report.conclusion.startswith(said)
     assert f"- **temperature.cold 0.05, seed 1**: {SPIKED} {COLLAPSED}" in text
     assert "- **temperature.cold 0.5" not in text
@@ -104,16 +104,16 @@ def test_features_that_are_no_better_than_pixels_are_said_to_be(tmp_path):
 
 def test_fine_tunings_of_one_pre_training_are_one_run(tmp_path):
     report, _ = told(sweep(tmp_path, rates=(0.1, 0.01), ill=False))
-    assert report.conclusion.startswith("All 4 runs look healthy")
+    assert report.conclusion.startswith("None of 4 runs has a warning")
 
 
 def test_a_single_run_is_reported_too(tmp_path):
     folder = sweep(tmp_path, colds=(0.5,), seeds=1)
     report, text = told(next(folder.iterdir()))
-    assert report.conclusion.startswith("The run looks healthy; of 1 run, ")
+    assert report.conclusion.startswith("The run has no warning; of 1 run, ")
     assert "| simclr | 1 | 0 |" in text
     report, _ = told(next(sweep(tmp_path / "ill", colds=(0.05,), seeds=1).iterdir()))
-    assert report.conclusion.startswith("1 of 1 run does not look healthy: simclr, seed 0 (The gradient norm")
+    assert report.conclusion.startswith("1 of 1 run has warnings: simclr, seed 0 (The gradient norm")
 
 
 def test_a_pre_training_that_diverged_is_ill(tmp_path):
@@ -124,7 +124,7 @@ def test_a_pre_training_that_diverged_is_ill(tmp_path):
     write_job(folder / "lost", config, rows, status="diverged", objective=math.inf, metrics={}, last_finite_step=30)
     report, _ = told(folder)
     (reason,) = re.findall(
-        r"^1 of 5 runs does not look healthy: temperature.cold 0.5 at 1 of 3 seeds \((.*)\);", report.conclusion
+        r"^1 of 5 runs has warnings: temperature.cold 0.5 at 1 of 3 seeds \((.*)\);", report.conclusion
     )
     assert reason == "The loss stopped being finite after update 30"
 

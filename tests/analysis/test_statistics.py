@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from src.analysis.statistics import Interval, mean_interval, paired_difference
+from src.analysis.statistics import ConfidenceInterval, mean_interval, paired_difference
 
 # Published two-sided 95 % points of Student's t (any textbook's table), by degrees of freedom.
 PUBLISHED_T = {1: 12.706, 2: 4.303, 4: 2.776, 9: 2.262, 29: 2.045}
@@ -74,6 +74,19 @@ def test_no_common_key():
 
 
 def test_excludes_zero():
-    assert Interval(1, 0.5, 1.5, 3).excludes_zero
-    assert Interval(-1, -1.5, -0.5, 3).excludes_zero
-    assert not Interval(0.1, -0.5, 0.7, 3).excludes_zero
+    assert ConfidenceInterval(1, 0.5, 1.5, 3).excludes_zero
+    assert ConfidenceInterval(-1, -1.5, -0.5, 3).excludes_zero
+    assert not ConfidenceInterval(0.1, -0.5, 0.7, 3).excludes_zero
+
+
+@pytest.mark.parametrize("rounding", [0.0, 1e-8])
+def test_differences_that_only_rounding_tells_apart_are_identical(rounding):
+    """Float32 metrics of two arms that differ by one row of 224 at every seed."""
+    values = np.array([217, 219, 220]) / 224
+    a = dict(enumerate(values + 1 / 224 + rounding * np.array([1, -1, 1])))
+    found = paired_difference(a, dict(enumerate(values)))
+    assert found.identical
+    assert not found.excludes_zero
+    assert found.mean == pytest.approx(1 / 224, abs=1e-7)
+    assert not mean_interval([1.0]).identical
+    assert not paired_difference({0: 1.0, 1: 1.001}, {0: 0.0, 1: 0.0}).identical

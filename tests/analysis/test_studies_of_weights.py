@@ -8,19 +8,14 @@ import pytest
 from scipy.stats import spearmanr
 
 from src.analysis.export import load_sweep
+from src.analysis.reports import write_study
 from src.analysis.studies import fisher_estimators, wise_ft
-from src.analysis.study import write_study
 from src.errors import UserError
+from tests.analysis.planted import first_table
 from tests.commands import sweep
 
 pytestmark = pytest.mark.slow  # two sweeps, and their weights read again
 SMALL = ("pretrain_steps=60", "finetune_steps=12", "model.widths=[12]", "progress=false", "report=null", "seed=0,1")
-
-
-def lines(page):
-    """Return the first table's lines by their first cell."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:2] == "| "]
-    return {row[0]: row[1:] for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +33,7 @@ def finished(tmp_path_factory):
 
 def test_both_ends_of_the_path_are_what_the_jobs_recorded(finished):
     report, page = write_study("wise_ft", finished / "wise_ft")
-    table = lines(page.read_text())
+    table = first_table(page.read_text())
     jobs = [job for job in load_sweep(finished / "wise_ft") if job.config["lr_fine"] == chosen_rate(finished)]
     target = np.mean([job.metrics["test_accuracy"] for job in jobs])
     kept = np.mean([job.metrics["source_after_accuracy"] for job in jobs])
@@ -70,7 +65,7 @@ def rounded(value, cell):
 
 def test_estimates_are_compared_at_the_jobs_own_weights(finished):
     report, page = write_study("fisher_estimators", finished / "fisher_estimators")
-    table = lines(page.read_text())
+    table = first_table(page.read_text())
     assert table["exact"][:3] == ["1", "1", "1"]
     assert 0 < shown(table["batched"][0]) < 0.5  # a mean gradient's square, over batches of 32
     assert "batched estimate" in report.conclusion
@@ -82,12 +77,14 @@ def test_numbers_of_two_diagonals():
     exact = rng.gamma(0.5, size=500)
     other = 3.0 * exact * rng.uniform(0.5, 1.5, size=500)
     other[:50] = 0.0  # ties
-    found = fisher_estimators.compared(exact, other)
+    found = fisher_estimators.compare_diagonals(exact, other)
     assert found["size"] == pytest.approx(other.sum() / exact.sum(), rel=1e-12)
     assert found["rank"] == pytest.approx(spearmanr(exact, other).statistic, abs=1e-12)
     best = {*np.argsort(exact)[-50:]} & {*np.argsort(other)[-50:]}
     assert found["top"] == len(best) / 50
-    assert fisher_estimators.compared(exact, 7.0 * exact) == pytest.approx({"size": 7.0, "rank": 1.0, "top": 1.0})
+    assert fisher_estimators.compare_diagonals(exact, 7.0 * exact) == pytest.approx(
+        {"size": 7.0, "rank": 1.0, "top": 1.0}
+    )
 
 
 @pytest.mark.parametrize("name", ["wise_ft", "fisher_estimators"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -106,7 +107,17 @@ def test_a_dry_dashboard_needs_no_login(tmp_path):
     assert json.loads(result.stdout)["project"] == "thaw"
 
 
-@pytest.mark.parametrize("script", ["export_sweep", "analyze_sweep", "create_dashboard"])
-def test_help(tmp_path, script):
+@pytest.mark.parametrize(
+    ("script", "options"),
+    [
+        ("export_sweep", ["SWEEP_DIR", "--wandb", "--out", "--history"]),
+        ("analyze_sweep", ["--metric", "--select", "--tune", "--arm", "--pair", "--reference", "--higher", "--lower"]),
+        ("create_dashboard", ["--project", "--entity", "--group", "--name", "--dry-run"]),
+    ],
+)
+def test_help_explains_every_option(tmp_path, script, options):
     result = run(tmp_path, script, "--help")
     assert (result.returncode, result.stderr) == (0, "")
+    described = result.stdout.split("options:")[1] + result.stdout.split("positional arguments:")[-1]
+    for option in options:
+        assert re.search(rf"^  {option}\b[^\n]*(\n {{20}}|  )\s*[a-zA-Z]", described, re.MULTILINE), option

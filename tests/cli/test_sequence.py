@@ -164,14 +164,14 @@ def test_the_scripts_read_a_sweep_of_sequences(study, tmp_path, script):
     # Whether more is better follows from the name: of what is forgotten less, of accuracy and transfer more.
     for metric, better in (("average_accuracy", "higher"), ("forgetting", "lower"), ("backward_transfer", "higher")):
         said = " ".join(script("analyze_sweep", table, "--metric", metric, "--reference", "none").split())
-        assert f"Of {metric} {better} is better" in said
+        assert f"For {metric}, {better} is better" in said
         assert said.split()[0 if said.startswith(lowest) else 1].startswith(lowest)  # "replay has", or "Use replay"
     page = (tmp_path / "analysis.md").read_text()
     assert all(f"| {name} |" in page for name in RETENTION)
 
 
 def test_settings_that_an_arm_does_not_have_are_dashes(study, tmp_path, script):
-    """TrainerConfig fine-tuning has no strength to tune."""
+    """Plain fine-tuning has no strength to tune."""
     table = tmp_path / "table.csv"
     script("export_sweep", study, "--out", table)
     said = script("analyze_sweep", table, "--tune", "retention.strength", "--reference", "none")

@@ -233,7 +233,7 @@ def test_what_is_no_image_is_refused(shape, dtype, given):
     parts = dict.fromkeys(("train", "val", "test"), transfer().target["train"]._replace(x=x))
     data = replace(transfer(), source=parts, target=parts)
     with pytest.raises(UserError, match="model=resnet ") as found:
-        resolve(Recipe(model=BASIC), data).trainable
+        resolve(Recipe(model=BASIC), data)
     if given != "images":
         assert f"model=resnet takes images, and the data is {given}; allowed: model=" in str(found.value)
         assert "resnet" not in str(found.value).partition("allowed")[2]

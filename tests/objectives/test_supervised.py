@@ -1,15 +1,15 @@
-"""Losses and reports against float64 NumPy, Optax's smoothed labels and the host's calibration."""
+"""Losses and reports against float64 NumPy, Optax's smoothed labels and scikit-learn's scores."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.metrics import f1_score, matthews_corrcoef
+from sklearn.metrics import brier_score_loss, f1_score, log_loss, matthews_corrcoef
 
-from src.analysis.calibration import brier_score, expected_calibration_error, negative_log_likelihood
 from src.metrics.classification import calibration_error
 from src.objectives.supervised import Classification, Regression
+from tests.metrics.test_classification import expected_calibration_error
 
 ROWS, CLASSES = 300, 5
 
@@ -90,17 +90,17 @@ def test_losses_add_up_by_their_counts(batch, objective):
 # --- the report ----------------------------------------------------------------------------------------------------
 
 
-def test_the_report_is_the_host_s_calibration(batch):
+def test_the_report_matches_scikit_learn_and_the_definitions(batch):
     outputs, labels = batch
     report = {name: float(value) for name, value in jax.jit(Classification().report)(outputs, labels).items()}
     p = softmax(outputs)
     confidence, correct = p.max(axis=1), p.argmax(axis=1) == labels
     assert report == pytest.approx(
         {
-            "loss": negative_log_likelihood(p, labels),
-            "nll": negative_log_likelihood(p, labels),
+            "loss": log_loss(labels, p, labels=range(p.shape[1])),
+            "nll": log_loss(labels, p, labels=range(p.shape[1])),
             "accuracy": correct.mean(),
-            "brier": brier_score(p, labels),
+            "brier": brier_score_loss(labels, p, labels=range(p.shape[1]), scale_by_half=False),
             "confidence": confidence.mean(),
             "ece": expected_calibration_error(confidence, correct),
             "confident_wrong": np.mean(~correct & (confidence > 0.9)),
@@ -182,7 +182,7 @@ def test_bfloat16_outputs_lose_nothing_in_the_loss(batch, smoothing):
     assert loss == Classification().loss(outputs.astype(jnp.float32), labels, smoothing)
     if smoothing is None:
         p = softmax(np.asarray(outputs, np.float64))
-        assert float(loss) == pytest.approx(negative_log_likelihood(p, labels), rel=1e-6)
+        assert float(loss) == pytest.approx(log_loss(labels, p, labels=range(p.shape[1])), rel=1e-6)
     report = Classification().report(outputs, labels)
     assert {value.dtype for value in report.values()} == {jnp.dtype(jnp.float32)}
 

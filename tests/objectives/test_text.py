@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from src.analysis.calibration import expected_calibration_error
 from src.models.base import ApplyOptions
 from src.models.bert import Bert, Head
 from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, MaskedLm, Spans, TokenClassification
+from tests.metrics.test_classification import expected_calibration_error
 
 RNG = np.random.default_rng(0)
 

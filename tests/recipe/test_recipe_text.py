@@ -175,14 +175,14 @@ def test_from_scratch_a_checkpoint_is_only_its_sizes():
 
 def test_nothing_to_start_from_is_refused():
     with pytest.raises(UserError, match=r"no source task and the model no checkpoint.*strategy=scratch"):
-        resolve(recipe(), data(source=False)).trainable
+        resolve(recipe(), data(source=False))
     resolve_trainable(recipe(strategy=Scratch()), data(source=False))
 
 
 def test_a_method_that_needs_the_source_names_those_that_do_not():
     mine = recipe(model=CHECKPOINT, retention=Ewc())
     with pytest.raises(UserError, match="there is a checkpoint only; allowed without them: distill, isolate, l2_sp"):
-        resolve(mine, data(source=False, words=90)).trainable
+        resolve(mine, data(source=False, words=90))
 
 
 def test_texts_and_numbers_are_not_taken_for_each_other():
@@ -191,4 +191,4 @@ def test_texts_and_numbers_are_not_taken_for_each_other():
     numbers = Split(np.zeros((4, 3), np.float32), np.zeros(4, np.int32))
     plain = Transfer("classification", {"train": numbers}, {"train": numbers}, 2, 2, new_head=False)
     with pytest.raises(UserError, match="model=bert takes texts, and the data is numbers; allowed: model=cnn, mlp"):
-        resolve(recipe(), plain).trainable
+        resolve(recipe(), plain)

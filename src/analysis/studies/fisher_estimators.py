@@ -1,13 +1,9 @@
-"""``report=fisher_estimators``: which Fisher information EWC uses, and what that does to its strength.
+"""``report=fisher_estimators``: which estimate of the Fisher information does EWC use, and which strength suits it?
 
-Libraries compute different things under one name (``src/retention/fisher.py``), so a strength that one of them reports
-means something else in another. Two questions: are the estimates alike but for a factor, and does EWC choose strengths
-that are apart by that factor?
+Libraries compute different estimates under one name (``src/retention/fisher.py``), so a strength reported for one
+estimate means something else for another. The report asks whether the estimates are equal up to a factor, and whether
+validation chooses strengths that differ by that factor.
 """
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
-# pyright: reportCallIssue=false, reportReturnType=false
 
 from __future__ import annotations
 
@@ -19,69 +15,71 @@ import numpy as np
 import pandas as pd
 
 from ...errors import UserError, listed
-from ..conditions import by_both_tasks, choose, notes_of, results, tuning
-from ..plots import look_of, picture
-from ..report import markdown_table, show_interval
+from ..factors import compare_factors, select_by_both_tasks
+from ..formatting import markdown_table, show_interval
+from ..plots import picture, style_of
+from ..reports import Report
 from ..statistics import mean_interval
-from ..study import Report
 
 PICTURE = "fisher_estimators.png"
 ESTIMATOR, STRENGTH, REFERENCE = "retention.fisher", "retention.strength", "exact"
-BOTH = "mean of both tasks"
+LEGEND = (
+    "Size: the sum over all weights divided by that of the exact estimate; the median over seeds (lowest to highest). "
+    "Rank correlation: Spearman's, over all weights. Top tenth: the share of the exact estimate's largest tenth that "
+    "is also in the other's, 0.1 by chance. Validation chooses the strength by the mean accuracy of both tasks."
+)
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Compare the estimates with the exact one, and the strengths that they lead to.
+    """Compare the estimates with the exact one, and the strengths that validation chooses for them.
 
     Raises:
-        UserError: the sweep has no jobs of EWC by the exact Fisher information and another one, at several strengths.
+        UserError: the sweep lacks jobs of EWC with the exact Fisher information and another estimate at several
+        strengths.
     """
-    table = check(table)
-    analysis = choose(table, ESTIMATOR)
-    chosen = {str(name): arm for (name,), arm in results(analysis).items()}
-    strengths = {name: float(arm.chosen[STRENGTH]) for name, arm in chosen.items() if arm.chosen}
+    check(table)
+    found = compare_factors(select_by_both_tasks(table), [ESTIMATOR])
+    arms = found.at()
+    strengths = {name: float(arm.chosen[STRENGTH]) for name, arm in arms.items() if arm.chosen}
     seeds = {int(seed): str(jobs["job"].iloc[0]) for seed, jobs in table.groupby("seed")}
-    found = [agreement(folder / job, list(strengths)) for job in seeds.values()]
-    shared = {name: {key: mean_interval([one[name][key] for one in found]) for key in COLUMNS} for name in strengths}
-    # Not the mean: a confident model's drawn labels are nearly always its own, and then one row decides everything.
-    sizes = {name: [one[name]["size"] for one in found] for name in strengths}
+    agreements = [agreement(folder / job, list(strengths)) for job in seeds.values()]
+    shared = {
+        name: {key: mean_interval([one[name][key] for one in agreements]) for key in ("rank", "top")}
+        for name in strengths
+    }
+    # The median, because a few improbable draws can dominate the mean of the sampled estimate.
+    sizes = {name: [one[name]["size"] for one in agreements] for name in strengths}
     median = {name: float(np.median(own)) for name, own in sizes.items()}
-    curves = {name: curve(table[table[ESTIMATOR] == name]) for name in strengths}
-    draw(curves, median, folder / PICTURE)
-    reference = strengths[REFERENCE]
+    draw(table, median, folder / PICTURE)
     columns = {
         "estimate": str,
-        "size, of the exact one's": lambda name: (
+        "size, relative to exact": lambda name: (
             f"{median[name]:.3g} ({min(sizes[name]):.3g} to {max(sizes[name]):.3g})" if name != REFERENCE else "1"
         ),
         "rank correlation": lambda name: show_interval(shared[name]["rank"]) if name != REFERENCE else "1",
-        "common in the top tenth": lambda name: show_interval(shared[name]["top"]),
+        "shared in the top tenth": lambda name: show_interval(shared[name]["top"]),
         "chosen strength": lambda name: f"{strengths[name]:g}",
-        "shift": lambda name: f"{strengths[name] / reference:g}x",
-        "shift that the size predicts": lambda name: f"{1 / median[name]:.3g}x",
-        "target": lambda name: show_interval(mean_interval(chosen[name].jobs["test_accuracy"])),
-        "source after": lambda name: show_interval(mean_interval(chosen[name].jobs["source_after_accuracy"])),
+        "ratio to exact": lambda name: f"{strengths[name] / strengths[REFERENCE]:g}x",
+        "ratio predicted by the size": lambda name: f"{1 / median[name]:.3g}x",
+        "target": lambda name: show_interval(arms[name].mean_of("test_accuracy")),
+        "source after": lambda name: show_interval(arms[name].mean_of("source_after_accuracy")),
     }
     order = [REFERENCE, *(name for name in strengths if name != REFERENCE)]
     return Report(
-        title="Which Fisher information, and what strength goes with it?",
+        title="Which estimate of the Fisher information, and which strength?",
         conclusion=conclude(strengths, median, {name: shared[name]["rank"].mean for name in strengths}),
-        body="\n\n".join([markdown_table(columns, order), LEGEND, tuning(analysis)]),
-        pictures={PICTURE: "Both tasks against the strength, as given and times the size of the estimate"},
-        notes=notes_of(analysis, table),
+        body=[markdown_table(columns, order), LEGEND, found.how],
+        pictures={PICTURE: "Both tasks over the strength, and over the strength times the size of the estimate"},
+        notes=found.notes,
     )
 
 
-LEGEND = (
-    "Size: the sum over all weights divided by the exact one's, the median over seeds (lowest to highest). Rank "
-    "correlation: Spearman's, over all weights. Top tenth: the share of the exact one's most important tenth that is "
-    "in the other's, where chance gives 0.1. Validation chooses the strength by the mean accuracy on both tasks."
-)
-COLUMNS = ("size", "rank", "top")
+def check(table: pd.DataFrame) -> None:
+    """Check that the sweep has what the study compares.
 
-
-def check(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the jobs, with what they are chosen by; refuse a sweep that does not ask the question."""
+    Raises:
+        UserError: it does not.
+    """
     needed = [ESTIMATOR, STRENGTH, "source_val_after_accuracy", "val_accuracy"]
     missing = [name for name in needed if name not in table or table[name].isna().all()]
     if missing:
@@ -92,16 +90,15 @@ def check(table: pd.DataFrame) -> pd.DataFrame:
             f"report=fisher_estimators needs {ESTIMATOR}={REFERENCE} and another one at several strengths; "
             f"this sweep has {listed(names)} at {table[STRENGTH].nunique()}"
         )
-    tested = (table["source_after_accuracy"] + table["test_accuracy"]) / 2
-    return by_both_tasks(table).assign(**{BOTH: tested})
 
 
 def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:
-    """Return how the estimates at one seed's pre-trained weights compare with the exact one."""
+    """Return how the estimates at the pre-trained weights of a job compare with the exact one."""
     from dataclasses import replace
 
     from ...finished.finetuned import pretraining_of, read_finetuned_job
-    from ...recipe.run import source_task
+    from ...recipe.finetune import source_task
+    from ...recipe.resolve import resolve
     from ...retention.ewc import Ewc
     from ...retention.fisher import Estimator
 
@@ -110,16 +107,16 @@ def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:
     method: Any = recipe.retention
     if not isinstance(method, Ewc):
         raise UserError(f"'{job}' is no job of EWC")
-    task = source_task(recipe, finished.data, pretraining_of(finished).params)
+    task = source_task(resolve(recipe, finished.data), pretraining_of(finished).params)
     flat = {}
     for name in names:
         diagonal = replace(method, fisher=Estimator[name]).importance(task)
         flat[name] = np.concatenate([np.asarray(diagonal[path], np.float64).ravel() for path in sorted(diagonal)])
-    return {name: compared(flat[REFERENCE], values) for name, values in flat.items()}
+    return {name: compare_diagonals(flat[REFERENCE], values) for name, values in flat.items()}
 
 
-def compared(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Return the numbers of :data:`COLUMNS` for two diagonals of the same weights."""
+def compare_diagonals(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
+    """Return the relative ``size``, the ``rank`` correlation and the shared ``top`` tenth of two diagonals."""
     ranks = [pd.Series(values).rank().to_numpy() for values in (exact, other)]  # equal values share a rank
     tenth = max(1, len(exact) // 10)
     top = [set(np.argsort(-values, kind="stable")[:tenth].tolist()) for values in (exact, other)]
@@ -130,35 +127,33 @@ def compared(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
     }
 
 
-def curve(jobs: pd.DataFrame) -> dict[float, float]:
-    """Return the mean test accuracy on both tasks by strength, 0 left out: the axis is logarithmic."""
-    means = {float(strength): float(own[BOTH].mean()) for strength, own in jobs.groupby(STRENGTH)}
-    return {strength: mean for strength, mean in means.items() if strength > 0}
-
-
-def draw(curves: Mapping[str, Mapping[float, float]], sizes: Mapping[str, float], path: Path) -> None:
-    """Draw the curves as swept, and moved by the size of their estimate: where a factor is all, they meet."""
-    caption = "Mean test accuracy on both tasks over seeds; right: strengths times the size of the estimate."
+def draw(table: pd.DataFrame, sizes: Mapping[str, float], path: Path) -> None:
+    """Draw the mean test accuracy of both tasks over the strength, and over the strength times the estimate's size."""
+    both = (table["source_after_accuracy"] + table["test_accuracy"]) / 2
+    strengths = table[STRENGTH].where(table[STRENGTH] > 0)  # the axis is logarithmic
+    means: Any = both.groupby([table[ESTIMATOR], strengths]).mean()
+    caption = "Mean test accuracy of both tasks over seeds; right: strengths times the size of the estimate."
     with picture(path, caption, 4.2, panels=2) as axes:
-        for ax, moved in zip(axes, (False, True), strict=True):
-            for place, (name, points) in enumerate(curves.items()):
-                x = [strength * (sizes[name] if moved else 1.0) for strength in points]
-                ax.plot(x, list(points.values()), label=name, **look_of(place))
+        for ax, label, factor in (
+            (axes[0], "strength", dict.fromkeys(sizes, 1.0)),
+            (axes[1], "strength x size of the estimate", sizes),
+        ):
+            for place, name in enumerate(sizes):
+                own: Any = means[name]
+                ax.plot(own.index.to_numpy(float) * factor[name], own.to_numpy(), label=name, **style_of(place))
             ax.set_xscale("log")
+            ax.set_xlabel(label)
         axes[0].set_ylabel("test accuracy, mean of both tasks")
-        axes[0].set_xlabel("strength")
-        axes[1].set_xlabel("strength x size of the estimate")
         axes[0].legend()
 
 
 def conclude(strengths: Mapping[str, float], sizes: Mapping[str, float], ranks: Mapping[str, float]) -> str:
-    """Say in one sentence what the numbers carry."""
+    """Return the conclusion in one sentence."""
     others = [name for name in strengths if name != REFERENCE]
     far = max(others, key=lambda name: abs(np.log(sizes[name])))
-    words = (
-        f"The {far} estimate is {sizes[far]:.3g} times the exact one and chooses a strength "
-        f"{strengths[far] / strengths[REFERENCE]:g} times as high (its size alone predicts {1 / sizes[far]:.3g})"
-    )
     like = [name for name in others if ranks[name] > 0.95]
-    order = f"{listed(like) if like else 'none of the others'} agrees with it (rank correlation above 0.95)"
-    return f"{words}; in the order of the weights, {order}."
+    return (
+        f"The {far} estimate is {sizes[far]:.3g} times the exact one, and validation chooses a strength for it that is "
+        f"{strengths[far] / strengths[REFERENCE]:g} times as high (its size predicts {1 / sizes[far]:.3g}); a rank "
+        f"correlation with the exact estimate above 0.95 has {listed(like) if like else 'no other estimate'}."
+    )

@@ -1,102 +1,117 @@
-"""``report=forgetting``: what is learned of the target task, against what is left of the source task."""
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+"""``report=forgetting``: how well is the target task learned, and how much of the source task is forgotten?"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from ...errors import UserError
-from ..conditions import by_both_tasks, choose, notes_of, rates, results, ways
-from ..plots import look_of, picture
-from ..report import markdown_table, show_interval
-from ..statistics import Interval, mean_interval, paired_difference
-from ..study import Report
+from ..comparison import Arm
+from ..factors import STRATEGY, compare_factors, select_by_both_tasks, varying_factors
+from ..formatting import markdown_table, show_difference, show_interval
+from ..plots import draw_tradeoff, picture
+from ..reports import Report
+from ..statistics import ConfidenceInterval, paired_difference
 
 PICTURE = "forgetting.png"
-AFTER, BEFORE = "source_after_accuracy", "source_test_accuracy"
+TARGET, AFTER, BEFORE = "test_accuracy", "source_after_accuracy", "source_test_accuracy"
+VAL_TARGET, VAL_AFTER = "val_accuracy", "source_val_after_accuracy"
+HOW = (
+    "Chosen by {how}, which also orders the arms; ± is the 95 % Student-t interval over seeds. The change is paired by "
+    "seed, and \\* marks an interval that excludes 0. Front: no other arm is better at both tasks; judged by {front}."
+)
 
-Rows = dict[str, tuple[Interval, Interval, Interval, str]]  # target, source after, its change, what was chosen
+
+class Outcome(NamedTuple):
+    """The two tasks after fine-tuning with one arm: test accuracies, and the change of the source's, paired by seed."""
+
+    arm: Arm
+    target: ConfidenceInterval
+    after: ConfidenceInterval
+    change: ConfidenceInterval
+
+    @property
+    def both(self) -> float:
+        """The mean test accuracy of both tasks."""
+        return (self.target.mean + self.after.mean) / 2
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Compare strategies, or methods of retention, by what they learn and what they forget.
+    """Compare strategies, or retention methods, by what they learn and what they forget.
 
-    What is tuned (rate, strength) is chosen by the target's validation loss; where the source has validation rows, by
-    both tasks.
+    Rates and strengths, and the arms that the conclusion names, are chosen by validation accuracy on both tasks, or by
+    the validation loss of the target where the source has no validation rows.
 
     Raises:
-        UserError: the jobs are no classification whose source was measured after fine-tuning.
+        UserError: the jobs are no classification, or the source was not measured after fine-tuning.
     """
     if AFTER not in table or table[AFTER].notna().sum() == 0:
         raise UserError("report=forgetting needs jobs whose source task is a classification with a test part")
-    table = with_none(table)
-    both = "source_val_after_accuracy" in table and table["source_val_after_accuracy"].notna().all()
-    if both:
-        table = by_both_tasks(table)
-    analysis = choose(table, *ways(table, "strategy"))
-    arms = results(analysis)
-    rows: Rows = {}
-    for key, arm in arms.items():
-        jobs: Any = arm.jobs
-        after = dict(zip(jobs["seed"], jobs[AFTER], strict=True))
-        before = dict(zip(jobs["seed"], jobs[BEFORE], strict=True))
-        target = mean_interval(list(jobs["test_accuracy"]))
-        rows[" ".join(map(str, key))] = (
-            target,
-            mean_interval(after.values()),
-            paired_difference(after, before),
-            rates(arm),
-        )
-    front = pareto({name: (row[0].mean, row[1].mean) for name, row in rows.items()})
-    before_all = float(table[BEFORE].mean())
-    draw(rows, front, before_all, folder / PICTURE)
+    table = merge_zero_strength(table)
+    both = VAL_AFTER in table and bool(table[VAL_AFTER].notna().all())
+    found = compare_factors(select_by_both_tasks(table) if both else table, varying_factors(table, STRATEGY))
+    rows = {arm.label: outcome_of(arm) for arm in found.arms}
+    columns_of_front = (VAL_TARGET, VAL_AFTER) if both else (TARGET, AFTER)
+    points = {arm.label: tuple(arm.mean_of(name).mean for name in columns_of_front) for arm in found.arms}
+    front = pareto(points)
+    before = float(table[BEFORE].mean())
+    draw(rows, front, before, folder / PICTURE)
     columns = {
         "arm": lambda name: name + (" (front)" if name in front else ""),
-        "chosen": lambda name: rows[name][3],
-        "target test accuracy": lambda name: show_interval(rows[name][0]),
-        "source after": lambda name: show_interval(rows[name][1]),
-        "change of the source": lambda name: (
-            show_interval(rows[name][2], sign=True) + " *" * rows[name][2].excludes_zero
-        ),
-        "mean of both": lambda name: f"{(rows[name][0].mean + rows[name][1].mean) / 2:.3f}",
+        "chosen": lambda name: rows[name].arm.choice,
+        "target test accuracy": lambda name: show_interval(rows[name].target),
+        "source after": lambda name: show_interval(rows[name].after),
+        "change of the source": lambda name: show_difference(rows[name].change),
+        "mean of both": lambda name: f"{rows[name].both:.3f}",
     }
     how = "the mean validation accuracy of both tasks" if both else "the target's validation loss"
+    means = (
+        "validation means" if both else "test means, as a description only, because the source has no validation rows"
+    )
+    learns_best = max(points, key=lambda name: points[name][0]) if both else found.labels[0]
     return Report(
-        title="What is learned, and what is left of the source task?",
-        conclusion=conclude(rows, front, before_all),
-        body="\n\n".join(
-            [
-                markdown_table(columns, list(rows)),
-                f"Chosen by {how}; ± is the 95 % Student-t interval over seeds, the change is paired by seed and \\* "
-                "says that its interval excludes 0. Front: no other arm is better at both (by the means).",
-            ]
-        ),
-        pictures={PICTURE: "Target against source"},
-        notes=notes_of(analysis, table),
+        title="How well is the target learned, and how much of the source is forgotten?",
+        conclusion=conclude(rows[learns_best], rows[found.labels[0]] if both else None, before),
+        body=[markdown_table(columns, list(rows)), HOW.format(how=how, front=means)],
+        pictures={PICTURE: "Target and source"},
+        notes=found.notes,
     )
 
 
-def with_none(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the jobs with those of strength 0 as what they are, fine-tuning without retention: once, not by method."""
+def draw(rows: Mapping[str, Outcome], front: set[str], before: float, path: Path) -> None:
+    """Draw both tasks for each arm, a line through the front, and the source before fine-tuning."""
+    with picture(path, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as (ax,):
+        line = sorted((rows[name].target.mean, rows[name].after.mean) for name in front)
+        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
+        ax.axhline(before, color="#555555", linewidth=1, linestyle=":", label="source before fine-tuning")
+        labels = ("target test accuracy", "source test accuracy after fine-tuning")
+        draw_tradeoff(ax, {name: (row.target, row.after) for name, row in rows.items()}, labels)
+
+
+def outcome_of(arm: Arm) -> Outcome:
+    """Return the accuracies of both tasks for an arm."""
+    change = paired_difference(arm.by_seed(AFTER), arm.by_seed(BEFORE))
+    return Outcome(arm, arm.mean_of(TARGET), arm.mean_of(AFTER), change)
+
+
+def merge_zero_strength(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the jobs with those of strength 0 relabelled as no retention, and kept once instead of per method."""
     strength = "retention.strength"
     if "retention" not in table or strength not in table:
         return table
     idle = table[strength] == 0
-    first = table["retention"].where(idle).groupby(table["strategy"]).transform("first")
+    first = table["retention"].where(idle).groupby(table[STRATEGY]).transform("first")
     once = ~idle | (table["retention"] == first)
     kept: Any = table.assign(retention=table["retention"].mask(idle, "none"))[once]
     return kept
 
 
-def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
-    """Return the names of the points that no other one matches or beats in both numbers, and beats in one."""
+def pareto(points: Mapping[str, tuple[float, ...]]) -> set[str]:
+    """Return the names of the points that no other point matches or beats in every number and beats in one."""
     return {
         name
         for name, own in points.items()
@@ -104,32 +119,17 @@ def pareto(points: Mapping[str, tuple[float, float]]) -> set[str]:
     }
 
 
-def draw(rows: Rows, front: set[str], before: float, path: Path) -> None:
-    """Draw each arm with its two intervals, the front joined by a line."""
-    with picture(path, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as axes:
-        ax = axes[0]
-        for place, (name, (target, source, _, _)) in enumerate(rows.items()):
-            look = look_of(place)
-            ax.errorbar(
-                target.mean, source.mean, xerr=target.half, yerr=source.half, color=look["color"],
-                marker=look["marker"], label=name, capsize=3, linestyle="none",
-            )  # fmt: skip
-        line = sorted((rows[name][0].mean, rows[name][1].mean) for name in front)
-        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
-        ax.axhline(before, color="#555555", linewidth=1, linestyle=":", label="source before fine-tuning")
-        ax.set_xlabel("target test accuracy")
-        ax.set_ylabel("source test accuracy after fine-tuning")
-        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-
-
-def conclude(rows: Rows, front: set[str], before: float) -> str:
-    """Say in one sentence what the numbers carry."""
-    best = max(rows, key=lambda name: rows[name][0].mean)
-    kept = max(rows, key=lambda name: rows[name][0].mean + rows[name][1].mean)
-    loss = rows[best][2]
-    words = f"{best} has the highest target accuracy ({rows[best][0].mean:.3f})"
-    if loss.excludes_zero and loss.mean < 0:
-        words += f" and costs the source {show_interval(loss, sign=True)} of {before:.3f}"
+def conclude(learns_best: Outcome, keeps_best: Outcome | None, before: float) -> str:
+    """Return the test results of the arms that validation chose; ``keeps_best`` is None if it could not choose one."""
+    change = learns_best.change
+    text = (
+        f"By validation, {learns_best.arm.label} learns the target best (test accuracy {learns_best.target.mean:.3f})"
+    )
+    if change.excludes_zero and change.mean < 0:
+        text += f" and changes the source by {show_interval(change, sign=True)} from {before:.3f}"
     else:
-        words += ", and no loss of the source is shown for it"
-    return f"{words}; the best mean of both tasks has {kept} ({rows[kept][0].mean:.3f} and {rows[kept][1].mean:.3f})."
+        text += "; a loss on the source is not shown for it"
+    if keeps_best is None:
+        return f"{text}. The source has no validation rows, so no arm is chosen for both tasks together."
+    tests = f"test accuracies {keeps_best.target.mean:.3f} and {keeps_best.after.mean:.3f}"
+    return f"{text}; {keeps_best.arm.label} is best on both tasks together ({tests})."

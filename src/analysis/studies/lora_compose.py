@@ -1,7 +1,7 @@
-"""``report=lora_compose``: can two adapters be blended instead of training a third?
+"""``report=lora_compose``: can a blend of two adapters replace a third one trained on both tasks?
 
-Adapters of one base are trained on digits that were rotated, on digits that were inverted, and on the union of both.
-Blends are tried on the union's rows, of which half are the one kind and half the other.
+The adapters of one base are trained on rotated digits, on inverted digits, and on the union of both. Blends are
+measured on the rows of the union.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from ...errors import UserError, listed
-from ..analysis import Arm
-from ..conditions import choose, common_seeds, notes_of, results, tuning
-from ..plots import draw_bars, picture
-from ..report import markdown_table, show_interval
-from ..statistics import Interval, mean_interval, paired_difference
-from ..study import Report
+from ..factors import common_seeds, compare_factors
+from ..formatting import count_of, markdown_table, show_difference, show_interval
+from ..plots import DOTS, IntervalRow, draw_rows, picture, style_of
+from ..reports import Report
+from ..statistics import mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from ...finished.jobs import FinishedJob
@@ -36,10 +35,10 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     """Blend the adapters of each seed and compare the blends with the adapter of the union.
 
     Raises:
-        UserError: the sweep has not trained all three adapters at a common seed.
+        UserError: not all three adapters were trained at a common seed.
     """
-    analysis = choose(table, "data.task")
-    arms = {str(task): arm for (task,), arm in results(analysis).items()}
+    found = compare_factors(table, ["data.task"])
+    arms = found.at()
     missing = [task for task in (*PARTS, UNION) if task not in arms]
     if missing:
         raise UserError(
@@ -48,48 +47,34 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     seeds = common_seeds([arms[task] for task in (*PARTS, UNION)])
     if not seeds:
         raise UserError("report=lora_compose needs a seed at which all three adapters were trained")
-    found = {seed: blended({task: folder / job_of(arms[task], seed) for task in (*PARTS, UNION)}) for seed in seeds}
-    values = {name: {seed: found[seed][0][name] for seed in seeds} for name in found[seeds[0]][0]}
-    means = {name: mean_interval(list(own.values())) for name, own in values.items()}
-    against = {name: paired_difference(own, values[TRAINED]) for name, own in values.items()}
-    with picture(folder / PICTURE, "Bar: mean over seeds. Line: its 95 % interval. Dots: seeds.", 3.8) as axes:
-        draw_bars(
-            axes[0],
-            {name: {"accuracy": mean} for name, mean in means.items()},
-            {name: {"accuracy": list(own.values())} for name, own in values.items()},
-        )
-        axes[0].set_xlabel("test accuracy on digits of which half are rotated, half inverted")
+    jobs = {task: dict(zip(arms[task].jobs["seed"], arms[task].jobs["job"], strict=True)) for task in (*PARTS, UNION)}
+    blends = {seed: blend_adapters({task: folder / str(own[seed]) for task, own in jobs.items()}) for seed in seeds}
+    values = {name: {seed: blends[seed][0][name] for seed in seeds} for name in blends[seeds[0]][0]}
+    with picture(folder / PICTURE, DOTS, 3.8) as (ax,):
+        rows = [
+            IntervalRow(name, name, mean_interval(own.values()), list(own.values())) for name, own in values.items()
+        ]
+        draw_rows(ax, rows, dict.fromkeys(values, style_of(0)))
+        ax.set_xlabel("test accuracy on the rows of both tasks")
     columns = {
         "adapters": str,
-        "test accuracy": lambda name: show_interval(means[name]),
+        "test accuracy": lambda name: show_interval(mean_interval(values[name].values())),
         "minus the union's": lambda name: (
-            "reference"
-            if name == TRAINED
-            else show_interval(against[name], sign=True) + " *" * against[name].excludes_zero
+            "reference" if name == TRAINED else show_difference(paired_difference(values[name], values[TRAINED]))
         ),
     }
-    weights = "; ".join(f"seed {seed}: {a:g} and {b:g}" for seed, (_, (a, b)) in found.items())
+    weights = "; ".join(f"seed {seed}: {a:g} and {b:g}" for seed, (_, (a, b)) in blends.items())
     return Report(
-        title="Can two adapters be blended instead of training a third?",
-        conclusion=conclude(means, against, len(seeds)),
-        body="\n\n".join(
-            [markdown_table(columns, list(means)), f"Weights from validation: {weights}.", tuning(analysis)]
-        ),
+        title="Can a blend of two adapters replace a third one?",
+        conclusion=conclude(values),
+        body=[markdown_table(columns, list(values)), f"Weights from validation: {weights}.", found.how],
         pictures={PICTURE: "Blends of two adapters on the rows of both"},
-        notes=notes_of(analysis, table),
+        notes=found.notes,
     )
 
 
-def job_of(arm: Arm, seed: Any) -> str:
-    """Return the folder of an arm's chosen job at a seed."""
-    jobs: Any = arm.jobs[arm.jobs["seed"] == seed]
-    for name, value in (arm.chosen or {}).items():
-        jobs = jobs[jobs[name] == value]
-    return str(jobs["job"].iloc[0])
-
-
-def blended(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float, float]]:
-    """Return the test accuracy of every blend of one seed's adapters, and the weights that validation chose."""
+def blend_adapters(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float, float]]:
+    """Return the test accuracy of every blend of one seed's adapters, and the weights chosen by validation loss."""
     import numpy as np
 
     from ...config.schema import build
@@ -97,28 +82,28 @@ def blended(folders: Mapping[str, Path]) -> tuple[dict[str, float], tuple[float,
     from ...finished.weighted_adapters import weight_grid
 
     jobs = {task: read_job(folder) for task, folder in folders.items()}
-    config = jobs[UNION].config
-    data = build("data", config.data).load()
+    data = build("data", jobs[UNION].config.data).load()
     parts = [jobs[task] for task in PARTS]
-    search = measured(parts, data.target["val"], weight_grid(2, GRID))
+    search = measure_blends(parts, data.target["val"], weight_grid(2, GRID))
     best = (float(search["weight_0"].iloc[0]), float(search["weight_1"].iloc[0]))
     points = {**FIXED, SEARCHED: best}
-    on_test = measured(parts, data.target["test"], np.array(list(points.values())))
-    rows = on_test.set_index(["weight_0", "weight_1"])["accuracy"]  # sorted by loss: found by their weights
+    on_test = measure_blends(parts, data.target["test"], np.array(list(points.values())))
+    rows = on_test.set_index(["weight_0", "weight_1"])["accuracy"]  # sorted by loss, so found by their weights
     accuracy = {
         name: float(np.atleast_1d(rows.loc[np.float32(a), np.float32(b)])[0]) for name, (a, b) in points.items()
     }
-    union = measured([jobs[UNION]], data.target["test"], np.ones((1, 1)))
+    union = measure_blends([jobs[UNION]], data.target["test"], np.ones((1, 1)))
     return {**accuracy, TRAINED: float(union["accuracy"].iloc[0])}, best
 
 
-def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFrame:
-    """Return the metrics of weighted sums of jobs' adapters, a row a point."""
+def measure_blends(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFrame:
+    """Return the metrics of weighted sums of the jobs' adapters, a row for each point."""
     from ...finished.weighted_adapters import search_weights
     from ...objectives.kinds import for_kind
 
     model = jobs[0].model
-    outputs = jobs[0].base[f"{head_of(model)}"].shape[-1]
+    kernel = model.groups()[-1][1].replace(".*", "kernel")  # of the head
+    outputs = jobs[0].base[kernel].shape[-1]
     adapters = [job.adapter for job in jobs]
     objective = for_kind("classification")
     return search_weights(
@@ -126,20 +111,17 @@ def measured(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.DataFr
     )
 
 
-def head_of(model: Any) -> str:
-    """Return the path of the head's kernel."""
-    return model.groups()[-1][1].replace(".*", "kernel")
-
-
-def conclude(means: Mapping[str, Interval], against: Mapping[str, Interval], seeds: int) -> str:
-    """Say in one sentence what the numbers carry."""
-    blend, union = means[SEARCHED], means[TRAINED]
-    gap = against[SEARCHED]
-    best_part = max(means["rotated only"].mean, means["inverted only"].mean)
-    gain = f"the blend reaches {blend.mean:.3f}, its better half alone {best_part:.3f}"
-    if seeds < 2 or not gap.excludes_zero:
-        which = "Undecided whether blending or training on the union is better"
+def conclude(values: Mapping[str, Mapping[Any, float]]) -> str:
+    """Return the conclusion in one sentence."""
+    means = {name: mean_interval(own.values()).mean for name, own in values.items()}
+    gap = paired_difference(values[SEARCHED], values[TRAINED])
+    accuracies = (
+        f"accuracy {means[SEARCHED]:.3f} for the blend, {means['rotated only']:.3f} and {means['inverted only']:.3f} "
+        f"for the single adapters, {means[TRAINED]:.3f} for the adapter of the union"
+    )
+    if not gap.excludes_zero:
+        verdict = "Undecided whether a blend or training on the union is better"
     else:
         word = "worse" if gap.mean < 0 else "better"
-        which = f"Blending is {word} than one adapter trained on the union by {show_interval(gap, sign=True)}"
-    return f"{which} ({seeds} seeds): {gain}, the union's adapter {union.mean:.3f}."
+        verdict = f"A blend is {word} than one adapter trained on the union by {show_interval(gap, sign=True)}"
+    return f"{verdict} ({count_of(gap.n, 'seed')}): {accuracies}."

@@ -1,7 +1,4 @@
-"""``report=sequence``: what is left of earlier tasks after learning one after the other?"""
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+"""``report=sequence``: how much of earlier tasks is forgotten while learning one task after another?"""
 
 from __future__ import annotations
 
@@ -14,56 +11,58 @@ import pandas as pd
 from jaxtyping import Float
 
 from ...errors import UserError
-from ..conditions import choose, notes_of, rates, results, tuning, ways
-from ..plots import draw_means, look_of, picture
-from ..report import markdown_table, show_interval
-from ..statistics import Interval, mean_interval
-from ..study import Report
+from ..comparison import Arm
+from ..factors import compare_factors, varying_factors
+from ..formatting import markdown_table, show_difference, show_interval
+from ..plots import draw_means, picture, style_of
+from ..reports import Report
+from ..statistics import mean_interval, paired_difference
 
 PICTURE = "sequence.png"
+AVERAGE = "average_accuracy"
 COLUMNS = {
-    "average_accuracy": "average accuracy",
+    AVERAGE: "average accuracy",
     "forgetting": "forgetting",
     "learning_accuracy": "accuracy when learned",
     "backward_transfer": "backward transfer",
 }
-
-
-LEGEND = "± is the 95 % Student-t interval over seeds."
+LEGEND = (
+    "The arms are in the order of their mean validation loss over all tasks at the end. ± is the 95 % Student-t "
+    "interval over seeds; differences are paired by seed, and \\* marks an interval that excludes 0."
+)
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Compare strategies, or methods of retention, over a sequence of tasks.
+    """Compare strategies, or retention methods, over a sequence of tasks.
 
     Raises:
-        UserError: the jobs learned no sequence.
+        UserError: the jobs did not run ``recipe=sequence``.
     """
-    missing = [name for name in COLUMNS if name not in table]
-    if missing:
+    if any(name not in table for name in COLUMNS):
         raise UserError("report=sequence needs jobs of recipe=sequence")
     table = table.dropna(subset=list(COLUMNS))
-    analysis = choose(table, *ways(table, "retention"))
-    arms = {" ".join(map(str, key)): arm for key, arm in results(analysis).items()}
-    order = sorted(arms, key=lambda name: -arms[name].jobs["average_accuracy"].mean())
-    numbers = {name: {key: mean_interval(arms[name].jobs[key]) for key in COLUMNS} for name in order}
-    matrices = {name: [matrix(folder / str(job)) for job in arms[name].jobs["job"]] for name in order}
+    found = compare_factors(table, varying_factors(table, "retention"))
+    best = found.arms[0]
+    matrices = {arm.label: [accuracy_matrix(folder / str(job)) for job in arm.jobs["job"]] for arm in found.arms}
     draw(matrices, folder / PICTURE)
-    columns = {"arm": str, "chosen": lambda name: rates(arms[name])}
-    columns |= {label: lambda name, key=key: show_interval(numbers[name][key]) for key, label in COLUMNS.items()}
+    gaps = {arm.label: paired_difference(arm.by_seed(AVERAGE), best.by_seed(AVERAGE)) for arm in found.arms[1:]}
+    columns = {"arm": lambda arm: arm.label, "chosen": lambda arm: arm.choice}
+    columns |= {label: lambda arm, key=key: show_interval(arm.mean_of(key)) for key, label in COLUMNS.items()}
+    columns |= {f"average minus {best.label}'s": lambda arm: show_difference(gaps.get(arm.label), "reference")}
     return Report(
-        title="What is left of earlier tasks after learning one after the other?",
-        conclusion=conclude(numbers, len(next(iter(matrices.values()))[0])),
-        body="\n\n".join([markdown_table(columns, order), tuning(analysis) if analysis.question.tune else LEGEND]),
+        title="How much of earlier tasks is forgotten while learning one task after another?",
+        conclusion=conclude(found.arms, len(next(iter(matrices.values()))[0])),
+        body=[markdown_table(columns, found.arms), LEGEND, *([found.how] if found.spec.tune else [])],
         pictures={PICTURE: "Accuracy after each task"},
-        notes=notes_of(analysis, table),
+        notes=found.notes,
     )
 
 
-def matrix(job: Path) -> Float[np.ndarray, "T T"]:
-    """Return a job's accuracy matrix: in row i, after training task i, the test accuracy on every task.
+def accuracy_matrix(job: Path) -> Float[np.ndarray, "T T"]:
+    """Return the accuracy matrix of a job: row i holds the test accuracies on every task after training task i.
 
     Raises:
-        UserError: its record has none.
+        UserError: the record has no such matrix.
     """
     try:
         return np.array(json.loads((job / "summary.json").read_text(encoding="utf-8"))["accuracy_matrix"], float)
@@ -72,28 +71,34 @@ def matrix(job: Path) -> Float[np.ndarray, "T T"]:
 
 
 def draw(matrices: Mapping[str, Sequence[Float[np.ndarray, "T T"]]], path: Path) -> None:
-    """Draw, after each task, the mean accuracy on all tasks so far, and the accuracy on the first one."""
+    """Draw, after each task, the mean accuracy on all tasks so far and the accuracy on the first task."""
     with picture(path, "Lines: means over seeds. Bands: 95 % intervals.", 4.0, panels=2) as axes:
         for place, (name, own) in enumerate(matrices.items()):
             steps = range(1, len(own[0]) + 1)
             so_far = [mean_interval([float(r[i - 1, :i].mean()) for r in own]) for i in steps]
             first = [mean_interval([float(r[i - 1, 0]) for r in own]) for i in steps]
             for ax, values in zip(axes, (so_far, first), strict=True):
-                draw_means(ax, list(steps), values, name, look_of(place))
+                draw_means(ax, list(steps), values, name, style_of(place))
         for ax, what in zip(axes, ("mean test accuracy on the tasks so far", "test accuracy on task 1"), strict=True):
-            ax.set_xlabel("tasks learned")
-            ax.set_ylabel(what)
+            ax.set(xlabel="tasks learned", ylabel=what)
             ax.set_xticks(range(1, 1 + max(len(own[0]) for own in matrices.values())))
         axes[0].legend()
 
 
-def conclude(numbers: Mapping[str, Mapping[str, Interval]], tasks: int) -> str:
-    """Say in one sentence what the numbers carry."""
-    best, *others = numbers
-    found = numbers[best]["average_accuracy"]
-    words = f"After {tasks} tasks {best} has the highest average accuracy ({show_interval(found)})"
-    rival = next((name for name in others if numbers[name]["average_accuracy"].high > found.low), None)
-    if rival is not None:
-        words += f", undecided against {rival} ({show_interval(numbers[rival]['average_accuracy'])})"
-    least = min(numbers, key=lambda name: numbers[name]["forgetting"].mean)
-    return f"{words}; {least} forgets least ({show_interval(numbers[least]['forgetting'])})."
+def conclude(arms: Sequence[Arm], tasks: int) -> str:
+    """Return the test results of the arm that validation ranks first; ``arms`` come in that order."""
+    best, *others = arms
+    text = (
+        f"After {tasks} tasks, {best.label} has the lowest validation loss; its average test accuracy is "
+        f"{show_interval(best.mean_of(AVERAGE))} and its forgetting {show_interval(best.mean_of('forgetting'))}"
+    )
+    gaps = {arm.label: paired_difference(best.by_seed(AVERAGE), arm.by_seed(AVERAGE)) for arm in others}
+    parts = []
+    for word, holds in (
+        ("higher than that of", lambda gap: gap.excludes_zero and gap.mean > 0),
+        ("lower than that of", lambda gap: gap.excludes_zero and gap.mean < 0),
+        ("undecided against", lambda gap: not gap.excludes_zero),
+    ):
+        names = [f"{name} ({show_interval(gap, sign=True)})" for name, gap in gaps.items() if holds(gap)]
+        parts += [f"{word} {', '.join(names)}"] if names else []
+    return f"{text}; the accuracy is {'; '.join(parts)}." if parts else f"{text}."

@@ -1,8 +1,4 @@
-"""``report=stability``: is pre-training working? What every run's monitor saw, and what it warns of."""
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportGeneralTypeIssues=false, reportReturnType=false
+"""``report=stability``: does pre-training work? The monitored values of every run, and the warnings about them."""
 
 from __future__ import annotations
 
@@ -19,137 +15,118 @@ from matplotlib.axes import Axes
 from ...errors import UserError, listed
 from ...metrics.stability import SPIKE
 from ...tracking.records import Job
-from ..analysis import count_of, show
+from ..comparison import config_columns
 from ..export import load_sweep, varies
-from ..plots import BAND, draw_band, in_words, legend_below, look_of, picture
-from ..report import markdown_table, show_interval
+from ..factors import SEED
+from ..formatting import count_of, in_words, markdown_table, show, show_interval
+from ..plots import BAND, draw_band, legend_below, picture, style_of
+from ..reports import Report
 from ..statistics import mean_interval
-from ..study import Report
 
 PICTURE = "stability.png"
-SEED = "seed"
-# Settings that only fine-tuning reads: jobs that differ in nothing else share a pre-training.
+# Settings of fine-tuning: jobs that differ in nothing else share a pre-training.
 LATER = ("lr_fine", "finetune_steps", "strategy", "optimizer", "schedule", "trainer", "retention")
 LATER_DATA = ("data.train_rows", "data.val_fraction", "data.test_fraction")
-MONITORED = ("temperature", "spread", "knn", "rankme")  # one of these tells that rows are of a monitor
-FEW = 25  # points of a line up to which each is marked
-
-
-class Reference(NamedTuple):
-    """What a panel's curve is compared with."""
-
-    words: str
-    value: Callable[[Run], float | None]
-
-
-class Panel(NamedTuple):
-    """One of the small multiples: the first of its columns that the rows have is drawn."""
-
-    columns: tuple[str, ...]
-    title: str
-    references: tuple[Reference, ...] = ()
-    log: bool = False
+MONITORED = ("temperature", "spread", "knn", "rankme")  # columns that only monitored pre-training logs
+FLOORS = {"random": "of an untrained network", "pixels": "of pixels"}
+MARKED = 25  # lines with at most so many points get markers
+PANEL_COLUMNS = 3
+KIND = 12  # leading characters that identify a kind of warning
+EXPLAINED = (
+    "Means over seeds, ± their 95 % Student-t interval: values of the last row, the largest gradient norm of the first "
+    "epoch, and the accuracy on the source's test rows of nearest neighbours and of a linear probe, beside those of an "
+    "untrained network and of pixels."
+)
+NOT_EVALUATED = (
+    "Only the values of batches were logged during pre-training: set pretrain.eval_every to evaluate the features too."
+)
 
 
 @dataclass(frozen=True)
-class Run:
-    """One pre-training, with a job that went through it."""
+class MonitoredRun:
+    """One pre-training: its condition, its seed, a job that used it, and its logged rows."""
 
-    label: str  # of its condition
+    label: str
     seed: Any
     job: Job
-    rows: pd.DataFrame  # logged, of pre-training
+    rows: pd.DataFrame
 
     @property
     def name(self) -> str:
-        """What to call it."""
+        """The condition and the seed."""
         return f"{self.label}, seed {show(self.seed)}"
 
     @property
     def warnings(self) -> list[str]:
-        """What is wrong with it, a sentence each; a divergence is."""
+        """The warnings about the run, one sentence each, including a divergence."""
         ended = self.job.status == "diverged" and not any(row.get("stage") == "finetune" for row in self.job.rows())
         lost = [f"The loss stopped being finite after update {self.job.last_finite_step:,}."] if ended else []
         return [*lost, *self.job.warnings]
 
-    def at_first(self, column: str) -> float | None:
-        """Return a column's first value, if it has any."""
-        values = self.rows[column].dropna() if column in self.rows else []
-        return float(values.iloc[0]) if len(values) else None
+    def logged(self, column: str) -> list[float]:
+        """Return the logged values of a column."""
+        return list(self.rows[column].dropna().astype(float)) if column in self.rows else []
 
-    def last(self, *columns: str) -> float:
-        """Return the last value of the first column that there is; NaN if there is none."""
-        for column in columns:
-            values = self.rows[column].dropna() if column in self.rows else []
-            if len(values):
-                return float(values.iloc[-1])
-        return math.nan
+    def first(self, column: str) -> float | None:
+        """Return the first logged value of a column, or None."""
+        return next(iter(self.logged(column)), None)
 
-
-def untrained(name: str) -> Reference:
-    """Return the floor of a network before its first update."""
-    return Reference("dotted: untrained", lambda run: run.at_first(name) if run.at_first(f"{name}_pixels") else None)
+    def metric(self, name: str) -> float:
+        """Return a metric on the source's test rows, or else its last logged value, or NaN."""
+        return self.job.metrics.get(f"source_test_{name}", [math.nan, *self.logged(name)][-1])
 
 
-def of_pixels(name: str) -> Reference:
-    """Return the floor of pixels."""
-    return Reference("dashed: pixels", lambda run: run.at_first(f"{name}_pixels"))
+class CurvePanel(NamedTuple):
+    """A panel of the picture: it shows the first of its columns that was logged, with horizontal reference lines."""
+
+    columns: tuple[str, ...]
+    title: str
+    references: tuple[tuple[str, Callable[[MonitoredRun], float | None]], ...] = ()
+
+
+def accuracy_panel(column: str, title: str) -> CurvePanel:
+    """Return the panel of an accuracy, with those of pixels and of the untrained network as references."""
+    pixels = ("dashed: pixels", lambda run: run.first(f"{column}_pixels"))
+    untrained = ("dotted: untrained", lambda run: run.first(column) if run.first(f"{column}_pixels") else None)
+    return CurvePanel((column,), title, (pixels, untrained))
 
 
 PANELS = (
-    Panel(("loss",), "loss", (Reference("dashed: equal embeddings", lambda run: run.job.stability.get("equal_loss")),)),
-    Panel(
-        ("grad_norm_max", "grad_norm"),
-        "gradient norm",
-        (Reference(f"dashed: {SPIKE:g}, a spike", lambda _: SPIKE),),
-        log=True,
-    ),
-    Panel(("temperature",), "temperature"),
-    Panel(("pos_similarity",), "similarity of two views"),
-    Panel(("neg_similarity",), "similarity of two images"),
-    Panel(
-        ("spread",), "spread", (Reference("dashed: spread evenly", lambda run: run.job.stability.get("even_spread")),)
-    ),
-    Panel(("rankme",), "effective rank (RankMe)"),
-    Panel(("knn",), "accuracy of nearest neighbours", (of_pixels("knn"), untrained("knn"))),
-    Panel(("probe",), "accuracy of a linear probe", (of_pixels("probe"), untrained("probe"))),
+    CurvePanel(("loss",), "loss", (("dashed: equal embeddings", lambda run: run.job.stability.get("equal_loss")),)),
+    CurvePanel(("grad_norm_max", "grad_norm"), "gradient norm", ((f"dashed: {SPIKE:g}, a spike", lambda _: SPIKE),)),
+    CurvePanel(("temperature",), "temperature"),
+    CurvePanel(("pos_similarity",), "similarity of two views"),
+    CurvePanel(("neg_similarity",), "similarity of two images"),
+    CurvePanel(("spread",), "spread", (("dashed: even spread", lambda run: run.job.stability.get("even_spread")),)),
+    CurvePanel(("rankme",), "effective rank (RankMe)"),
+    accuracy_panel("knn", "accuracy of nearest neighbours"),
+    accuracy_panel("probe", "accuracy of a linear probe"),
 )
-DASHES = ((0, (6, 3)), (0, (1.5, 2)))  # of references, the first and the second
-COLUMNS = 3
+DASHES = ((0, (6, 3)), (0, (1.5, 2)))  # line styles of the first and the second reference
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Gather the runs, draw their course, and say which of them look healthy.
+    """Collect the pre-trainings, draw their curves, and report which of them have warnings.
 
     Raises:
         UserError: no job has rows of a monitored pre-training.
     """
-    runs = runs_of(table, history, folder)
+    runs = collect_runs(table, history, folder)
     conditions = list(dict.fromkeys(run.label for run in runs))
     draw(runs, conditions, folder / PICTURE)
-    ill = [run for run in runs if run.warnings]
-    said = "\n".join(f"- **{run.name}**: {' '.join(run.warnings)}" for run in ill) or "No run warns of anything."
+    warned = "\n".join(f"- **{run.name}**: {' '.join(run.warnings)}" for run in runs if run.warnings)
+    evaluated = any(run.logged("knn") for run in runs)
     return Report(
-        title="Is pre-training working?",
+        title="Does pre-training work?",
         conclusion=conclude(runs),
-        body="\n\n".join([markdown_table(columns(runs), conditions), EXPLAINED, said]),
+        body=[markdown_table(columns(runs), conditions), EXPLAINED, warned or "No run has a warning."],
         pictures={PICTURE: "The course of pre-training"},
-        notes=[] if any("knn" in run.rows and run.rows["knn"].notna().any() for run in runs) else [NOT_ON_THE_WAY],
+        notes=[] if evaluated else [NOT_EVALUATED],
     )
 
 
-EXPLAINED = (
-    "Means over seeds, ± their 95 % Student-t interval: of the last row, of the largest gradient norm of the first "
-    "epoch, and of the accuracy on the source's test rows by nearest neighbours and by a linear probe, with the floors "
-    "of an untrained network and of pixels."
-)
-NOT_ON_THE_WAY = (
-    "On the way only the batches' own numbers were logged: pretrain.eval_every sets how often the features' worth is."
-)
-
-
-def runs_of(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> list[Run]:
-    """Return each pre-training once, whatever number of fine-tunings shared it."""
+def collect_runs(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> list[MonitoredRun]:
+    """Return each monitored pre-training once, however many fine-tunings share it."""
     there = [] if history is None else [name for name in MONITORED if name in history]
     rows = pd.DataFrame() if history is None else history[history["stage"] == "pretrain"]
     known = rows[rows[there].notna().any(axis=1)]["job"].unique() if there else []
@@ -159,159 +136,131 @@ def runs_of(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> 
             "this sweep has none"
         )
     table = table.loc[table["job"].isin(known)]
-    told = settings_of(table)
+    config = [name for name in config_columns(table) if varies(table[name])]
+    settings = [name for name in config if name.split(".")[0] not in LATER and name not in (*LATER_DATA, SEED)]
     jobs = {job.name: job for job in load_sweep(folder)}
-    apart = [*told, *([SEED] if SEED in table else [])]
-    # Conditions in the order of their values; a single job has nothing that it could be told apart by.
-    kept = table.sort_values(apart).drop_duplicates(apart) if apart else table[:1]
+    keys = [*settings, *([SEED] if SEED in table else [])]
+    kept = table.sort_values(keys).drop_duplicates(keys) if keys else table[:1]
     return [
-        Run(label_of(row, told), row.get(SEED, "-"), jobs[row["job"]], rows[rows["job"] == row["job"]])
+        MonitoredRun(condition_of(row, settings), row.get(SEED, "-"), jobs[row["job"]], rows[rows["job"] == row["job"]])
         for _, row in kept.iterrows()
     ]
 
 
-def settings_of(table: pd.DataFrame) -> list[str]:
-    """Return the settings of pre-training in which jobs differ, apart from the seed."""
-    names = list(table)
-    config = names[names.index("status") + 1 : names.index("objective")]
-    later = [name for name in config if name.split(".")[0] in LATER or name in LATER_DATA]
-    return [name for name in config if name not in (*later, SEED) and varies(table[name])]
-
-
-def label_of(row: pd.Series, told: Sequence[str]) -> str:
-    """Name a condition by what it differs in."""
-    known = {name.removeprefix("pretrain."): row[name] for name in told if not pd.isna(row[name])}
+def condition_of(row: pd.Series, settings: Sequence[str]) -> str:
+    """Return the settings of a job that vary in the sweep, as text."""
+    known = {name.removeprefix("pretrain."): row[name] for name in settings if not pd.isna(row[name])}
     return ", ".join(f"{in_words(name)} {show(value)}" for name, value in known.items()) or str(row.get("pretrain"))
 
 
-def columns(runs: Sequence[Run]) -> dict[str, Callable[[str], str]]:
-    """Return the columns of the table: name, and what a condition's cell says."""
+def columns(runs: Sequence[MonitoredRun]) -> dict[str, Callable[[str], str]]:
+    """Return the columns of the table, which has a row for each condition."""
 
-    def mean(of: Callable[[Run], float]) -> Callable[[str], str]:
+    def mean(of: Callable[[MonitoredRun], float]) -> Callable[[str], str]:
         return lambda label: show_mean(of(run) for run in runs if run.label == label)
 
-    def metric(name: str) -> Callable[[Run], float]:
-        return lambda run: run.job.metrics.get(f"source_test_{name}", math.nan)
-
-    worth: dict[str, Callable[[str], str]] = {}
-    for name, words in (("knn", "neighbours"), ("probe", "probe")):
-        floors = [mean(metric(f"{name}_{floor}")) for floor in FLOORS]
-        worth[words] = mean(metric(name))
-        worth[f"{words}: untrained, pixels"] = lambda label, own=floors: ", ".join(floor(label) for floor in own)
-    return {
+    found = {
         "condition": str,
         "runs": lambda label: str(sum(run.label == label for run in runs)),
         "with warnings": lambda label: str(sum(run.label == label and bool(run.warnings) for run in runs)),
-        "loss": mean(lambda run: run.last("loss")),
+        "loss": mean(lambda run: [math.nan, *run.logged("loss")][-1]),
         "of equal embeddings": mean(lambda run: run.job.stability.get("equal_loss", math.nan)),
         "largest gradient": mean(lambda run: run.job.stability.get("first_epoch_grad_norm", math.nan)),
-        "spread": mean(lambda run: run.last("spread")),
-        "rankme": mean(lambda run: run.job.metrics.get("source_test_rankme", run.last("rankme"))),
-        "lidar": mean(lambda run: run.job.metrics.get("source_test_lidar", run.last("lidar"))),
-        **worth,
+        "spread": mean(lambda run: [math.nan, *run.logged("spread")][-1]),
+        "rankme": mean(lambda run: run.metric("rankme")),
+        "lidar": mean(lambda run: run.metric("lidar")),
     }
+    for name, words in (("knn", "neighbours"), ("probe", "probe")):
+        floors = [mean(lambda run, key=f"{name}_{floor}": run.metric(key)) for floor in FLOORS]
+        found[words] = mean(lambda run, key=name: run.job.metrics.get(f"source_test_{key}", math.nan))
+        found[f"{words}: untrained, pixels"] = lambda label, own=floors: ", ".join(floor(label) for floor in own)
+    return found
 
 
-def conclude(runs: Sequence[Run]) -> str:
-    """Say in one sentence which runs look healthy, what is wrong with the others, and what features are worth."""
-    ill = [run for run in runs if run.warnings]
-    if not ill:
-        said = f"All {len(runs)} runs look healthy" if len(runs) > 1 else "The run looks healthy"
+def show_mean(values: Iterable[float]) -> str:
+    """Write the mean of the finite values, with its interval unless all are equal, such as the floors of pixels."""
+    known = [value for value in values if math.isfinite(value)]
+    return show_interval(mean_interval(known[:1] if len(set(known)) == 1 else known))
+
+
+def conclude(runs: Sequence[MonitoredRun]) -> str:
+    """Return in one sentence how many runs have warnings, which, and how often features beat their floors."""
+    warned = [run for run in runs if run.warnings]
+    if not warned:
+        text = f"None of {len(runs)} runs has a warning" if len(runs) > 1 else "The run has no warning"
     else:
-        verb = "does" if len(ill) == 1 else "do"
-        said = f"{len(ill)} of {count_of(len(runs), 'run')} {verb} not look healthy: {listed(reasons(runs), 3)}"
-    return f"{said}{worth_of(runs)}."
+        verb = "has" if len(warned) == 1 else "have"
+        text = f"{len(warned)} of {count_of(len(runs), 'run')} {verb} warnings: {listed(reasons(runs), 3)}"
+    name = "source_test_knn"
+    known = [run.job.metrics for run in runs if math.isfinite(run.job.metrics.get(name, math.nan))]
+    if not known:
+        return f"{text}."
+    above = {
+        words: sum(own[name] > own.get(f"{name}_{floor}", math.inf) for own in known) for floor, words in FLOORS.items()
+    }
+    counts = " and ".join(f"{words} in {count}" for words, count in above.items())
+    return f"{text}; of {count_of(len(known), 'run')}, nearest neighbours by the features beat those {counts}."
 
 
-def reasons(runs: Sequence[Run]) -> list[str]:
-    """Say of each condition with ill runs how many they are and why: one sentence of each kind, up to its colon."""
+def reasons(runs: Sequence[MonitoredRun]) -> list[str]:
+    """Return for each condition with warnings the number of seeds and the first warning of each kind, up to a colon."""
     found = []
     for label in dict.fromkeys(run.label for run in runs):
         own = [run for run in runs if run.label == label]
-        ill = [run for run in own if run.warnings]
-        kinds = {sentence[:KIND]: sentence for run in reversed(ill) for sentence in reversed(run.warnings)}
+        warned = [run for run in own if run.warnings]
+        kinds = {sentence[:KIND]: sentence for run in reversed(warned) for sentence in reversed(run.warnings)}
         why = "; ".join(sentence.split(":")[0].rstrip(".") for sentence in reversed(kinds.values()))
-        if ill:
-            where = ill[0].name if len(own) == 1 else f"{label} at {len(ill)} of {len(own)} seeds"
+        if warned:
+            where = warned[0].name if len(own) == 1 else f"{label} at {len(warned)} of {len(own)} seeds"
             found.append(f"{where} ({why})")
     return found
 
 
-KIND = 12  # letters that tell a kind of warning from another
-
-
-def show_mean(values: Iterable[float]) -> str:
-    """Write the mean of the finite ones of some values with its interval, where they differ."""
-    known = [value for value in values if math.isfinite(value)]
-    alike = len(set(known)) == 1  # as a floor of pixels is in all runs
-    return show_interval(mean_interval(known[:1] if alike else known))
-
-
-def worth_of(runs: Sequence[Run]) -> str:
-    """Say in how many runs the features beat their floors, by nearest neighbours; nothing where it is not known."""
-    name = "source_test_knn"
-    known = [run.job.metrics for run in runs if math.isfinite(run.job.metrics.get(name, math.nan))]
-    if not known:
-        return ""
-    above = {floor: sum(own[name] > own.get(f"{name}_{floor}", math.inf) for own in known) for floor in FLOORS}
-    counts = " and ".join(f"{FLOORS[floor]} in {count}" for floor, count in above.items())
-    return f"; of {count_of(len(known), 'run')}, nearest neighbours by the features beat those {counts}"
-
-
-FLOORS = {"random": "of an untrained network", "pixels": "of pixels"}
-
-
-def draw(runs: Sequence[Run], conditions: Sequence[str], path: Path) -> None:
-    """Draw the panels that there are numbers for."""
-    panels = [(panel, name) for panel in PANELS if (name := column_of(panel, runs)) is not None]
-    height = -(-len(panels) // COLUMNS)
-    shown = BAND if len(runs) > len(conditions) else "Lines: single runs."
-    with picture(path, shown, 1.0 + 2.35 * height + 0.22 * len(conditions), COLUMNS, height) as axes:
+def draw(runs: Sequence[MonitoredRun], conditions: Sequence[str], path: Path) -> None:
+    """Draw the panels whose columns were logged."""
+    panels = []
+    for panel in PANELS:
+        name = next((name for name in panel.columns if any(run.logged(name) for run in runs)), None)
+        panels += [(panel, name)] if name else []
+    height = -(-len(panels) // PANEL_COLUMNS)
+    caption = BAND if len(runs) > len(conditions) else "Lines: single runs."
+    with picture(path, caption, 1.0 + 2.35 * height + 0.22 * len(conditions), PANEL_COLUMNS, height) as axes:
         for ax in axes[len(panels) :]:
             ax.set_visible(False)
         for place, (ax, (panel, name)) in enumerate(zip(axes, panels, strict=False)):
             for number, label in enumerate(conditions):
-                draw_condition(ax, [run for run in runs if run.label == label], name, look_of(number), label)
+                draw_condition(ax, [run for run in runs if run.label == label], name, style_of(number))
             words = draw_references(ax, panel, runs)
             ax.set_title("\n".join([panel.title, words]), fontsize=9.5, color="#333333")
-            if panel.log:
+            if name.startswith("grad_norm"):
                 ax.set_yscale("log")
-            if place >= len(panels) - COLUMNS:
+            if place >= len(panels) - PANEL_COLUMNS:
                 ax.set_xlabel("updates")
             ax.locator_params(axis="x", nbins=4)
             ax.tick_params(labelsize=8.5)
         legend_below(axes[: len(panels)])
 
 
-def column_of(panel: Panel, runs: Sequence[Run]) -> str | None:
-    """Return the first of a panel's columns that some run has."""
-    return next((name for name in panel.columns if any(run.at_first(name) is not None for run in runs)), None)
-
-
-def draw_condition(ax: Axes, runs: Sequence[Run], name: str, look: Mapping[str, Any], label: str) -> None:
-    """Draw a condition's mean over its runs, and a band from the smallest to the largest."""
+def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, style: Mapping[str, Any]) -> None:
+    """Draw the mean of a condition over its runs, and a band from the smallest to the largest."""
     rows = pd.concat([run.rows for run in runs])
     if name not in rows:
         return
     curve = rows[["step", name]].replace([np.inf, -np.inf], np.nan).dropna().groupby("step")[name]
     found = curve.agg(["mean", "min", "max"])
     if len(runs) > 1:
-        draw_band(ax, found.index, found["min"], found["max"], look["color"])
-    marked = {"marker": look["marker"] if len(found) <= FEW else None, "markersize": 4}
-    ax.plot(found.index, found["mean"], label=label, **{**look, **marked})
+        draw_band(ax, found.index, found["min"], found["max"], style["color"])
+    marked = {"marker": style["marker"] if len(found) <= MARKED else None, "markersize": 4, "label": runs[0].label}
+    ax.plot(found.index, found["mean"], **{**style, **marked})
 
 
-def draw_references(ax: Axes, panel: Panel, runs: Sequence[Run]) -> str:
-    """Draw what the curves are compared with, a line for each value; return the words for the panel's title."""
+def draw_references(ax: Axes, panel: CurvePanel, runs: Sequence[MonitoredRun]) -> str:
+    """Draw the reference lines of a panel, one for each mean over a condition; return the words for its title."""
     words = []
-    for reference, dashes in zip(panel.references, DASHES, strict=False):
-        by_condition: dict[str, list[float]] = {}
-        for run in runs:
-            if (value := reference.value(run)) is not None:
-                by_condition.setdefault(run.label, []).append(value)
-        levels = {round(float(np.mean(values)), 6) for values in by_condition.values()}
+    for (text, value), dashes in zip(panel.references, DASHES, strict=False):
+        found = pd.Series([value(run) for run in runs], [run.label for run in runs], dtype=float).dropna()
+        levels = set(found.groupby(level=0).mean().round(6))
         for level in levels:
             ax.axhline(level, color="#555555", linestyle=dashes, linewidth=1.2, zorder=1)
-        if levels:
-            words.append(reference.words)
+        words += [text] if levels else []
     return ", ".join(words)

@@ -1,11 +1,8 @@
-"""``report=wise_ft``: what can be had of a sweep's own weights without training any more.
+"""``report=wise_ft``: what can be gained from finished weights without further training?
 
-Points between pre-trained and fine-tuned weights (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903) and means of a
-seed's fine-tunings (model soups, arXiv 2203.05482), each measured on the target and on the source task.
+Points between pre-trained and fine-tuned weights (WiSE-FT, Wortsman et al. 2022, arXiv 2109.01903) and means of the
+fine-tunings of a seed (model soups, arXiv 2203.05482), each measured on the target and on the source task.
 """
-
-# pandas' own annotations give indexing a union of everything it might return, which no caller can narrow.
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ import numpy as np
 import pandas as pd
 
 from ...errors import UserError
-from ..conditions import choose, notes_of, results, tuning
-from ..plots import look_of, picture
-from ..report import markdown_table, show_interval
-from ..statistics import Interval, mean_interval, paired_difference
-from ..study import Report
+from ..factors import STRATEGY, compare_factors
+from ..formatting import count_of, markdown_table, show_difference, show_interval
+from ..plots import draw_tradeoff, picture
+from ..reports import Report
+from ..statistics import ConfidenceInterval, mean_interval, paired_difference
 
 PICTURE = "wise_ft.png"
 ALPHAS = np.linspace(0.0, 1.0, 21)
@@ -30,58 +27,55 @@ HALF, BY_VALIDATION = "WiSE-FT, alpha 0.5", "WiSE-FT, alpha by validation"
 UNIFORM, GREEDY = "uniform soup of all rates", "greedy soup of all rates"
 TARGET, SOURCE = "test_accuracy", "source_test_accuracy"
 
-Point = dict[str, float]  # of the columns TARGET and SOURCE
+SeedPoints = Mapping[Any, Mapping[str, float]]  # by seed: the values of the columns TARGET and SOURCE
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Measure each seed's path and soups, and compare them with the chosen fine-tuning.
+    """Measure the path and the soups of each seed, and compare them with the chosen fine-tuning.
 
     Raises:
-        UserError: the jobs are no classification by one strategy, or their source task has no rows to choose by.
+        UserError: the jobs are no classification by one strategy, or their source task has no validation rows.
     """
     if "source_val_accuracy" not in table or table["source_val_accuracy"].isna().any():
         raise UserError(
-            "report=wise_ft needs a classification whose source task has rows to choose by; "
+            "report=wise_ft needs a classification whose source task has validation rows; "
             "allowed: data.source_val_fraction above 0"
         )
-    if table["strategy"].nunique() > 1:
-        raise UserError("report=wise_ft compares what is made of one strategy's jobs; this sweep has several")
-    analysis = choose(table, "strategy")
-    ((_, arm),) = results(analysis).items()
-    best = dict(zip(arm.jobs["seed"], arm.jobs["job"], strict=True))
-    found, paths, alphas = {}, {}, {}
+    if table[STRATEGY].nunique() > 1:
+        raise UserError("report=wise_ft combines the weights of one strategy; this sweep has several")
+    found = compare_factors(table, [STRATEGY])
+    best = dict(zip(found.arms[0].jobs["seed"], found.arms[0].jobs["job"], strict=True))
+    points, paths, alphas = {}, {}, {}
     for seed, jobs in table.groupby("seed"):
         if seed in best:
             members = [folder / str(name) for name in jobs["job"]]
-            found[seed], paths[seed], alphas[seed] = made_of(folder / str(best[seed]), members)
-    rows = {name: {seed: own[name] for seed, own in found.items()} for name in (START, END, *MADE)}
+            points[seed], paths[seed], alphas[seed] = measure_seed(folder / str(best[seed]), members)
+    names = (START, END, HALF, BY_VALIDATION, UNIFORM, GREEDY)
+    rows = {name: {seed: own[name] for seed, own in points.items()} for name in names}
     draw(rows, list(paths.values()), folder / PICTURE)
     columns = {
         "weights": str,
-        "target test accuracy": lambda name: show_interval(interval(rows[name], TARGET)),
-        "minus fine-tuned": lambda name: against(rows, name, TARGET),
-        "source test accuracy": lambda name: show_interval(interval(rows[name], SOURCE)),
-        "source minus fine-tuned": lambda name: against(rows, name, SOURCE),
+        "target test accuracy": lambda name: show_interval(mean_of(rows[name], TARGET)),
+        "minus fine-tuned": lambda name: show_difference(gain_of(rows, name, TARGET), "reference"),
+        "source test accuracy": lambda name: show_interval(mean_of(rows[name], SOURCE)),
+        "source minus fine-tuned": lambda name: show_difference(gain_of(rows, name, SOURCE), "reference"),
     }
     taken = ", ".join(f"{alpha:g}" for alpha in alphas.values())
     how = (
-        f"Alpha by validation: the best mean validation accuracy of both tasks; seed by seed {taken}. The greedy soup "
-        "adds the next best rate while the target's validation loss gets no worse."
+        f"Alpha by validation has the highest mean validation accuracy of both tasks; by seed: {taken}. The greedy "
+        "soup adds the next best rate as long as the target's validation loss does not rise."
     )
     return Report(
-        title="What can be had of finished weights without training any more?",
+        title="What can be gained from finished weights without further training?",
         conclusion=conclude(rows),
-        body="\n\n".join([markdown_table(columns, list(rows)), how, tuning(analysis)]),
-        pictures={PICTURE: "From pre-trained to fine-tuned, and soups"},
-        notes=notes_of(analysis, table),
+        body=[markdown_table(columns, list(rows)), how, found.how],
+        pictures={PICTURE: "From pre-trained to fine-tuned weights, and soups"},
+        notes=found.notes,
     )
 
 
-MADE = (HALF, BY_VALIDATION, UNIFORM, GREEDY)
-
-
-def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.DataFrame, float]:
-    """Return what can be made of one seed's jobs: accuracies by name, the path, and the alpha that validation chose."""
+def measure_seed(best: Path, members: Sequence[Path]) -> tuple[dict[str, dict[str, float]], pd.DataFrame, float]:
+    """Return the accuracies by name for the weights made from one seed's jobs, the path, and the chosen alpha."""
     from ...finished.averaging import greedy_soup, stack, uniform_soup
     from ...finished.evaluation import evaluate_weights, validation_loss
     from ...finished.finetuned import read_finetuned, read_finetuned_job
@@ -93,7 +87,7 @@ def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.D
     tasks = [target, source._replace(splits=rows)]
     path = evaluate_weights(chosen.interpolation(ALPHAS), tasks)
     both = (path["val_accuracy"] + path["source_val_accuracy"]).to_numpy()
-    place = int(np.flatnonzero(both == both.max())[-1])  # of equal ones the closest to fine-tuned
+    place = int(np.flatnonzero(both == both.max())[-1])  # a tie goes to the point closest to fine-tuned
     weights = [one.params for one in finetuned]
     greedy = greedy_soup(weights, validation_loss(target)).params
     soups = evaluate_weights(stack([uniform_soup(weights), greedy]), tasks)
@@ -104,53 +98,38 @@ def made_of(best: Path, members: Sequence[Path]) -> tuple[dict[str, Point], pd.D
     return found, path, float(ALPHAS[place])
 
 
-def interval(points: Mapping[Any, Point], column: str) -> Interval:
+def mean_of(points: SeedPoints, column: str) -> ConfidenceInterval:
     """Return the mean over seeds."""
     return mean_interval([point[column] for point in points.values()])
 
 
-def difference(rows: Mapping[str, Mapping[Any, Point]], name: str, column: str) -> Interval:
-    """Return what is gained over the chosen fine-tuning, paired by seed."""
+def gain_of(rows: Mapping[str, SeedPoints], name: str, column: str) -> ConfidenceInterval | None:
+    """Return the difference from the chosen fine-tuning, paired by seed; None for that itself."""
     own, end = ({seed: point[column] for seed, point in rows[one].items()} for one in (name, END))
-    return paired_difference(own, end)
+    return None if name == END else paired_difference(own, end)
 
 
-def against(rows: Mapping[str, Mapping[Any, Point]], name: str, column: str) -> str:
-    """Write that difference for a cell of a table."""
-    if name == END:
-        return "reference"
-    gain = difference(rows, name, column)
-    return show_interval(gain, sign=True) + " *" * gain.excludes_zero
-
-
-def draw(rows: Mapping[str, Mapping[Any, Point]], paths: Sequence[pd.DataFrame], path: Path) -> None:
-    """Draw each seed's path in grey, the mean path above it, and a marker for the mean of all else."""
-    with picture(
-        path, "Grey: single seeds. Line: the mean path, alpha from 0 to 1. Markers: means over seeds.", 4.6
-    ) as (ax,):
+def draw(rows: Mapping[str, SeedPoints], paths: Sequence[pd.DataFrame], path: Path) -> None:
+    """Draw the path of each seed in grey, the mean path, and a marker for the mean of each kind of weights."""
+    caption = "Grey: single seeds. Line: the mean path, alpha from 0 to 1. Markers: means with 95 % intervals."
+    with picture(path, caption, 4.6) as (ax,):
         for one in paths:
             ax.plot(one[TARGET], one[SOURCE], color="#cccccc", linewidth=0.8, zorder=0)
         mean = [np.mean([one[column].to_numpy() for one in paths], axis=0) for column in (TARGET, SOURCE)]
         ax.plot(*mean, color="#555555", linewidth=1.6, label="mean path", zorder=1)
-        for place, (name, points) in enumerate(rows.items()):
-            look = look_of(place)
-            x, y = interval(points, TARGET), interval(points, SOURCE)
-            ax.plot(x.mean, y.mean, color=look["color"], marker=look["marker"], markersize=8, label=name, linestyle="")
-        ax.set_xlabel("target test accuracy")
-        ax.set_ylabel("source test accuracy")
-        ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+        points = {name: (mean_of(own, TARGET), mean_of(own, SOURCE)) for name, own in rows.items()}
+        draw_tradeoff(ax, points, ("target test accuracy", "source test accuracy"))
 
 
-def conclude(rows: Mapping[str, Mapping[Any, Point]]) -> str:
-    """Say in one sentence what the numbers carry."""
-    target, source = (difference(rows, BY_VALIDATION, column) for column in (TARGET, SOURCE))
-    soup = difference(rows, GREEDY, TARGET)
-
-    def said(gain: Interval) -> str:
-        return show_interval(gain, sign=True) + ("" if gain.excludes_zero else " (undecided)")
-
+def conclude(rows: Mapping[str, SeedPoints]) -> str:
+    """Return the conclusion in one sentence."""
+    gains = [gain_of(rows, name, column) for name, column in ((BY_VALIDATION, TARGET), (BY_VALIDATION, SOURCE),
+                                                               (GREEDY, TARGET))]  # fmt: skip
+    target, source, soup = (
+        show_interval(gain, sign=True) + ("" if gain.excludes_zero else " (undecided)") for gain in gains if gain
+    )
     return (
-        f"The point on the path that validation chose changes the chosen fine-tuning's target accuracy by "
-        f"{said(target)} and the source's by {said(source)}; the greedy soup changes the target's by {said(soup)} "
-        f"({len(rows[END])} seeds)."
+        f"The point on the path that validation chose changes the accuracy of the chosen fine-tuning by {target} on "
+        f"the target and by {source} on the source; the greedy soup changes it by {soup} on the target "
+        f"({count_of(len(rows[END]), 'seed')})."
     )

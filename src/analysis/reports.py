@@ -1,7 +1,7 @@
-"""What a sweep shows at its end: finds a study by name, asks it about a sweep's records, writes its page.
+"""Find the study that a sweep names, run it on the records of the sweep, and write its report.
 
-A study is a file of ``src/results/studies`` with one function, ``study(table, history, folder) -> Report``, which draws
-its pictures into ``folder``. Nothing heavy is imported here: the name is checked before anything is trained.
+A study is a file in ``src/analysis/studies`` with a function ``study(table, history, folder) -> Report`` that draws its
+pictures into ``folder``. This module imports nothing heavy, because the name is checked before training starts.
 """
 
 from __future__ import annotations
@@ -23,52 +23,49 @@ if TYPE_CHECKING:
 
 STUDIES = Path(__file__).parent / "studies"
 PAGE = "report.md"
-USABLE = ("completed", "diverged")  # a divergence is an answer, too: that rate is no choice
+USABLE = ("completed", "diverged")  # a diverged job counts: its rate cannot be chosen
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found.
+    """The result of a study.
 
     Attributes:
         title: the question.
-        conclusion: one sentence, which says "undecided" where the numbers do not carry more.
-        body: Markdown: the table, and how it was made.
+        conclusion: one sentence; it begins with "Undecided" if the intervals decide nothing.
+        body: parts of the page as Markdown: tables and how they were made.
         pictures: titles by file name, as drawn into the folder.
-        notes: what a reader must know, a sentence each.
-        remarks: what is to be said at once: jobs that are not in it.
+        notes: further sentences for the page.
+        remarks: sentences that are also printed, such as the number of jobs left out.
     """
 
     title: str
     conclusion: str
-    body: str
+    body: Sequence[str]
     pictures: Mapping[str, str]
     notes: Sequence[str] = ()
     remarks: Sequence[str] = ()
 
     def page(self) -> str:
         """Return the report as Markdown."""
-        parts = [f"# {self.title}", f"**{self.conclusion}**", self.body]
+        parts = [f"# {self.title}", f"**{self.conclusion}**", *self.body]
         for name, title in self.pictures.items():
             parts += [f"## {title}", f"![{title}]({name})"]
         if self.notes or self.remarks:
-            parts += ["## What to know", "\n".join(f"- {note}" for note in (*self.remarks, *self.notes))]
+            parts += ["## Notes", "\n".join(f"- {note}" for note in (*self.remarks, *self.notes))]
         return "\n\n".join(parts) + "\n"
 
 
-Study = Callable[["pd.DataFrame", "pd.DataFrame | None", Path], Report]
-
-
 def study_names() -> list[str]:
-    """Return the names of the studies there are: their files."""
+    """Return the names of the studies, which are those of their files."""
     return sorted(path.stem for path in STUDIES.glob("*.py") if path.stem != "__init__")
 
 
 def check_report(name: str | None) -> None:
-    """Check that a study is called like that; ``None`` asks for none.
+    """Check that a study of that name exists; ``None`` stands for no report.
 
     Raises:
-        UserError: none is; the allowed names are listed.
+        UserError: there is no such study; the message lists the allowed names.
     """
     names = study_names()
     if name is not None and name not in names:
@@ -77,8 +74,8 @@ def check_report(name: str | None) -> None:
         )
 
 
-def find_study(name: str) -> Study:
-    """Return a study's function.
+def find_study(name: str) -> Callable[[pd.DataFrame, pd.DataFrame | None, Path], Report]:
+    """Return the function of a study.
 
     Raises:
         UserError: see :func:`check_report`.
@@ -88,14 +85,14 @@ def find_study(name: str) -> Study:
 
 
 def write_study(name: str, sweep: Path) -> tuple[Report, Path]:
-    """Run a study on a sweep's folder and write ``report.md`` with its pictures into it.
+    """Run a study on the folder of a sweep and write ``report.md`` and its pictures into it.
 
     Returns:
-        The report, and the page's path.
+        The report, and the path of the page.
 
     Raises:
-        UserError: no such folder or study, no job that completed, a sweep that does not ask the study's question, or a
-            folder that cannot be written.
+        UserError: there is no such folder or study, no job completed, the sweep lacks what the study compares, or the
+            folder cannot be written.
     """
     study = find_study(name)
     from .export import load_sweep
@@ -117,23 +114,26 @@ def write_study(name: str, sweep: Path) -> tuple[Report, Path]:
 
 
 def tables(jobs: Sequence[Job], remarks: list[str]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return the jobs' table and history without what changes no number; a history that is damaged is remarked on."""
+    """Return the jobs and their history without the columns that change no result.
+
+    If a history is damaged, it is None and a sentence is added to ``remarks``.
+    """
     from .export import history_table, jobs_table
 
-    def kept(table: pd.DataFrame) -> pd.DataFrame:
-        # A sweep that was gone on with under another name or tracker is still one sweep.
+    def stable(table: pd.DataFrame) -> pd.DataFrame:
+        # A sweep that was resumed under another name or tracker is still one sweep.
         return table.loc[:, [name.removeprefix("config.").split(".")[0] not in VOLATILE for name in table]]
 
     try:
-        history = kept(history_table(jobs))
+        history = stable(history_table(jobs))
     except UserError as error:
         remarks.append(f"There are no curves: {error}.")
         history = None
-    return kept(jobs_table(jobs)), history
+    return stable(jobs_table(jobs)), history
 
 
 def lost_jobs(jobs: Sequence[Job]) -> list[str]:
-    """Say how many jobs are left out because they did not end, if any."""
+    """Return a sentence with the number of jobs that did not end, if any."""
     lost = [job for job in jobs if job.status not in USABLE]
     if not lost:
         return []
@@ -143,10 +143,10 @@ def lost_jobs(jobs: Sequence[Job]) -> list[str]:
 
 
 def recorded_report(sweep: Path) -> str:
-    """Return the report that a sweep's jobs were configured with.
+    """Return the name of the report in the configuration of a sweep's jobs.
 
     Raises:
-        UserError: no such folder, or its jobs name none or several.
+        UserError: there is no such folder, or its jobs name no report or several.
     """
     from .export import load_sweep
 
