@@ -131,7 +131,7 @@ def _collapse(history: list[Mapping[str, Any]], dim: int | None) -> Iterable[str
         )
     end = _end(history, "rankme")
     if end is not None and end < FEW:
-        yield f"The effective rank of the embeddings ends at {end:.3g}, below {FEW:g}: they collapse to a line or point."
+        yield f"The effective rank of the embeddings ends at {end:.3g}, below {FEW:g}: they collapse to a line."
 
 
 def _end(history: list[Mapping[str, Any]], name: str) -> float | None:
