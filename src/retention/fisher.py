@@ -146,7 +146,7 @@ def _check(name: str, inputs: Any, key: Any, targets: Any, chunk: int) -> None:
     if name not in allowed:
         raise UserError(f"the estimator of the Fisher information is '{name}'; allowed: {listed(allowed)}")
     if len(inputs) == 0:
-        raise UserError("the Fisher information of no rows was asked for; allowed: at least one row of inputs")
+        raise UserError("the Fisher information has no rows of inputs; allowed: at least one row of inputs")
     if chunk < 1:
         raise UserError(f"the chunk of the Fisher information is {chunk}; allowed: a whole number >= 1")
     if name in ("empirical", "batched"):

@@ -673,12 +673,12 @@ def test_the_better_pre_training_is_found_under_each_strategy(tmp_path):
 def test_numbers_are_compared_with_the_smallest_in_their_order(tmp_path):
     """0.05 is smaller than 0.4 and 0.15, whatever the folders' names say; 0.4 is best by 0.04."""
     grid = {"pretrain.mask_prob": (0.4, 0.05, 0.15)}
-    report, text = run("pretraining", plant(tmp_path, grid, lambda rate: 0.8 + 0.04 * (rate == 0.4), own=0.003))
-    assert report.title == "Which rate of pre-training gives the better target task?"
-    words = "Compared with rate=0.05 on test accuracy, better: rate=0.4; undecided: rate=0.15 ("
+    report, text = run("pretraining", plant(tmp_path, grid, lambda p: 0.8 + 0.04 * (p == 0.4), own=0.003))
+    assert report.title == "Which mask prob of pre-training gives the better target task?"
+    words = "Compared with mask_prob=0.05 on test accuracy, better: mask_prob=0.4; undecided: mask_prob=0.15 ("
     assert report.conclusion.startswith(words)
-    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| rate=")]
-    assert rows == ["rate=0.05", "rate=0.15", "rate=0.4"]
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| mask_prob=")]
+    assert rows == ["mask_prob=0.05", "mask_prob=0.15", "mask_prob=0.4"]
 
 
 def test_labels_are_what_the_others_are_compared_with(tmp_path):
@@ -714,13 +714,14 @@ def test_a_difference_is_the_paired_one(tmp_path):
 
 def test_settings_that_only_come_with_an_option_are_no_part_of_its_name(tmp_path):
     """The optimizer differs from option to option and a rate is mlm's alone: neither tells more than the option."""
-    plant(tmp_path / "a", {"pretrain.name": ("mlm",), "pretrain.mask_prob": (0.15, 0.4)}, lambda name, p: 0.8 + p / 10)
+    masked = {"pretrain.name": ("mlm",), "pretrain.mask_prob": (0.15, 0.4)}
+    plant(tmp_path / "a", masked, lambda name, mask_prob: 0.8 + mask_prob / 10)
     other = {"pretrain.name": ("sop",), "pretrain.optimizer.name": ("sgd",)}
     plant(tmp_path / "b", other, lambda **_: 0.7)
     table, _ = tables_of(tmp_path)
     compared = pretraining.swept_settings(table)
     assert compared == ["pretrain", "pretrain.mask_prob"]
-    assert pretraining.in_order(table, compared) == ["mlm, rate=0.15", "mlm, rate=0.4", "sop"]
+    assert pretraining.in_order(table, compared) == ["mlm, mask_prob=0.15", "mlm, mask_prob=0.4", "sop"]
 
 
 def test_no_difference_one_seed_and_one_setting(tmp_path):

@@ -338,7 +338,7 @@ def test_a_temperature_begins_hot_is_half_way_and_ends_cold(schedule):
 
 def test_the_option_is_its_schedule():
     option = Temperature()
-    assert (option.hot, option.cold, option.share) == (0.5, 0.07, 0.1)
+    assert (option.hot, option.cold, option.fraction) == (0.5, 0.07, 0.1)
     for step in (0, 3, 50):
         assert float(option.at(step, 100)) == float(cosine_temperature(step, 100, 0.5, 0.07, 0.1))
         linear = dataclasses.replace(option, shape=Shape.linear)
@@ -357,12 +357,12 @@ def test_the_option_is_traced():
 
 
 def test_the_option_is_configured():
-    found = typed(Temperature, {"shape": "linear", "hot": 1, "share": 0}, "pretrain.temperature")
+    found = typed(Temperature, {"shape": "linear", "hot": 1, "fraction": 0}, "pretrain.temperature")
     assert found == Temperature(Shape.linear, hot=1.0, fraction=0.0)
     for values, message in [
         ({"cold": 0}, r"^pretrain.temperature.cold is 0.0; allowed: a finite number > 0$"),
         ({"hot": -0.5}, r"^pretrain.temperature.hot is -0.5; allowed: a finite number > 0$"),
-        ({"share": 1.5}, r"^pretrain.temperature.fraction is 1.5; allowed: a number from 0 to 1$"),
+        ({"fraction": 1.5}, r"^pretrain.temperature.fraction is 1.5; allowed: a number from 0 to 1$"),
         ({"shape": "step"}, "pretrain.temperature.shape: Invalid value 'step', expected one of"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -167,7 +167,7 @@ def test_the_projection_head_is_two_layers_of_which_the_first_is_the_network_s_h
     np.testing.assert_allclose(model.apply(params, below, 5, ApplyOptions(start=1)), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("option", "settings"), [(Simclr, {}), (Moco, {"queue": 16, "splits": 2})])
+@pytest.mark.parametrize(("option", "settings"), [(Simclr, {}), (Moco, {"queue_size": 16, "bn_splits": 2})])
 def test_no_label_of_the_source_is_looked_at_and_the_projection_is_dropped(option, settings):
     data = transfer()
     own = recipe(option, **settings)

@@ -137,7 +137,7 @@ def test_the_numbers_are_those_of_other_solvers_in_float64(data, looked):
     train, val, test = (data.source[name] for name in ("train", "val", "test"))
     bank, on_val, on_test = (features64(looked.params, part.x) for part in (train, val, test))
     own = watched().pretrain
-    vote = (own.neighbours, own.neighbours_temperature)
+    vote = (own.knn_k, own.knn_temperature)
     assert row["knn"] == pytest.approx(np.mean(neighbours64(bank, train.y, on_val, *vote) == val.y), abs=1e-6)
     hits = neighbours64(bank, train.y, on_test, *vote) == test.y
     assert looked.metrics["source_test_knn"] == pytest.approx(np.mean(hits), abs=1e-6)
@@ -324,7 +324,7 @@ def test_it_learns_what_features_tell():
     memory, x = online.init_memory(), jnp.asarray(np.eye(CLASSES)[y], jnp.float32)
     told = {}
     for _ in range(10):
-        memory, told = online.loss_and_aux(memory, x, jnp.asarray(y))
+        memory, told = online.update(memory, x, jnp.asarray(y))
     assert float(told["online_accuracy"]) == 1.0
     assert float(told["online_loss"]) < 0.2
     assert feature_count(Tiny(), (SIDE, SIDE, 1)) == 10

@@ -226,7 +226,7 @@ def test_it_can_be_compiled_and_mapped_over_parameters():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"inputs": X[:0]}, "of no rows"),
+        ({"inputs": X[:0]}, "has no rows"),
         ({"estimator": "true"}, "is 'true'; allowed: exact, sampled, empirical, batched"),
         ({"estimator": "empirical"}, "empirical Fisher information needs the rows' targets"),
         ({"estimator": "batched"}, "batched Fisher information needs the rows' targets"),
