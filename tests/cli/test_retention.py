@@ -112,10 +112,7 @@ def test_a_setting_of_a_swept_group_is_swept_too(tmp_path):
     fast = ("strategy=full", "retention=l2_sp,ewc", "finetune_steps=2", "pretrain_steps=2", "progress=false")
     done = sweep(tmp_path, *fast, "retention.strength=3")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    words = (
-        "retention is swept, so that 'retention.strength' must be swept too: give it as retention.strength=choice(...)"
-    )
-    assert done.stderr == f"error: {words}\n"
+    assert "'retention.strength' must be swept too: give it as retention.strength=choice(...)" in done.stderr
     done = sweep(tmp_path, *fast, "retention.strength=choice(3)")
     assert done.returncode == 0, done.stderr
     assert [summary(path.parent)["config"]["retention"]["strength"] for path in tmp_path.glob("*/summary.json")] == [
