@@ -40,7 +40,7 @@ def check_num_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
 
 
 def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
-    """Return each group's learning-rate multiplier, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
+    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
 
     This is the layer-wise learning-rate decay of timm and BEiT.
 

@@ -107,7 +107,7 @@ def phases(strategy, name):
 
 
 def rates(table, name):
-    """What a table says of each depth: one multiplier, the same for all its leaves."""
+    """What a table says of each depth: one learning-rate scale, the same for all its leaves."""
     groups, paths, _ = NETWORKS[name]
     found = {}
     for path, value in match_rules(table, paths, groups).lr_scale.items():

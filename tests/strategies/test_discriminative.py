@@ -113,7 +113,7 @@ def test_no_floor_changes_no_bit(task, least):
 
 @pytest.mark.parametrize(("strategy", "factor"), [(Discriminative(0.5), 0.5), (Discriminative(xi=4.0), 0.25)])
 def test_steps_are_in_proportion(task, strategy, factor):
-    """One update of gradient descent moves each group by its multiplier of what full fine-tuning moves it."""
+    """One update of gradient descent moves each group by its scale of what full fine-tuning moves it."""
     before = task[1]
     mine, full = (trained(task, s, finetune_steps=1) for s in (strategy, Full()))
     for path, power in {"Dense_0/kernel": 2, "Dense_1/kernel": 1, "Dense_2/kernel": 0}.items():

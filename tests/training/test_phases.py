@@ -29,7 +29,7 @@ class TwoPhases(Strategy):
     def tables(self, groups):
         return ((("head", 1.0), (".*", FROZEN)), ((".*", 1.0),))
 
-    def lengths(self, phases, steps, epoch):
+    def phase_steps(self, phases, steps, epoch):
         return (round(self.share * steps), steps - round(self.share * steps))
 
 
@@ -40,7 +40,7 @@ class OneByOne(Strategy):
     def tables(self, groups):
         return tuple(((name, 1.0), (".*", FROZEN)) for name, _ in groups)
 
-    def lengths(self, phases, steps, epoch):
+    def phase_steps(self, phases, steps, epoch):
         return (steps // phases,) * (phases - 1) + (steps - (phases - 1) * (steps // phases),)
 
 
