@@ -281,7 +281,9 @@ def test_images_are_decoded_once(tmp_path, monkeypatch):
     place, cache = on_disk(tmp_path / "a", GOOD | {"bee/bad.png": b"1"}), str(tmp_path / "cache")
     counted = []
     monkeypatch.setattr(
-        image_files, "decode_image", lambda content, image_format: counted.append(1) or decode_image(content, image_format)
+        image_files,
+        "decode_image",
+        lambda content, image_format: counted.append(1) or decode_image(content, image_format),
     )
 
     def load(image_format=PLAIN, on_bad=OnBad.skip, limit=None):
