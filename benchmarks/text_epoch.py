@@ -41,9 +41,8 @@ def theirs(python: str, model: str, train: str) -> dict[str, float]:
 def ours(model: str, train: str) -> tuple[float, float, int, int]:
     """Return the seconds of our epoch and of compiling before it, its updates and its sentences."""
     source = Text(
-        path=train, val_path=train, test_path=train, header=False,
-        text="0", label="1", max_seq_len=LENGTH, examples=PACKED,
-        tokenizer=model,
+        path=train, val_path=train, test_path=train, header=False, text="0", label="1", max_seq_len=LENGTH,
+        examples=PACKED, tokenizer=model,
     )  # fmt: skip
     data = source.load()
     rows = len(data.target["train"].x)

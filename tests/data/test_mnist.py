@@ -82,10 +82,7 @@ def test_the_other_pair_of_files(tmp_path):
 
 IMAGES, LABELS = map(idx, digits())
 BROKEN = [
-    (
-        {"images": IMAGES[:-1]},
-        r"train-images-idx3-ubyte has 3215 bytes and its header requires 3216; allowed: a complete file",
-    ),
+    ({"images": IMAGES[:-1]}, r"train-images-idx3-ubyte has 3215 bytes and its header requires 3216; allowed"),
     ({"images": IMAGES + b"0"}, "has 3217 bytes and its header requires 3216"),
     ({"images": IMAGES[:7]}, "a complete file"),
     ({"images": b""}, r"begins with the bytes \(none\); allowed: 00 00 08 03"),

@@ -212,9 +212,7 @@ def test_documents_of_one_sentence_are_left_out_and_counted():
 def test_nothing_to_pair_is_refused():
     with pytest.raises(UserError, match="here has no document of two sentences or more among 2; allowed"):
         made(numbered([[3], [4]]), Pairing.order)
-    with pytest.raises(
-        UserError, match="here has one document of two sentences or more; allowed: at least 2, as false"
-    ):
+    with pytest.raises(UserError, match="here has one document of two sentences or more; allowed: at least 2"):
         made(numbered([[3, 3], [4]]), Pairing.next)
     with pytest.raises(UserError, match="false pairs need another"):
         made(numbered([[3, 3]]), Pairing.order, lone=LonePolicy.random)
