@@ -1,8 +1,7 @@
-"""Metrics of classifications, regressions, entities, answers and language models, in NumPy."""
+"""Metrics of entities and of answers, in NumPy."""
 
 from __future__ import annotations
 
-import math
 import re
 import string
 from collections import Counter
@@ -10,50 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
-
-# --- classes and numbers ---------------------------------------------------------------------------------------------
-
-
-def accuracy(true: Shaped[np.ndarray, " N"], predicted: Shaped[np.ndarray, " N"]) -> float:
-    """Return the share of correct predictions; NaN without any."""
-    return float(np.mean(np.asarray(true) == np.asarray(predicted))) if len(true) else math.nan
-
-
-def confusion(
-    true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"], classes: int | None = None
-) -> Int[np.ndarray, "K K"]:
-    """Return how often class i (row) is predicted as class j (column)."""
-    true, predicted = np.asarray(true, int), np.asarray(predicted, int)
-    classes = classes or int(max(true.max(initial=0), predicted.max(initial=0))) + 1
-    counts = np.zeros((classes, classes), int)
-    np.add.at(counts, (true, predicted), 1)
-    return counts
-
-
-def macro_f1(true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> float:
-    """Return the mean of ``2 tp / (2 tp + fp + fn)`` over the classes that occur in labels or predictions."""
-    counts = confusion(true, predicted)
-    correct, total = np.diag(counts), counts.sum(0) + counts.sum(1)
-    return float(np.mean(2 * correct[total > 0] / total[total > 0])) if total.any() else math.nan
-
-
-def matthews(true: Int[np.ndarray, " N"], predicted: Int[np.ndarray, " N"]) -> float:
-    """Return Matthews' correlation for any number of classes (Gorodkin 2004, equation 8); 0 if undefined."""
-    counts = confusion(true, predicted).astype(float)
-    n_true, n_predicted, rows = counts.sum(1), counts.sum(0), counts.sum()
-    below = (rows**2 - n_predicted @ n_predicted) * (rows**2 - n_true @ n_true)
-    return float((np.trace(counts) * rows - n_true @ n_predicted) / math.sqrt(below)) if below > 0 else 0.0
-
-
-def pearson(true: Float[np.ndarray, " N"], predicted: Float[np.ndarray, " N"]) -> float:
-    """Return the correlation of two series; NaN if one of them is constant."""
-    a, b = np.asarray(true, float), np.asarray(predicted, float)
-    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
-        return math.nan
-    a, b = a - a.mean(), b - b.mean()
-    return float(np.clip(a @ b / math.sqrt((a @ a) * (b @ b)), -1, 1))
-
+from jaxtyping import Float, Int
 
 # --- entities --------------------------------------------------------------------------------------------------------
 
@@ -207,17 +163,3 @@ def best_spans(
             begin, end = int(offsets[row, first[i], 0]), int(offsets[row, last[j], 1])
             best[number] = (float(sums[i, j]), str(contexts[number])[begin:end])
     return [best[number][1] if number in best else "" for number in range(len(contexts))]
-
-
-# --- language models -------------------------------------------------------------------------------------------------
-
-
-def perplexity(losses: Float[np.ndarray, " B"], tokens: Int[np.ndarray, " B"]) -> float:
-    """Return ``exp`` of the mean loss of a token.
-
-    Args:
-        losses: mean loss of each batch or row, in nats.
-        tokens: the number of tokens of each, by which the losses are weighted.
-    """
-    counts = np.asarray(tokens, float)
-    return math.exp(float(np.asarray(losses, float) @ counts) / counts.sum()) if counts.sum() else math.nan
