@@ -39,7 +39,8 @@ def calibration_error(
     """Return the expected calibration error, inside a compiled program, of the chosen predictions (None: of all).
 
     Guo et al. (arXiv 1706.04599, eq. 3): the mean over rows of the distance between the accuracy and the mean
-    confidence of a row's bin. Bin ``i`` of equal width is ``(i / bins, (i + 1) / bins]``; a confidence of 0 belongs to the first.
+    confidence of a row's bin. Bin ``i`` of equal width is ``(i / bins, (i + 1) / bins]``; a confidence of 0 belongs to
+    the first.
     """
     inner = jnp.asarray(np.arange(1, bins) / bins, confidence.dtype)
     gaps = hits.astype(confidence.dtype) - confidence
