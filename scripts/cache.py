@@ -18,8 +18,9 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from src.config.choices import CacheMode
 from src.errors import UserError, run_script
-from src.training.stage_cache import CacheMode, EntryInfo, StageCache, parse_size
+from src.training.stage_cache import EntryInfo, StageCache, parse_size
 
 
 def read_arguments() -> argparse.Namespace:

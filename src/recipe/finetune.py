@@ -9,12 +9,13 @@ import numpy as np
 
 from ..models.base import head_paths, new_head
 from ..retention.base import CacheFn, RetentionState, SourceTask, compute_anew
+from ..training.cache_key import finding_key, stage_label
 from ..training.calls import CacheFeatures, InitParams, Share, Steps, TrainPhase, UpdateCost
 from ..training.compiled import Cost
 from ..training.feature_cache import Inputs
 from ..training.loop import Fit, PhaseRun, PhaseRunner, RunProgress
 from ..training.stage import Stage
-from ..training.stage_cache import Entry, StageCache, finding_key, stage_label
+from ..training.stage_cache import Entry, StageCache
 from ..types import LogFn, Params
 from .resolve import ResolvedRun, device_kind, new_head_paths
 

@@ -13,12 +13,13 @@ import numpy as np
 from ..checkpoints import huggingface
 from ..config.hparams import static_part
 from ..pretraining.base import Features
+from ..training.cache_key import stage_label
 from ..training.calls import Evaluate, InitParams, Share, Steps, TrainPhase, UpdateCost
 from ..training.compiled import Cost
 from ..training.feature_cache import Inputs, chunks
 from ..training.loop import EvalHook, PhaseData, PhaseRun, RunProgress, shortest_float
 from ..training.stage import Stage, traced
-from ..training.stage_cache import Entry, StageCache, stage_label
+from ..training.stage_cache import Entry, StageCache
 from ..training.vectorize import programs
 from ..types import LogFn, Params, Row
 from .resolve import ResolvedRun, pretrain_batch

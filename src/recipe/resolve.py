@@ -25,8 +25,8 @@ from ..optim.optimizers import FreezeImpl
 from ..optim.partition import ParamLabels
 from ..pretraining.base import PretrainTask
 from ..strategies.full import Full
+from ..training.cache_key import stage_key
 from ..training.stage import Stage, added_shapes, initial, param_labels, with_added
-from ..training.stage_cache import stage_key
 from ..training.trainer import Precision
 from .spec import Recipe
 

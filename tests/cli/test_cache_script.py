@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.training.stage_cache import CacheMode, Entry, StageCache
+from src.config.choices import CacheMode
+from src.training.stage_cache import Entry, StageCache
 from tests.commands import script
 
 KEYS = [digit * 24 for digit in "abc"]
@@ -32,8 +33,8 @@ def folder(tmp_path):
     for i, (key, outcome) in enumerate(zip(KEYS, outcomes, strict=True)):
         params = {"Dense_0/kernel": np.zeros(10_000, np.float32)}
         cache.put(key, Entry(params, [], {"stage": f"{LABEL} {i}", **outcome}))
-        os.utime(cache.folder / f"{key}.safetensors", (1.6e9 + i * 86400,) * 2)
-    return cache.folder
+        os.utime((tmp_path / "cache") / f"{key}.stage", (1.6e9 + i * 86400,) * 2)
+    return tmp_path / "cache"
 
 
 def test_ls(folder):
@@ -53,7 +54,7 @@ def test_ls(folder):
 
 
 def test_ls_of_a_damaged_entry_and_of_nothing(folder, tmp_path):
-    (folder / f"{KEYS[0]}.safetensors").write_bytes(b"")
+    (folder / f"{KEYS[0]}.stage").write_bytes(b"")
     assert "damaged" in run("ls", folder=folder).stdout
     done = run("ls", folder=tmp_path / "none")
     assert (done.returncode, done.stdout, done.stderr) == (0, f"0 entries, 0 bytes in {tmp_path / 'none'}\n", "")

@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import hashlib
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from src import store
+from src.config.choices import CacheMode
 from src.data.diabetes import Diabetes
 from src.errors import UserError
 from src.models.mlp import Activation, Mlp
@@ -24,8 +28,9 @@ from src.pretraining.supervised import Supervised
 from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
-from src.training import stage_cache
-from src.training.stage_cache import CacheMode, Entry, StageCache, parse_size, stage_key, stage_label
+from src.training import cache_key
+from src.training.cache_key import stage_key, stage_label
+from src.training.stage_cache import Entry, StageCache, parse_size
 from tests.runs import finetuned, pretrain_once, pretraining_stage
 
 ROOT = Path(__file__).parents[2]
@@ -57,7 +62,11 @@ def entry(value=1.0, size=8, **facts):
 
 
 def file_of(cache, key=KEY):
-    return cache.folder / f"{key}.safetensors"
+    return cache._store.folder / f"{key}.stage"
+
+
+def folder_of(cache):
+    return cache._store.folder
 
 
 def assert_same_bits(found, expected):
@@ -118,7 +127,7 @@ def test_every_difference_makes_another_name(data):
     names |= {what: stage_key(other, "fingerprint", {"platform": "cpu"}) for what, other in others.items()}
     assert len(names) == len(OTHER_STAGES) + 3 + len(others)
     assert len(set(names.values())) == len(names)
-    assert all(stage_cache.ENTRY.fullmatch(f"{name}.safetensors") for name in names.values())
+    assert all(re.fullmatch("[0-9a-f]{24}", name) for name in names.values())
 
 
 def test_the_same_stage_has_the_same_name(data):
@@ -131,10 +140,10 @@ def test_the_same_stage_has_the_same_name(data):
 
 @pytest.mark.parametrize("library", ["jax", "jaxlib", "flax", "optax", "numpy"])
 def test_a_library_s_version_counts(data, monkeypatch, library):
-    before, found = key_of(data), stage_cache.versions()
-    monkeypatch.setattr(stage_cache, "versions", lambda: {**found, library: "0.0.1"})
+    before, found = key_of(data), cache_key.versions()
+    monkeypatch.setattr(cache_key, "versions", lambda: {**found, library: "0.0.1"})
     assert key_of(data) != before
-    monkeypatch.setattr(stage_cache, "versions", lambda: {**found, "thaw": "99", "hydra-core": "99"})
+    monkeypatch.setattr(cache_key, "versions", lambda: {**found, "thaw": "99", "hydra-core": "99"})
     assert key_of(data) == before
 
 
@@ -151,18 +160,21 @@ EDITS = """
 import sys
 from pathlib import Path
 import numpy as np
-from src.engine import stage_cache
-from src.engine.stage import Split
 from src.data.base import Transfer
-from src.recipe import Recipe, pretraining_stage
+from src.environment import file_digest
 from src.models.layered import Layered
+from src.recipe.resolve import resolve
+from src.recipe.spec import Recipe
+from src.training import cache_key
+from src.types import Split
 
 rows = Split(np.zeros((4, 2), np.float32), np.zeros(4, np.float32))
 data = Transfer("regression", {"train": rows}, {"train": rows}, 1, 1, new_head=False)
 
 def key():
-    stage_cache._source.cache_clear()  # as another process would have it
-    return stage_cache.stage_key(pretraining_stage(Recipe(model=Layered()), data), "fingerprint")
+    file_digest.cache_clear()  # as another process would have it
+    cache_key._imports.cache_clear()
+    return cache_key.stage_key(resolve(Recipe(model=Layered()), data).pretrain_stage, "fingerprint")
 
 first = key()
 for name in sys.argv[1:]:
@@ -190,10 +202,10 @@ def test_an_edit_of_what_a_stage_runs_through_counts_and_no_other(tmp_path):
         "from src.models.mlp import Mlp\n@dataclass(frozen=True)\nclass Layered(Mlp):\n    pass\n"
     )
     counting = [f"models/{name}.py" for name in ("layered", "layers_a", "layers_b", "layers_c", "layers_d", "mlp")]
-    counting += [f"engine/{name}.py" for name in ("loop", "partition", "optimizers", "schedules")]
+    counting += ["training/loop.py", *(f"optim/{name}.py" for name in ("partition", "optimizers", "schedules"))]
     counting += ["models/base.py", "objectives/supervised.py", "strategies/full.py", "strategies/base.py"]
-    others = ["strategies/frozen.py", "results/report.py", "tracking/console.py", "data/csv.py", "train.py"]
-    others += ["engine/stage_cache.py", "sweeps/identity.py", "__init__.py"]
+    others = ["strategies/frozen.py", "analysis/pages.py", "tracking/console.py", "data/csv.py", "train.py"]
+    others += ["training/stage_cache.py", "config/identity.py", "__init__.py"]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([sys.executable, "-c", EDITS, *counting, *others], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, check=False)  # fmt: skip
@@ -258,23 +270,15 @@ def test_facts_may_be_of_numpy_but_not_of_anything(open_cache):
     cache = open_cache()
     cache.put(KEY, Entry({}, [], {"float32": np.float32(0.1), "int": np.int64(3), "bool": np.bool_(True)}))
     assert cache.get(KEY).facts == {"float32": float(np.float32(0.1)), "int": 3, "bool": True}
-    with pytest.raises(TypeError, match="JSON cannot say"):
+    with pytest.raises(TypeError, match="not JSON"):
         cache.put(OTHER, Entry({}, [], {"what": object()}))
     assert [kept.key for kept in cache.entries()] == [KEY]
-
-
-def test_a_file_is_one_that_other_tools_read(open_cache):
-    from safetensors import safe_open
-
-    open_cache().put(KEY, entry(3.0))
-    with safe_open(file_of(open_cache()), "np") as file:
-        np.testing.assert_array_equal(file.get_tensor("Dense_0/kernel"), entry(3.0).params["Dense_0/kernel"])
 
 
 def test_a_dtype_that_the_format_lacks_costs_a_warning(open_cache, warnings):
     open_cache().put(KEY, Entry({"x": np.zeros(2, ml_dtypes.int4)}, [], {}))
     assert len(warnings) == 1
-    assert "could not keep" in warnings[0]
+    assert "cannot be kept" in warnings[0]
     assert "int4" in warnings[0]
     assert open_cache().entries() == []
 
@@ -285,9 +289,9 @@ def test_a_dtype_that_the_format_lacks_costs_a_warning(open_cache, warnings):
 def test_fine_tuning_from_a_kept_stage_gives_the_same_bits(data, open_cache):
     recipe = Recipe(pretrain_steps=25, finetune_steps=15, batch_size=32)
     rows = [[], [], []]
-    direct = pretrain_once([recipe], data, None, watch=rows[0].append)[0]
-    computed = pretrain_once([recipe], data, open_cache(), watch=rows[1].append)[0]
-    kept = pretrain_once([recipe], data, open_cache(), watch=rows[2].append)[0]
+    direct = pretrain_once([recipe], data, None, log_fn=rows[0].append)[0]
+    computed = pretrain_once([recipe], data, open_cache(), log_fn=rows[1].append)[0]
+    kept = pretrain_once([recipe], data, open_cache(), log_fn=rows[2].append)[0]
     assert rows[0] == rows[1] == rows[2]
     assert kept.seconds == 0.0 < computed.seconds
     assert kept.metrics == computed.metrics == direct.metrics
@@ -341,11 +345,9 @@ def test_a_file_that_is_no_entry_is_noticed(open_cache, warnings):
     cache = open_cache()
     cache.put(OTHER, entry())
     other = file_of(cache, OTHER).read_bytes()
-    sealed = b'{"sha256":"' + b"0" * 64 + b'"} but no safetensors'
-    digest = stage_cache.hashlib.sha256(sealed).hexdigest().encode()
-    sealed = sealed.replace(b"0" * 64, digest)
-    strange = save({"x": np.zeros(3)}), save({"x": np.zeros(3)}, {"sha256": "0" * 64})
-    for content in (other, b"", b"not an entry", os.urandom(2000), *strange, sealed):
+    sealed = b"no safetensors"
+    sealed += hashlib.sha256(KEY.encode() + sealed).digest()
+    for content in (other, b"", b"not an entry", os.urandom(2000), save({"x": np.zeros(3)}), sealed):
         file_of(cache).write_bytes(content)
         assert_damaged(cache, warnings)
     assert_same_bits(cache.get(OTHER), entry())
@@ -374,13 +376,13 @@ def test_reading_only_changes_nothing_in_the_folder(open_cache, warnings):
     open_cache().put(OTHER, entry())
     file_of(open_cache(), OTHER).write_bytes(b"damaged")
     os.utime(file_of(open_cache()), (1e9, 1e9))
-    before = {path: path.stat().st_mtime_ns for path in open_cache().folder.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in folder_of(open_cache()).iterdir()}
     cache = open_cache(CacheMode.read, limit_bytes=1)
     assert cache.get(KEY) is not None
     assert cache.get(OTHER) is None
     assert len(warnings) == 1
     cache.put(THIRD, entry())
-    assert {path: path.stat().st_mtime_ns for path in cache.folder.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in folder_of(cache).iterdir()} == before
 
 
 def test_a_key_is_a_key(open_cache):
@@ -449,34 +451,34 @@ def test_prune_says_what_it_removed(open_cache):
 def test_other_files_are_left_alone(open_cache):
     cache = open_cache()
     cache.put(KEY, entry())
-    names = ["model.safetensors", f"{OTHER}.txt", f"{OTHER}.safetensors.bak", f".{OTHER}.safetensors.young", "README"]
+    names = ["model.safetensors", f"{OTHER}.txt", f"{OTHER}.stage.bak", f".{OTHER}.stage.young", "README"]
     for name in names:
-        (cache.folder / name).write_bytes(b"x" * MB)
-    (cache.folder / f"{THIRD}.safetensors").mkdir()
-    half_written = cache.folder / f".{OTHER}.safetensors.abandoned"
+        (folder_of(cache) / name).write_bytes(b"x" * MB)
+    (folder_of(cache) / f"{THIRD}.stage").mkdir()
+    half_written = folder_of(cache) / f".{OTHER}.stage.abandoned"
     half_written.write_bytes(b"x")
     os.utime(half_written, (time.time() - 7200,) * 2)
     assert keys(cache) == [KEY]
     assert cache.get(THIRD) is None
     assert [kept.key for kept in cache.prune()] == [KEY]
-    assert sorted(path.name for path in cache.folder.iterdir()) == sorted([*names, f"{THIRD}.safetensors"])
+    assert sorted(path.name for path in folder_of(cache).iterdir()) == sorted([*names, f"{THIRD}.stage"])
 
 
 def test_files_may_vanish_at_any_time(open_cache, monkeypatch, warnings):
     cache = open_cache()
     for key in (KEY, OTHER):
         cache.put(key, entry())
-    real = stage_cache._kept
+    real = store.remove
 
-    def evicted_first(path, stat):
+    def removed_by_another(path):
         path.unlink()
-        return real(path, stat)
+        return real(path)
 
-    monkeypatch.setattr(stage_cache, "_kept", evicted_first)
+    monkeypatch.setattr(store, "remove", removed_by_another)
     open_cache(limit_bytes=1).put(THIRD, entry())
     monkeypatch.undo()
     assert keys(cache) == [THIRD]
-    monkeypatch.setattr(stage_cache.os, "utime", lambda path: (_ for _ in ()).throw(FileNotFoundError(str(path))))
+    monkeypatch.setattr(store.os, "utime", lambda path: (_ for _ in ()).throw(FileNotFoundError(str(path))))
     assert_same_bits(cache.get(THIRD), entry())
     assert warnings == []
 
@@ -499,7 +501,7 @@ def test_a_file_where_the_folder_should_be(tmp_path, open_cache, warnings):
     assert cache.entries() == cache.prune() == warnings == []
     cache.put(KEY, entry())
     assert len(warnings) == 1
-    assert "could not keep" in warnings[0]
+    assert "cannot be kept" in warnings[0]
     assert str(file_of(cache)) in warnings[0]
     assert (tmp_path / "cache").read_text() == "in the way"
 
@@ -516,7 +518,7 @@ def test_a_disk_that_is_full_or_shut_costs_one_warning(open_cache, warnings, mon
     cache.put(KEY, entry(2.0))
     assert len(warnings) == 1
     assert warnings[0].endswith(os.strerror(code))
-    assert [path.name for path in cache.folder.iterdir()] == [file_of(cache).name]  # nothing half-written
+    assert [path.name for path in folder_of(cache).iterdir()] == [file_of(cache).name]  # nothing half-written
     assert_same_bits(cache.get(KEY), entry(1.0))
 
 
@@ -538,7 +540,8 @@ WRITER = """
 import sys
 from pathlib import Path
 import numpy as np
-from src.engine.stage_cache import CacheMode, Entry, StageCache
+from src.config.choices import CacheMode
+from src.training.stage_cache import Entry, StageCache
 
 def fail(text):
     raise SystemExit(text)
@@ -552,13 +555,13 @@ for i in range(int(count)):
     cache.put(keys[i % len(keys)], Entry(params, [{"step": mark}], {"mark": mark}))
     found = cache.get(keys[i % len(keys)])
     assert found is None or found.facts["mark"] % 1_000_000 < int(count)
-print("jax" in sys.modules or "hydra" in sys.modules or "wandb" in sys.modules)
+print("hydra" in sys.modules or "wandb" in sys.modules)
 """
 
 
 def hammer(cache, count, *names):
     """Two processes write the same keys at once; return what a reader finds meanwhile, and what they say."""
-    command = [sys.executable, "-W", "error", "-c", WRITER, cache.folder, str(cache.limit_bytes)]
+    command = [sys.executable, "-W", "error", "-c", WRITER, folder_of(cache), str(cache._store.limit_bytes)]
     writers = [
         subprocess.Popen([*command, str(i), str(count), *names], cwd=ROOT, stdout=subprocess.PIPE, text=True)
         for i in (1, 2)
@@ -592,7 +595,7 @@ def test_a_reader_never_sees_half_of_what_two_writers_write(open_cache, warnings
         assert_whole(whole)
     assert_whole(cache.get(KEY))
     assert warnings == []
-    assert [path.name for path in cache.folder.iterdir()] == [file_of(cache).name]
+    assert [path.name for path in folder_of(cache).iterdir()] == [file_of(cache).name]
 
 
 def test_processes_evict_one_another_s_entries_in_peace(open_cache, warnings):
@@ -600,7 +603,7 @@ def test_processes_evict_one_another_s_entries_in_peace(open_cache, warnings):
     for whole in hammer(cache, 150, KEY, OTHER, THIRD, "3" * 24):
         assert_whole(whole)
     assert warnings == []
-    assert sum(kept.bytes for kept in cache.entries()) <= cache.limit_bytes
+    assert sum(kept.bytes for kept in cache.entries()) <= cache._store.limit_bytes
 
 
 # --- sizes -------------------------------------------------------------------------------------------------------
