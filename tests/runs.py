@@ -2,20 +2,22 @@
 
 from typing import NamedTuple
 
+import jax
+
 from src.optim.optimizers import FreezeImpl
 from src.recipe.evaluate import evaluate_target
 from src.recipe.finetune import finetune as finetune_steps
 from src.recipe.finetune import retention_state_of
 from src.recipe.pretrain import pretrain as pretrain_steps
 from src.recipe.pretrain import pretrain_or_load, untrained
-from src.recipe.resolve import resolve
+from src.recipe.resolve import ResolvedRun, TrainableSummary, finetune_phases, resolve
 from src.recipe.run import finetune_together, pretrain_together
 from src.recipe.run import run as run_resolved
 from src.training.calls import Evaluate, InitParams, execute, execute_together
 from src.training.compiled import Cost
 from src.training.feature_cache import Inputs
 from src.training.loop import Fit
-from src.training.stage import Stage
+from src.training.stage import Stage, initial, param_labels, with_added
 from src.training.vectorize import RunAxis
 from src.types import ignore
 
@@ -29,8 +31,17 @@ class Ends(NamedTuple):
 
 
 def resolve_all(recipes, data, axis=RunAxis.none):
-    """Return the runs, with the frozen half outside the state where they have a run axis."""
-    return [resolve(recipe, data, None if axis is RunAxis.none else FreezeImpl.split) for recipe in recipes]
+    """Return the runs unchecked, with the frozen half outside the state where they have a run axis."""
+    impl = None if axis is RunAxis.none else FreezeImpl.split
+    return [ResolvedRun(recipe, data, trainable(recipe, data), impl) for recipe in recipes]
+
+
+def trainable(recipe, data):
+    """Return what fine-tuning trains; no retention method refuses it."""
+    first, *_ = stages = finetune_phases(recipe, data)
+    params = with_added(first, jax.eval_shape(lambda: initial(first, data.features, 0)))
+    lengths = tuple(stage.steps for stage in stages)
+    return TrainableSummary(tuple(param_labels(stage, params) for stage in stages), lengths, {})
 
 
 def run(recipe, data, log_fn=lambda stage, row: None, cache=None):

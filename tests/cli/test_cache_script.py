@@ -50,7 +50,7 @@ def test_ls(folder):
         assert f"2020-09-{13 + i} 12:26" in found[key]
     assert f"{LABEL} 0; source_test_loss 0.5123, source_test_r2 nan" in found[KEYS[0]]
     assert f"{LABEL} 1; diverged after update 37" in found[KEYS[1]]
-    assert lines[-1] == f"3 entries, 121.2 kB in {folder}"
+    assert lines[-1] == f"3 entries, 121.0 kB in {folder}"
 
 
 def test_ls_of_a_damaged_entry_and_of_nothing(folder, tmp_path):
@@ -68,9 +68,9 @@ def test_prune_to_a_limit_and_then_wholly(folder):
     first, last = done.stdout.splitlines()
     assert first.startswith(f"removed {KEYS[0]} (40.")
     assert first.endswith(f" kB) {LABEL} 0")
-    assert last == f"removed 1 entry, 40.4 kB; left in {folder}: 2 entries, 80.8 kB"
+    assert last == f"removed 1 entry, 40.3 kB; left in {folder}: 2 entries, 80.6 kB"
     done = run("prune", folder=folder)
-    assert done.stdout.splitlines()[-1].endswith("2 entries, 80.8 kB; left in " + f"{folder}: 0 entries, 0 bytes")
+    assert done.stdout.splitlines()[-1].endswith("2 entries, 80.6 kB; left in " + f"{folder}: 0 entries, 0 bytes")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
 
 

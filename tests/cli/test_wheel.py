@@ -67,7 +67,7 @@ def test_thaw_runs_a_sweep_from_any_folder(environment, tmp_path, launcher):
     records = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/sweeps/study/*/summary.json")]
     assert [record["status"] for record in records] == ["completed"] * jobs
     assert len(list(tmp_path.glob("outputs/sweeps/study/*/wandb/offline-run-*/*.wandb"))) == len(records)
-    assert list((tmp_path / "outputs/cache").glob("*.safetensors"))
+    assert list((tmp_path / "outputs/cache").glob("*.stage"))
     assert {path.name for path in tmp_path.iterdir()} == {"outputs"}
 
 

@@ -105,7 +105,7 @@ def test_two_updates_of_every_phase(texts, name, model):
 
 
 def test_lora_finds_its_targets_by_pattern(texts):
-    moving = resolve_trainable(Recipe(model=Bert(**SMALL), strategy=OWN["lora"]), texts).moving
+    moving = resolve_trainable(Recipe(model=Bert(**SMALL), strategy=OWN["lora"]), texts).paths
     sides = {path for path in moving if path.endswith("lora_a")}
     assert sides == {f"block_{i}/attention/{name}/lora_a" for i in (0, 1) for name in ("query", "value")}
 
@@ -210,4 +210,4 @@ def test_precision_accumulation_and_retention_go_with_it(texts):
     assert np.isfinite(outcome.objective)
     assert outcome.moved is not None
     assert outcome.moved.frozen_changed == ()
-    assert [path for path in outcome.moved.still if not path.endswith(INDIFFERENT)] == []
+    assert [path for path in outcome.moved.unchanged if not path.endswith(INDIFFERENT)] == []

@@ -27,8 +27,7 @@ from src.pretraining.moco_v1 import MocoV1
 from src.pretraining.moco_v2 import MocoV2
 from src.pretraining.simclr import Simclr, in_splits
 from src.recipe.spec import Recipe
-from src.training.evaluation import evaluate
-from src.training.stage import EVALUATION_KEY
+from src.training.evaluation import EVALUATION_KEY, evaluate
 from src.training.step import start, step_keys, update
 from src.types import Split
 from tests.runs import pretrain, pretraining_stage, resolve_trainable, run
@@ -319,4 +318,4 @@ def test_a_run_says_what_its_pre_training_warns_of():
     own = recipe(Simclr, temperature=Temperature(Shape.constant, cold=3.0))
     outcome = run(own, transfer(), lambda stage, row: None)
     assert any("temperature ends at 3" in warning for warning in outcome.warnings)
-    assert outcome.facts()["warnings"] == list(outcome.warnings)
+    assert outcome.summary()["warnings"] == list(outcome.warnings)

@@ -221,7 +221,7 @@ def test_a_kept_stage_has_the_same_rows_and_is_kept_by_how_it_was_measured(data,
     assert other.metrics["source_test_knn"] != first.metrics["source_test_knn"]
     monkeypatch.setattr(ImagePretraining, "scores", None)
     rows = []
-    (again,) = pretrain_once([watched()], data, cache, watch=rows.append)
+    (again,) = pretrain_once([watched()], data, cache, log_fn=rows.append)
     assert again.rows == first.rows == looked.rows == rows
     assert again.metrics == looked.metrics
 
@@ -237,7 +237,7 @@ def test_a_run_that_diverges_is_looked_at_no_more(data):
 
 def test_the_record_tells_the_numbers_behind_the_warnings(data):
     outcome = run(watched(temperature=Temperature(Shape.constant, cold=3.0)), data, lambda stage, row: None)
-    found = outcome.facts()["stability"]
+    found = outcome.summary()["stability"]
     assert found["equal_loss"] == pytest.approx(np.log(2 * 8 - 1))
     assert found["even_spread"] == pytest.approx(1 / np.sqrt(5))
     assert found["first_epoch_grad_norm"] > 0

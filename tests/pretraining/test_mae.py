@@ -243,7 +243,7 @@ def test_strategies_share_one_pre_training_and_the_decoder_is_dropped(kept, stra
     assert len([row for stage, row in rows if stage == "pretrain" and "loss" in row]) == 3
     before, after = outcome.metrics["source_test_loss"], outcome.metrics["source_after_loss"]
     assert (before == after) == isinstance(strategy, LinearProbe)  # which moves the new head alone
-    assert len(list(folder.glob("*.safetensors"))) == 1
+    assert len(list(folder.glob("*.stage"))) == 1
 
 
 @pytest.mark.parametrize(

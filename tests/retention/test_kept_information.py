@@ -123,7 +123,7 @@ def test_whatever_decides_its_bits_is_in_the_name(digits, pre, monkeypatch):
     other["Dense_0/bias"][3] = np.nextafter(other["Dense_0/bias"][3], np.float32(1))
     names += [name(digits, other)]
     names += [name(digits, pretrain([dataclasses.replace(BASE, **more)], digits)[0].params) for more in OTHER_STAGES]
-    monkeypatch.setattr("src.recipe.run.platform", lambda: {"platform": "another"})
+    monkeypatch.setattr("src.recipe.finetune.device_kind", lambda: {"platform": "another"})
     names += [name(digits, pre.params)]
     monkeypatch.undo()
     versions = cache_key.versions()
@@ -211,7 +211,7 @@ def test_a_damaged_one_is_computed_again(digits, pre, open_cache, computed, warn
     before = fine_tuned(digits, pre, open_cache(), 3.0)
     (kept,) = open_cache().entries()
     entry = open_cache().get(kept.key)
-    file = open_cache().folder / f"{kept.key}.safetensors"
+    file = open_cache()._store.path(kept.key)
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     assert fine_tuned(digits, pre, open_cache(), 3.0) == before
@@ -240,7 +240,7 @@ def test_another_process_finds_it(tmp_path):
     small += [f"cache_folder={folder}"]
 
     def files():
-        return {file.name: (file.stat().st_ino, file.read_bytes()) for file in folder.glob("*.safetensors")}
+        return {file.name: (file.stat().st_ino, file.read_bytes()) for file in folder.glob("*.stage")}
 
     assert train(tmp_path / "one", *small, "retention=ewc").returncode == 0
     kept = files()

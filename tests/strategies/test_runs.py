@@ -80,7 +80,7 @@ def test_what_rests_keeps_its_bits_and_what_moves_moves(diabetes, name):
     (outcome,) = run_finetuning([recipe], diabetes, [pre], [ignore])
     assert outcome.moved is not None
     assert outcome.moved.frozen_changed == ()
-    assert outcome.moved.still == ()
+    assert outcome.moved.unchanged == ()
     for path, leaf in pre.params.items():
         rests = int(path[6]) in RESTING[name] or (name == "bitfit" and path.endswith("kernel") and path[6] != "3")
         assert np.array_equal(leaf, outcome.params[path]) == rests, path
@@ -114,7 +114,7 @@ def test_batch_statistics_rest_with_their_block(strategy):
     (pre,) = start_untrained([recipe], data)
     rows = []
     (outcome,) = run_finetuning([recipe], data, [pre], [rows.append])
-    moving = resolve(recipe, data).trainable.moving
+    moving = resolve(recipe, data).trainable.paths
     statistics = [path for path in pre.params if path.rsplit("/")[-1] in ("mean", "var")]
     assert len(statistics) == 8
     for path in statistics:

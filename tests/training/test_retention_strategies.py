@@ -74,7 +74,7 @@ def test_they_go_together_or_say_why_not(tasks, strategy, retention, new_head):
         with pytest.raises(UserError, match=words):
             resolve(recipe, data)
         return
-    moving = resolve(recipe, data).trainable.moving
+    moving = resolve(recipe, data).trainable.paths
     start = pre if recipe.strategy.pretrained else start_untrained([recipe], data)[0]
     (outcome,) = run_finetuning([recipe], data, [start], [ignore])
     assert outcome.status == "completed"

@@ -190,7 +190,8 @@ for name in sys.argv[1:]:
 
 
 def test_an_edit_of_what_a_stage_runs_through_counts_and_no_other(tmp_path):
-    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("src", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
     models = tmp_path / "src" / "models"
     # A model whose layers are elsewhere, imported in the ways that Python has.
     (models / "layers_a.py").write_text("")

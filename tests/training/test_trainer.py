@@ -20,7 +20,7 @@ from src.recipe.spec import Recipe
 from src.strategies.full import Full
 from src.strategies.masked import Masked
 from src.training.stage import Stage, traced
-from src.training.step import StepKeys, gradients, start, update
+from src.training.step import gradients, start, update
 from src.training.trainer import Precision, TrainerConfig
 from src.types import Split
 from tests.runs import finetune, finetuned, phases, pretrained
@@ -82,7 +82,15 @@ def test_parts_count_by_their_true_number_of_terms():
     cut = replace(one, trainer=TrainerConfig(accumulate=3))
     added = gradients(cut, start(cut, params), {}, rows, 0, updated=frozenset(), retention_state={})
     means = [
-        gradients(one, start(one, params), {}, Split(rows.x[i : i + 4], labels[i : i + 4]), frozenset(), StepKeys(), {})
+        gradients(
+            one,
+            start(one, params),
+            {},
+            Split(rows.x[i : i + 4], labels[i : i + 4]),
+            0,
+            updated=frozenset(),
+            retention_state={},
+        )
         for i in (0, 4, 8)
     ]
     np.testing.assert_allclose(whole[0], added[0], rtol=1e-6)

@@ -16,8 +16,7 @@ from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
 from src.strategies.full import Full
 from src.strategies.masked import Masked
-from src.training import compiled
-from src.training import vectorize as lanes
+from src.training import compiled, vectorize
 from src.training.vectorize import RunAxis, over_runs, padded_size, stack_runs
 from tests.runs import pretrain, run_finetuning
 
@@ -161,23 +160,23 @@ def test_programs_are_let_go_of_before_the_process_has_no_room_for_more(monkeypa
     monkeypatch.setattr(compiled, "LIMIT", limit)
     recipe = dataclasses.replace(CASES["frozen"], pretrain_steps=5, finetune_steps=5)
     other = dataclasses.replace(recipe, optimizer=Adam())
-    used = len(compiled.MAPPINGS.read_text().splitlines())
-    lanes.release()
+    used = len(compiled.MAPS.read_text().splitlines())
+    vectorize.clear_programs()
     limit.write_text(str(100 * used))
     first = one_at_a_time([recipe], data)
-    held = lanes._programs.cache_info().currsize
+    held = vectorize._programs.cache_info().currsize
     assert held > 1
     one_at_a_time([other], data)
-    assert lanes._programs.cache_info().currsize > held
+    assert vectorize._programs.cache_info().currsize > held
     limit.write_text("10")
     again = one_at_a_time([recipe], data)  # nothing is new: nothing is let go of
-    assert lanes._programs.cache_info().currsize > held
+    assert vectorize._programs.cache_info().currsize > held
     one_at_a_time([dataclasses.replace(recipe, optimizer=Momentum())], data)
-    assert lanes._programs.cache_info().currsize == 1
+    assert vectorize._programs.cache_info().currsize == 1
     for path, leaf in first[0][1].params.items():
         assert np.array_equal(leaf, again[0][1].params[path])
 
 
 def test_without_such_a_limit_nothing_is_let_go_of(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "LIMIT", tmp_path / "none")
-    assert not compiled.crowded()
+    assert not compiled.memory_maps_low()
