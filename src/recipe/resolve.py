@@ -150,8 +150,6 @@ def resolve(recipe: Recipe, data: Transfer, freeze_impl: FreezeImpl | None = Non
             parameter, nothing to train, a schedule or phases that do not fit the number of updates.
     """
     check_inputs(recipe.model, data.target["train"].x)
-    if recipe.trainer.frozen_precision is not Precision.float32:
-        freeze_impl = FreezeImpl.split  # only a half that is outside the train state can be stored differently
     if recipe.strategy.pretrained:
         recipe.pretrain.check(recipe.model, data, pretrain_batch(recipe, data))
         check_eval_every(recipe)
@@ -173,6 +171,8 @@ def finetune_phases(recipe: Recipe, data: Transfer, freeze_impl: FreezeImpl | No
     Raises:
         UserError: the strategy's phases, the schedule or the trainer do not fit the run.
     """
+    if recipe.trainer.frozen_precision is not Precision.float32:
+        freeze_impl = FreezeImpl.split  # only parameters outside the train state can be stored in another precision
     rows = len(data.target["train"].x)
     batch = min(recipe.batch_size or rows, rows)
     recipe.trainer.check(data.kind, batch)

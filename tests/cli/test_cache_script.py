@@ -68,7 +68,7 @@ def test_prune_to_a_limit_and_then_wholly(folder):
     first, last = done.stdout.splitlines()
     assert first.startswith(f"removed {KEYS[0]} (40.")
     assert first.endswith(f" kB) {LABEL} 0")
-    assert last == f"removed 1 entry, 40.3 kB; left in {folder}: 2 entries, 80.6 kB"
+    assert last == f"removed 1 entry, 40.4 kB; left in {folder}: 2 entries, 80.6 kB"
     done = run("prune", folder=folder)
     assert done.stdout.splitlines()[-1].endswith("2 entries, 80.6 kB; left in " + f"{folder}: 0 entries, 0 bytes")
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]

@@ -13,7 +13,9 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from src.config.choices import CacheMode
 from src.tracking.wandb_file_reader import read_run
+from src.training.stage_cache import StageCache
 from tests.commands import ROOT, rows, running, summary, sweep
 
 GRID = ("strategy=frozen,masked,discriminative", "lr_fine=0.01,0.1,1e6", "seed=0,1", "finetune_steps=23")
@@ -262,14 +264,20 @@ def test_pretraining_is_computed_once_and_kept(tmp_path):
     assert sweep(tmp_path / "one", "strategy=frozen,full", "lr_fine=0.01,0.1", "seed=0,1", cache).returncode == 0
     kept = sorted((tmp_path / "cache").glob("*.stage"))
     assert len(kept) == 2  # a seed each, whatever was fine-tuned from it
-    before = [path.read_bytes() for path in kept]
+    before = [contents(path) for path in kept]
     kept[0].write_bytes(b"damaged" + kept[0].read_bytes()[7:])
     again = sweep(tmp_path / "two", "strategy=frozen,full", "lr_fine=0.01,0.1", "seed=0,1", cache)
     assert again.returncode == 0
     assert "warning" in again.stdout
-    assert [path.read_bytes() for path in kept] == before  # computed again, to the same bits
+    assert [contents(path) for path in kept] == before  # computed again, to the same bits
     for name, job in jobs(tmp_path / "one").items():
         assert (job / "metrics.jsonl").read_bytes() == (tmp_path / "two" / name / "metrics.jsonl").read_bytes()
+
+
+def contents(path: Path) -> tuple:
+    found = StageCache(path.parent, CacheMode.read, 10**9, pytest.fail).get(path.stem)
+    assert found is not None
+    return {name: leaf.tobytes() for name, leaf in found.params.items()}, repr(found.rows), repr(found.facts)
 
 
 def running_sweep(folder: Path, *arguments: str, **options):
