@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from ..finished.average_jobs import GREEDY, UNIFORM
-from .plots import COLOURS, in_words, legend_below, picture
+from .formatting import in_words
+from .plots import COLOURS, picture
 
 
 def draw_averages(table: pd.DataFrame, path: Path, new_head: bool) -> None:
@@ -31,7 +32,6 @@ def draw_averages(table: pd.DataFrame, path: Path, new_head: bool) -> None:
         better = "higher" if metric == "accuracy" else "lower"
         ax.set_xlabel(f"source task: {in_words(f'test_{metric}')} ({better} is better)")
         ax.set_ylabel(f"target task: {in_words(f'test_{metric}')}\n({better} is better)")
-        legend_below([ax])
 
 
 def _draw_members(ax: Any, table: pd.DataFrame, x: np.ndarray, y: np.ndarray) -> None:

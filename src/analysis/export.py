@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..tracking.records import Job, job_folders, load_jobs, relative_name
 
 # Order of the columns: the job, its configuration, the results, the cost, the origin. src/analysis/comparison.py relies
@@ -35,19 +34,16 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     sweep_dir = Path(sweep_dir)
     jobs = {job.name: job for job in load_jobs(sweep_dir)}
     folders = list(job_folders(sweep_dir))
-    recorded = {
-        folder for folder in folders if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl"))
-    }
+    records = ("summary.json", "metrics.jsonl")
+    recorded = {folder for folder in folders if any((folder / name).exists() for name in records)}
     files = [file for file in sorted(sweep_dir.rglob("*.wandb")) if recorded.isdisjoint(file.parents)]
     files = list({file.resolve(): file for file in files}.values())  # `latest-run` is a link to one of them
     if not files:
         return list(jobs.values())
     from ..tracking.wandb_file_reader import load_wandb_files
 
-    described = {folder for folder in folders if any(folder in file.parents for file in files)}
-    for folder in described:
-        del jobs[relative_name(folder, sweep_dir)]
-    return [*jobs.values(), *load_wandb_files(files)]
+    described = {relative_name(f, sweep_dir) for f in folders if any(f in file.parents for file in files)}
+    return [*(job for name, job in jobs.items() if name not in described), *load_wandb_files(files)]
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -157,19 +153,15 @@ def write_table(table: pd.DataFrame, path: Path | str) -> None:
     path = Path(path)
     check_format(path)
     table = with_kinds(table)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            table.to_csv(draft, index=False)
-        else:
-            table.to_parquet(draft, index=False)
-        draft.replace(path)
+        with atomic_write(path) as file:
+            if path.suffix == ".csv":
+                table.to_csv(file, index=False)
+            else:
+                table.to_parquet(file, index=False)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def read_table(path: Path | str) -> pd.DataFrame:

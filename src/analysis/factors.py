@@ -28,15 +28,8 @@ NOT_TUNABLE = ("data",)  # another task has another validation set
 def compare_factors(table: pd.DataFrame, factors: Sequence[str], levels: Sequence[str] = ()) -> Comparison:
     """Compare the values of ``factors`` within each combination of values of ``levels``.
 
-    Every other column that varies within an arm, except the seed, is tuned by the mean ``val_loss`` over seeds.
-
-    Args:
-        table: usable jobs of a sweep.
-        factors: columns whose values define the arms.
-        levels: columns whose values define the levels.
-
-    Returns:
-        The comparison; its arms are those with a result.
+    Every other column that varies within an arm, except the seed, is tuned by the mean ``val_loss`` over seeds. The
+    comparison has the arms with a result.
 
     Raises:
         UserError: a column is missing, or the jobs differ in their data in a column that is not compared.
@@ -102,6 +95,21 @@ def require_strategies(table: pd.DataFrame, names: Sequence[str]) -> None:
     for name in names:
         if name not in there:
             raise UserError(f"the report compares strategy={name}, which is not in this sweep; it has {listed(there)}")
+
+
+def curves_over_labels(found: Comparison, names: Sequence[str], report: str) -> dict[str, list[Arm]]:
+    """Return each named strategy's arms at the numbers of labels at which all have a result, in ascending order.
+
+    Raises:
+        UserError: there are fewer than two such numbers, or fewer than two names.
+    """
+    labels = [level for level in found.levels if found.at(*level).keys() >= set(names)]
+    if len(labels) < 2 or len(names) < 2:
+        raise UserError(
+            f"report={report} needs at least 2 values of {LABELS} at which 2 or more strategies have a result; "
+            f"this sweep has {len(labels)} for {listed(names)}"
+        )
+    return {name: [found.at(*level)[name] for level in labels] for name in names}
 
 
 def common_seeds(arms: Iterable[Arm]) -> list[Any]:

@@ -19,7 +19,7 @@ from scipy import stats
 from src.analysis.factors import compare_factors
 from src.analysis.plots import COLOURS, IntervalRow, draw_rows, style_of
 from src.analysis.reports import check_report, find_study, recorded_report, study_names, write_study
-from src.analysis.statistics import ConfidenceInterval, bootstrap, log_crossing, mean_interval
+from src.analysis.statistics import ConfidenceInterval, bootstrap, crossing, mean_interval
 from src.analysis.studies import (
     crossover,
     decision_matrix,
@@ -87,8 +87,8 @@ def row(text, start):
 )
 def test_a_crossing_is_found_on_a_logarithmic_axis(y, first, last):
     x = [1, 10, 100, 1000]
-    assert log_crossing(x, y) == pytest.approx(first)
-    assert log_crossing(x, y, last=True) == pytest.approx(last)
+    assert crossing(x, y) == pytest.approx(first)
+    assert crossing(x, y, last=True) == pytest.approx(last)
 
 
 def test_the_bootstrap_of_a_mean_is_its_t_interval_where_values_are_normal():

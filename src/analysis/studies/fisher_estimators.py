@@ -144,7 +144,6 @@ def draw(table: pd.DataFrame, sizes: Mapping[str, float], path: Path) -> None:
             ax.set_xscale("log")
             ax.set_xlabel(label)
         axes[0].set_ylabel("test accuracy, mean of both tasks")
-        axes[0].legend()
 
 
 def conclude(strengths: Mapping[str, float], sizes: Mapping[str, float], ranks: Mapping[str, float]) -> str:

@@ -19,7 +19,7 @@ from ...errors import UserError
 from ..comparison import Arm, Comparison
 from ..factors import STRATEGY, compare_factors, finetuning_rows, require_strategies
 from ..formatting import count_of, in_words, markdown_table, show_difference, show_interval
-from ..plots import INTERVAL_BAND, draw_means, legend_below, needs_log, picture, style_of
+from ..plots import INTERVAL_BAND, draw_means, needs_log, picture, style_of
 from ..reports import Report
 from ..statistics import ConfidenceInterval, mean_interval, paired_difference
 
@@ -172,4 +172,3 @@ def draw(ax: Axes, curves: Mapping[str, pd.DataFrame], starts: Sequence[StartCom
         ax.set_yscale("log")
     ax.set_xlabel("updates of fine-tuning")
     ax.set_ylabel(f"{in_words(VALUE)}\nlower is better")
-    legend_below([ax])

@@ -19,7 +19,7 @@ from ..comparison import config_columns
 from ..export import load_sweep, varies
 from ..factors import SEED
 from ..formatting import count_of, in_words, markdown_table, show, show_interval
-from ..plots import BAND, draw_band, legend_below, picture, style_of
+from ..plots import BAND, draw_band, picture, style_of
 from ..reports import Report
 from ..statistics import mean_interval
 
@@ -238,7 +238,6 @@ def draw(runs: Sequence[MonitoredRun], conditions: Sequence[str], path: Path) ->
                 ax.set_xlabel("updates")
             ax.locator_params(axis="x", nbins=4)
             ax.tick_params(labelsize=8.5)
-        legend_below(axes[: len(panels)])
 
 
 def draw_condition(ax: Axes, runs: Sequence[MonitoredRun], name: str, style: Mapping[str, Any]) -> None:
