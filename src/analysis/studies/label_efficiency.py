@@ -56,7 +56,7 @@ class LabelSaving(NamedTuple):
         """Write a factor, which the tried range may cut off."""
         if math.isnan(factor):
             return "?"
-        return "not reached" if factor == 0 else "at least " * (factor >= self.limit) + f"{factor:.2g}"
+        return "not reached" if factor == 0 else "at least " * bool(factor >= self.limit) + f"{factor:.2g}"
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:

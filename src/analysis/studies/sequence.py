@@ -66,7 +66,7 @@ def accuracy_matrix(job: Path) -> Float[np.ndarray, "T T"]:
 
 
 def draw(arms: Sequence[Arm], folder: Path) -> int:
-    """Draw, after each task, the mean accuracy on all tasks so far and on the first task; return the number of tasks."""
+    """Draw the mean accuracy on all tasks so far and on the first task after each task; return how many there are."""
     steps: list[int] = []
     with picture(folder / PICTURE, "Lines: means over seeds. Bands: 95 % intervals.", 4.0, panels=2) as axes:
         for place, arm in enumerate(arms):
