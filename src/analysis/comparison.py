@@ -1,8 +1,7 @@
 """Compare the arms of a sweep: tune each arm on validation data, report it on test data, pair differences by seed.
 
-An *arm* is one of the alternatives that are compared, usually a strategy. For each arm, the tuned values (usually the
-learning rate) with the best mean validation metric over seeds are chosen. The reported test metric played no part in
-that choice.
+An *arm* is one of the alternatives, usually a strategy. Its tuned values (usually the learning rate) are those with the
+best mean validation metric over seeds; the reported test metric played no part in that choice.
 """
 
 from __future__ import annotations
@@ -133,10 +132,7 @@ class Comparison:
         return {arm.label: arm for arm in self.arms if arm.level == level}
 
     def against(self, reference: str | None = None) -> Comparison:
-        """Return the comparison with each arm's difference from the reference arm of its level.
-
-        Without ``reference``, the reference is the arm with the best mean validation metric of the level.
-        """
+        """Return the comparison with each arm's difference from the reference arm (default: the best) of its level."""
 
         def difference(arm: Arm) -> ConfidenceInterval | None:
             peers = self.at(*arm.level)
@@ -233,11 +229,7 @@ def config_columns(table: pd.DataFrame) -> list[str]:
 
 
 def require(table: pd.DataFrame, names: Iterable[str]) -> None:
-    """Check that a table has columns.
-
-    Raises:
-        UserError: a column is missing; the message names it and the existing ones.
-    """
+    """Check that a table has columns; a :class:`UserError` names a missing one and the existing ones."""
     for name in names:
         if name not in table:
             guess = did_you_mean(name, table.columns)
@@ -298,11 +290,7 @@ def make_spec(
 
 
 def default_factors(table: pd.DataFrame, tune: Sequence[str], pair: str | None) -> list[str]:
-    """Return the configuration columns that distinguish the jobs, ``strategy`` first.
-
-    A column that distinguishes nothing more is left out: ``strategy.decay`` is redundant beside ``strategy`` unless one
-    strategy ran with two values.
-    """
+    """Return the configuration columns that distinguish the jobs, ``strategy`` first, without redundant ones."""
     recorded = table[~table["status"].isin(["unfinished", "damaged"])]
     recorded = recorded if len(recorded) else table
     keys = [*tune, *filter(None, [pair])]
@@ -414,11 +402,7 @@ def compare(table: pd.DataFrame, spec: ComparisonSpec, reference: str | None = N
 
 
 def tune_arms(table: pd.DataFrame, spec: ComparisonSpec) -> Comparison:
-    """Choose the tuned values of each arm; the arms have no differences yet.
-
-    Raises:
-        UserError: no job could be read, or jobs differ in a column that the specification does not mention.
-    """
+    """Choose the tuned values of each arm; the arms have no differences yet. For errors, see :func:`compare`."""
     jobs = table[table["status"] != "damaged"].reset_index(drop=True)
     if jobs.empty:
         raise UserError("the table has no jobs that could be read")

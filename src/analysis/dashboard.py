@@ -70,11 +70,7 @@ def workspace_json(workspace: Any) -> str:
 
 
 def save_workspace(workspace: Any) -> str:
-    """Create the workspace on W&B and return its URL.
-
-    Raises:
-        UserError: nobody is logged in, or the server refused.
-    """
+    """Create the workspace on W&B and return its URL; a :class:`UserError` has the server's reason to refuse it."""
     import wandb
 
     try:

@@ -26,10 +26,7 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     """Read the jobs of a sweep's folder, and the offline W&B runs in it that have no record.
 
     A ``.wandb`` file in a job's folder counts only if the folder has neither summary.json nor metrics.jsonl, as in
-    Hydra jobs of other projects.
-
-    Raises:
-        UserError: ``sweep_dir`` is not a folder.
+    Hydra jobs of other projects. A :class:`UserError` names a ``sweep_dir`` that is not a folder.
     """
     sweep_dir = Path(sweep_dir)
     jobs = {job.name: job for job in load_jobs(sweep_dir)}
@@ -112,10 +109,8 @@ def jobs_table(jobs: Iterable[Job]) -> pd.DataFrame:
 def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
     """Return one row for each logged step: ``job``, ``job_id``, varying configuration, ``stage``, ``step``, values.
 
-    A configuration column with the name of a value is called ``config.<name>``.
-
-    Raises:
-        UserError: a job's metrics.jsonl is damaged before its last line.
+    A configuration column with the name of a value is called ``config.<name>``. A :class:`UserError` names a
+    metrics.jsonl that is damaged before its last line.
     """
     jobs = list(jobs)
     rows = [{"_job": index} | row for index, job in enumerate(jobs) for row in job.rows()]
@@ -133,11 +128,7 @@ def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
 
 
 def check_format(path: Path) -> None:
-    """Check that a path ends in ``.parquet`` or ``.csv``.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a :class:`UserError` unless a path ends in ``.parquet`` or ``.csv``."""
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"a table is a .parquet or .csv file, got '{path}'")
 
@@ -145,10 +136,8 @@ def check_format(path: Path) -> None:
 def write_table(table: pd.DataFrame, path: Path | str) -> None:
     """Write a table as .parquet or .csv atomically, and create its folder.
 
-    In CSV, an empty cell is a missing value or NaN, ``inf`` is infinity, and floats keep every bit.
-
-    Raises:
-        UserError: another suffix, or the path cannot be written.
+    In CSV, an empty cell is a missing value or NaN, ``inf`` is infinity, and floats keep every bit. A
+    :class:`UserError` names another suffix, or a path that cannot be written.
     """
     path = Path(path)
     check_format(path)
@@ -165,11 +154,7 @@ def write_table(table: pd.DataFrame, path: Path | str) -> None:
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """Read a table that :func:`write_table` wrote.
-
-    Raises:
-        UserError: there is no such file, it has another suffix, or it is not a table.
-    """
+    """Read a table that :func:`write_table` wrote, or raise a :class:`UserError`."""
     path = Path(path)
     check_format(path)
     try:

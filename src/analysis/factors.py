@@ -86,11 +86,7 @@ def varying_factors(table: pd.DataFrame, default: str) -> list[str]:
 
 
 def require_strategies(table: pd.DataFrame, names: Sequence[str]) -> None:
-    """Check that a sweep contains strategies.
-
-    Raises:
-        UserError: one is missing; the message names it and the existing ones.
-    """
+    """Check that a sweep contains strategies; a :class:`UserError` names a missing one and the existing ones."""
     there = sorted(set(table[STRATEGY].dropna())) if STRATEGY in table else []
     for name in names:
         if name not in there:

@@ -28,10 +28,7 @@ LOSS = "test_loss"
 
 
 def result_columns(comparison: Comparison, header: str = "arm") -> Columns[Arm]:
-    """Return the columns of the table of results; ``header`` is that of the arms' labels.
-
-    A metric other than the loss has the test loss beside it.
-    """
+    """Return the columns of the table of results; a metric other than the loss has the test loss beside it."""
     spec = comparison.spec
     loss = spec.metric != LOSS and any(LOSS in arm.jobs for arm in comparison.arms)
     under = any(arm.under for arm in comparison.arms)
@@ -58,8 +55,7 @@ def result_columns(comparison: Comparison, header: str = "arm") -> Columns[Arm]:
 def cost_columns(comparison: Comparison) -> Columns[Arm]:
     """Return the columns of the table of costs.
 
-    The time of an update in steady state and the largest compilation time of a job are separate. Where no job recorded
-    them, the table has the seconds of a whole job, which include compilation for the job that ran first.
+    Without recorded times of updates and compilation, it has the seconds of whole jobs, of which the first compiled.
     """
     steady = any(not math.isnan(arm.cost("seconds_per_update")) for arm in comparison.arms)
     seconds: Columns[Arm] = {"seconds per job, with compilation": lambda arm: show_number(arm.cost("seconds"))}
@@ -136,10 +132,6 @@ def comparison_report(comparison: Comparison, history: pd.DataFrame | None, fold
 
 
 def write_comparison(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> list[Path]:
-    """Write ``analysis.md`` and its pictures into a folder, and return the written files, the page first.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Write ``analysis.md`` and its pictures into a folder, and return the written files, the page first."""
     report = write_report(lambda: comparison_report(comparison, history, folder), folder / "analysis.md")
     return [folder / "analysis.md", *(folder / name for name in report.pictures)]

@@ -350,3 +350,38 @@ def plot_range_test(
         ax.set_xlabel("learning rate (log scale)")
         ax.set_ylabel("training loss")
         ax.legend()
+
+
+def draw_averages(table: pd.DataFrame, path: Path, new_head: bool) -> None:
+    """Draw a marker for each row of the table of averaged weights: the target's test metric against the source's.
+
+    Points of an interpolation are joined; jobs that the greedy soup left out are hollow.
+    """
+    from ..finished.average_jobs import GREEDY, UNIFORM
+
+    metric = "test_accuracy" if "test_accuracy" in table else "test_loss"
+    x, y = table[f"source_{metric}"].to_numpy(float), table[metric].to_numpy(float)
+    best = int(table["chosen"].to_numpy().argmax())
+    where = f" (alpha {table['alpha'].to_numpy()[best]:g})" if "alpha" in table else ""
+    with picture(path, f"Test rows of both tasks. Ring: the lowest validation loss{where}.", height=4.8) as (ax,):
+        if where:
+            ax.plot(x, y, "o-", color=COLOURS[0], label="interpolated")
+            start = "pre-trained" + (" below a fine-tuned head" if new_head else "")
+            ax.plot(x[0], y[0], "s", ms=9, color=COLOURS[1], label=start)
+            ax.plot(x[-1], y[-1], "D", ms=9, color=COLOURS[2], label="fine-tuned")
+        else:
+            weights, member = table["weights"].to_numpy(), table["member"].to_numpy()
+            job = ~np.isin(weights, (UNIFORM, GREEDY))
+            for label, rows, marker, look in (
+                ("job in the soup", job & member, "o", {"color": COLOURS[0]}),
+                ("job left out", job & ~member, "o", {"color": COLOURS[0], "mfc": "white"}),
+                (UNIFORM, weights == UNIFORM, "^", {"color": COLOURS[2], "ms": 9}),
+                (GREEDY, weights == GREEDY, "D", {"color": COLOURS[1], "ms": 9}),
+            ):
+                if rows.any():
+                    ax.plot(x[rows], y[rows], marker, label=label, linestyle="none", **look)
+        ax.plot(x[best], y[best], "o", ms=17, mfc="none", mec=COLOURS[-1], mew=1.8)
+        ax.margins(0.15)
+        better = "higher" if metric == "test_accuracy" else "lower"
+        ax.set_xlabel(f"source task: {in_words(metric)} ({better} is better)")
+        ax.set_ylabel(f"target task: {in_words(metric)}\n({better} is better)")

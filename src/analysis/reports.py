@@ -1,7 +1,8 @@
 """Find the study that a sweep names, run it on the records of the sweep, and write its report.
 
 A study is a file in ``src/analysis/studies`` with a function ``study(table, history, folder) -> Report`` that draws its
-pictures into ``folder``. This module imports nothing heavy, because the name is checked before training starts.
+pictures into ``folder`` and raises a :class:`UserError` if the sweep lacks what it compares. This module imports
+nothing heavy, because the name is checked before training starts.
 """
 
 from __future__ import annotations
@@ -53,11 +54,7 @@ def study_names() -> list[str]:
 
 
 def check_report(name: str | None) -> None:
-    """Check that a study of that name exists; ``None`` stands for no report.
-
-    Raises:
-        UserError: there is no such study; the message lists the allowed names.
-    """
+    """Check that a study exists (``None``: no report); else, a :class:`UserError` lists the allowed names."""
     names = study_names()
     if name is not None and name not in names:
         raise UserError(
@@ -111,11 +108,7 @@ def without_volatile(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def write_report(make: Callable[[], Report], page: Path) -> Report:
-    """Make a report, which draws its pictures into the folder of the page, and write the page.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
+    """Make a report, which draws pictures beside its page, and write the page, or raise a :class:`UserError`."""
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         report = make()
@@ -126,11 +119,7 @@ def write_report(make: Callable[[], Report], page: Path) -> Report:
 
 
 def recorded_report(sweep: Path) -> str:
-    """Return the name of the report in the configuration of a sweep's jobs.
-
-    Raises:
-        UserError: there is no such folder, or its jobs name no report or several.
-    """
+    """Return the report that a sweep's jobs name; it is a :class:`UserError` if they name none or several."""
     from .export import load_sweep
 
     names = {job.config.get("report") for job in load_sweep(sweep)} - {None}

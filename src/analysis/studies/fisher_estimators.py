@@ -69,11 +69,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def check(table: pd.DataFrame) -> None:
-    """Check that the sweep has what the study compares.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a :class:`UserError` unless the sweep has what the study compares."""
     needed = [ESTIMATOR, STRENGTH, "source_val_after_accuracy", "val_accuracy"]
     missing = [name for name in needed if name not in table or table[name].isna().all()]
     if missing:

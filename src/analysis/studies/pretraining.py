@@ -65,11 +65,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def swept_settings(table: pd.DataFrame) -> list[str]:
-    """Return the columns that distinguish the pre-trainings, ``pretrain`` first, without redundant ones.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the columns that distinguish the pre-trainings, ``pretrain`` first, without redundant ones."""
     names = [name for name in config_columns(table) if name.startswith("pretrain.")]
     known = [name for name in ("pretrain", *names, *SETTINGS) if name in table and varies(table[name])]
     by_seed = [name for name in known if SEED in table and is_function_of(table[name], table[SEED])]

@@ -54,11 +54,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def accuracy_matrix(job: Path) -> Float[np.ndarray, "T T"]:
-    """Return the accuracy matrix of a job: row i holds the test accuracies on every task after training task i.
-
-    Raises:
-        UserError: the record has no such matrix.
-    """
+    """Return the accuracy matrix of a job: row i holds the test accuracies on every task after training task i."""
     try:
         return np.array(json.loads((job / "summary.json").read_text(encoding="utf-8"))["accuracy_matrix"], float)
     except (OSError, ValueError, KeyError) as error:

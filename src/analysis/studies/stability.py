@@ -126,11 +126,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def collect_runs(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> dict[str, list[MonitoredRun]]:
-    """Return by condition each monitored pre-training once, however many fine-tunings share it.
-
-    Raises:
-        UserError: no job has rows of a monitored pre-training.
-    """
+    """Return by condition each monitored pre-training once, however many fine-tunings share it."""
     rows = pd.DataFrame() if history is None else history[history["stage"] == "pretrain"]
     there = [name for name in MONITORED if name in rows]
     known = rows[rows[there].notna().any(axis=1)]["job"].unique() if there else []
