@@ -55,5 +55,5 @@ def test_without_the_extra(monkeypatch):
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *a: None if name == "wandb_workspaces" else find(name, *a)
     )
-    with pytest.raises(UserError, match=r"thaw\[dashboard\]"):
+    with pytest.raises(UserError, match=r"thaw-jax\[dashboard\]"):
         build_workspace("thaw")
