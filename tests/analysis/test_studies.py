@@ -670,7 +670,9 @@ def test_the_better_pre_training_is_found_under_each_strategy(tmp_path):
 def test_numbers_are_compared_with_the_smallest_in_their_order(tmp_path):
     """0.05 is smaller than 0.4 and 0.15, whatever the folders' names say; 0.4 is best by 0.04."""
     grid = {"pretrain.mask_prob": (0.4, 0.05, 0.15)}
-    report, text = run("pretraining", plant(tmp_path, grid, lambda mask_prob: 0.8 + 0.04 * (mask_prob == 0.4), own=0.003))
+    report, text = run(
+        "pretraining", plant(tmp_path, grid, lambda mask_prob: 0.8 + 0.04 * (mask_prob == 0.4), own=0.003)
+    )
     assert report.title == "Which mask prob of pre-training gives the better target task?"
     words = "Compared with mask_prob=0.05 on test accuracy, better: mask_prob=0.4; undecided: mask_prob=0.15 ("
     assert report.conclusion.startswith(words)
