@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -93,31 +93,36 @@ def require_strategies(table: pd.DataFrame, names: Sequence[str]) -> None:
             raise UserError(f"the report compares strategy={name}, which is not in this sweep; it has {listed(there)}")
 
 
-def curves_over_labels(found: Comparison, names: Sequence[str], report: str) -> dict[str, list[Arm]]:
-    """Return each named strategy's arms at the numbers of labels at which all have a result, in ascending order.
+class LabelCurves(NamedTuple):
+    """Strategies over the numbers of labels at which all of them have a result."""
 
-    Raises:
-        UserError: there are fewer than two such numbers, or fewer than two names.
-    """
-    labels = [level for level in found.levels if found.at(*level).keys() >= set(names)]
-    if len(labels) < 2 or len(names) < 2:
+    labels: list[float]
+    arms: dict[str, list[Arm]]
+    seeds: list[Any]  # at which every arm has a finite reported metric
+    scores: dict[str, Float[np.ndarray, "labels seeds"]]  # the reported metric, negated where lower is better
+
+
+def curves_over_labels(found: Comparison, names: Sequence[str], report: str) -> LabelCurves:
+    """Return the curves of strategies; a :class:`UserError` names fewer than two common numbers of labels, or names."""
+    levels = [level for level in found.levels if found.at(*level).keys() >= set(names)]
+    if len(levels) < 2 or len(names) < 2:
         raise UserError(
             f"report={report} needs at least 2 values of {LABELS} at which 2 or more strategies have a result; "
-            f"this sweep has {len(labels)} for {listed(names)}"
+            f"this sweep has {len(levels)} for {listed(names)}"
         )
-    return {name: [found.at(*level)[name] for level in labels] for name in names}
+    arms = {name: [found.at(*level)[name] for level in levels] for name in names}
+    seeds = common_seeds(arm for curve in arms.values() for arm in curve)
+    sign = 1 if found.spec.higher else -1
+    values = {
+        name: sign * np.array([[arm.values[seed] for seed in seeds] for arm in own]) for name, own in arms.items()
+    }
+    return LabelCurves([n for (n,) in levels], arms, seeds, values)
 
 
 def common_seeds(arms: Iterable[Arm]) -> list[Any]:
     """Return the seeds at which every arm has a finite reported metric."""
     sets = [{seed for seed, value in arm.values.items() if math.isfinite(value)} for arm in arms]
     return sorted(set.intersection(*sets)) if sets else []
-
-
-def scores(arms: Sequence[Arm], seeds: Sequence[Any], higher: bool) -> Float[np.ndarray, "arms seeds"]:
-    """Return the reported metric, negated where lower is better."""
-    values = np.array([[arm.values[seed] for seed in seeds] for arm in arms], dtype=float)
-    return values if higher else -values
 
 
 def finetuning_rows(history: pd.DataFrame | None, arm: Arm) -> pd.DataFrame:

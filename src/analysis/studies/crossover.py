@@ -10,16 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from ..comparison import Arm, Comparison
-from ..factors import (
-    LABELS,
-    STRATEGY,
-    X_LABEL,
-    common_seeds,
-    compare_factors,
-    curves_over_labels,
-    require_strategies,
-    scores,
-)
+from ..factors import LABELS, STRATEGY, X_LABEL, LabelCurves, compare_factors, curves_over_labels, require_strategies
 from ..formatting import count_of, markdown_table, show_difference
 from ..plots import GREY, INTERVAL_BAND, draw_lines, draw_means, picture, set_ticks, style_of
 from ..reports import Report
@@ -51,15 +42,15 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     require_strategies(table, (PROBE, FULL))
     found = compare_factors(table.loc[table[STRATEGY].isin((PROBE, FULL))], [STRATEGY], [LABELS])
     curves = curves_over_labels(found, (PROBE, FULL), "crossover")
-    overtaking = find_overtaking(found, curves[PROBE], curves[FULL])
-    draw(found, curves, overtaking, folder / PICTURE)
+    overtaking = find_overtaking(curves)
+    draw(found, curves.arms, overtaking, folder / PICTURE)
     columns = found.side_by_side([PROBE, FULL])
     columns[f"{FULL} minus {PROBE}"] = lambda level: show_difference(overtaking.differences[level[0]])
     return Report(
         title="From how many labels on does full fine-tuning beat the linear probe?",
         conclusion=conclude(overtaking, found),
         body=[
-            markdown_table(columns, [arm.level for arm in curves[FULL]]),
+            markdown_table(columns, [(n,) for n in curves.labels]),
             found.how,
             HOW.format(n=count_of(overtaking.seeds, "seed")),
         ],
@@ -68,14 +59,14 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     )
 
 
-def find_overtaking(found: Comparison, probe: Sequence[Arm], full: Sequence[Arm]) -> Overtaking:
+def find_overtaking(curves: LabelCurves) -> Overtaking:
     """Return where full fine-tuning overtakes the probe for good."""
-    labels = [arm.level[0] for arm in full]
-    differences = {n: after.minus(before) for n, before, after in zip(labels, probe, full, strict=True)}
-    seeds = common_seeds([*probe, *full])
+    labels, arms, seeds, scores = curves
+    pairs = zip(labels, arms[PROBE], arms[FULL], strict=True)
+    differences = {n: full.minus(probe) for n, probe, full in pairs}
     if not seeds:
         return Overtaking(math.nan, math.nan, math.nan, 0, differences)
-    gain = scores(full, seeds, found.spec.higher) - scores(probe, seeds, found.spec.higher)
+    gain = scores[FULL] - scores[PROBE]
     bounds = bootstrap(lambda drawn: crossing(labels, gain[:, drawn].mean(1), last=True), len(seeds))
     return Overtaking(crossing(labels, gain.mean(1), last=True), *bounds, len(seeds), differences)
 

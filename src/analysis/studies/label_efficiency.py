@@ -14,16 +14,7 @@ from jaxtyping import Float
 from ...errors import listed
 from ..comparison import config_columns
 from ..export import varies
-from ..factors import (
-    LABELS,
-    STRATEGY,
-    X_LABEL,
-    common_seeds,
-    compare_factors,
-    curves_over_labels,
-    require_strategies,
-    scores,
-)
+from ..factors import LABELS, STRATEGY, X_LABEL, compare_factors, curves_over_labels, require_strategies
 from ..formatting import count_of, markdown_table
 from ..plots import GREY, INTERVAL_BAND, draw_lines, picture
 from ..reports import Report
@@ -65,10 +56,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     table = name_by_pretraining(table)
     found = compare_factors(table, [STRATEGY], [LABELS])
     arms = [str(name) for name in dict.fromkeys(table[STRATEGY].dropna()) if name != SCRATCH]
-    curves = curves_over_labels(found, (SCRATCH, *arms), "label_efficiency")
-    labels = [arm.level[0] for arm in curves[SCRATCH]]
-    seeds = common_seeds(arm for curve in curves.values() for arm in curve)
-    values = {arm: scores(curve, seeds, found.spec.higher) for arm, curve in curves.items()}
+    labels, curves, seeds, values = curves_over_labels(found, (SCRATCH, *arms), "label_efficiency")
     savings = [measure(arm, labels, values[arm], values[SCRATCH]) for arm in arms] if seeds else []
     savings.sort(key=lambda saving: -saving.factor)
     best = float(values[SCRATCH].mean(1).max()) * (1 if found.spec.higher else -1) if seeds else math.nan
