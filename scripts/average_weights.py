@@ -40,7 +40,7 @@ def main() -> None:
         raise UserError(f"--out is '{out}', which is no folder; allowed: a folder, made if missing")
     if name == "wise" and arguments.points < 2:
         raise UserError(f"--points is {arguments.points}; allowed: a whole number >= 2")
-    from src.analysis.averages import draw_averages
+    from src.analysis.plots import draw_averages
     from src.checkpoints.tensor_files import write_tensors
     from src.finished.average_jobs import select_jobs, soup, wise_ft, with_statistics
     from src.training.compiled import prepare_jax

@@ -1,8 +1,7 @@
 """Compare the arms of a sweep: tune each arm on validation data, report it on test data, pair differences by seed.
 
-An *arm* is one of the alternatives that are compared, usually a strategy. For each arm, the tuned values (usually the
-learning rate) with the best mean validation metric over seeds are chosen. The reported test metric played no part in
-that choice.
+An *arm* is one of the alternatives, usually a strategy. Its tuned values (usually the learning rate) are those with the
+best mean validation metric over seeds; the reported test metric played no part in that choice.
 """
 
 from __future__ import annotations
@@ -11,13 +10,14 @@ import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from ..errors import UserError, did_you_mean, listed
 from .export import varies
-from .formatting import count_of, in_words, show, show_choice, show_interval
+from .formatting import count_of, in_words, show, show_choice, show_interval, too_few
 from .statistics import ConfidenceInterval, mean_interval, paired_difference
 
 LOWER = {"loss", "mse", "rmse", "mae", "nll", "error", "perplexity", "ppl", "bpd", "forgetting"}
@@ -34,56 +34,32 @@ HOW = (
 
 @dataclass(frozen=True)
 class ComparisonSpec:
-    """What to compare and how.
+    """What to compare and how; names are those of columns."""
 
-    Attributes:
-        metric: column of the reported metric.
-        select: column of the metric that chooses the tuned values.
-        higher: whether a higher ``metric`` is better.
-        select_higher: whether a higher ``select`` is better.
-        tune: columns whose values are chosen for each arm.
-        factors: columns whose values define the arms.
-        pair: column that pairs the jobs of two arms, usually the seed; None if nothing does.
-        reference: label of the arm that the others are compared with.
-    """
-
-    metric: str
-    select: str
-    higher: bool
-    select_higher: bool
-    tune: tuple[str, ...]
-    factors: tuple[str, ...]
-    pair: str | None
-    reference: str | None = None
+    metric: str  # reported
+    select: str  # chooses the tuned values
+    higher: bool  # whether a higher `metric` is better
+    select_higher: bool  # whether a higher `select` is better
+    tune: tuple[str, ...]  # columns whose values are chosen for each arm
+    factors: tuple[str, ...]  # columns whose values define the arms
+    pair: str | None  # column that pairs the jobs of two arms, usually the seed
+    reference: str | None = None  # label of the arm that the others are compared with
 
 
 @dataclass(frozen=True)
 class Arm:
-    """The result of one arm.
-
-    Attributes:
-        label: name of the arm.
-        chosen: the tuned values by column; None if at no point every seed completed.
-        edges: the tuned columns whose chosen value is the smallest or the largest that was tried.
-        validation: the selection metric at the chosen point.
-        test: the reported metric at the chosen point.
-        difference: ``test`` minus that of the reference arm, paired; None for the reference itself or without a pair.
-        values: the reported metric by seed.
-        jobs: rows of the jobs at the chosen point.
-        level: values of the columns that the arms are compared within (see :mod:`src.analysis.factors`).
-        under: the level in words.
-    """
+    """The result of one arm at its chosen point."""
 
     label: str
-    chosen: dict[str, Any] | None
-    edges: tuple[str, ...]
-    validation: ConfidenceInterval
-    test: ConfidenceInterval
-    difference: ConfidenceInterval | None
-    values: dict[Any, float]
-    jobs: pd.DataFrame
-    level: tuple[Any, ...] = ()
-    under: str = ""
+    chosen: dict[str, Any] | None  # tuned values by column; None if at no point every seed completed
+    edges: tuple[str, ...]  # tuned columns whose chosen value is the smallest or the largest that was tried
+    validation: ConfidenceInterval  # of the selection metric
+    test: ConfidenceInterval  # of the reported metric
+    difference: ConfidenceInterval | None  # `test` minus that of the reference arm, paired; None without a pair
+    values: dict[Any, float]  # the reported metric by seed
+    jobs: pd.DataFrame  # rows of the table
+    level: tuple[Any, ...] = ()  # values of the columns that the arms are compared within (`factors.py`)
+    under: str = ""  # the level in words
 
     @property
     def choice(self) -> str:
@@ -114,19 +90,15 @@ class Arm:
 class Comparison:
     """The compared arms.
 
-    Attributes:
-        spec: what was compared.
-        arms: the arms, the best mean validation metric first.
-        points: a row for each arm and combination of tuned values: ``arm``, the tuned columns, ``mean``, ``low`` and
-            ``high`` (extremes) of the finite selection metrics over seeds, the number of jobs by status, ``eligible``
-            and ``chosen``.
-        notes: sentences about jobs that were lost and choices at the edge of the grid.
+    ``points`` has a row for each arm and combination of tuned values: ``arm``, the tuned columns, ``mean``, ``low`` and
+    ``high`` (extremes) of the finite selection metrics over seeds, the number of jobs by status, ``eligible`` and
+    ``chosen``.
     """
 
     spec: ComparisonSpec
-    arms: list[Arm]
+    arms: list[Arm]  # the best mean validation metric first
     points: pd.DataFrame
-    notes: list[str]
+    notes: list[str]  # sentences about jobs that were lost and choices at the edge of the grid
 
     @property
     def labels(self) -> list[str]:
@@ -137,11 +109,6 @@ class Comparison:
     def levels(self) -> list[tuple[Any, ...]]:
         """The levels in ascending order."""
         return sorted({arm.level for arm in self.arms})
-
-    @property
-    def recommendation(self) -> str:
-        """One sentence that states the result."""
-        return recommend(self.arms, self.spec)
 
     @property
     def metric(self) -> str:
@@ -165,10 +132,7 @@ class Comparison:
         return {arm.label: arm for arm in self.arms if arm.level == level}
 
     def against(self, reference: str | None = None) -> Comparison:
-        """Return the comparison with each arm's difference from the reference arm of its level.
-
-        Without ``reference``, the reference is the arm with the best mean validation metric of the level.
-        """
+        """Return the comparison with each arm's difference from the reference arm (default: the best) of its level."""
 
         def difference(arm: Arm) -> ConfidenceInterval | None:
             peers = self.at(*arm.level)
@@ -192,8 +156,7 @@ class Comparison:
             arm = self.at(*level).get(label)
             return "-" if arm is None else f"{show_interval(arm.test)} ({arm.choice})"
 
-        known: dict[str, Callable[[tuple[Any, ...]], str]] = {"level": lambda level: names[level]}
-        return known | {label: lambda level, label=label: cell(level, label) for label in labels}
+        return {"level": names.__getitem__, **{label: partial(cell, label=label) for label in labels}}
 
     def summarize(self) -> str:
         """Return which arms are better, worse or undecided against the reference arm, and at which levels."""
@@ -201,7 +164,7 @@ class Comparison:
         reference = self.spec.reference
         n = min((arm.difference.n for arm in others if arm.difference), default=0)
         if n < 2:
-            return f"Undecided: {count_of(n, 'common seed')} give no interval; run more seeds."
+            return too_few(n, "common seed")
         over = f"paired 95 % intervals at {n} seeds, each arm at its own choice"
         found: dict[int, dict[str, list[str]]] = {1: {}, -1: {}, 0: {}}
         for arm in others:
@@ -219,6 +182,44 @@ class Comparison:
             parts += [f"{word}: {', '.join(names)}"] if names else []
         return f"Compared with {reference} on {self.metric}, {'; '.join(parts)} ({over})."
 
+    @property
+    def recommendation(self) -> str:
+        """One sentence that states the result."""
+        spec, usable = self.spec, [arm for arm in self.arms if arm.chosen is not None]
+        if not usable:
+            return "No arm has a point at which every job completed, so there is no recommendation."
+        best, *others = usable
+        name = f"{best.label} ({show_choice(best.chosen)})" if best.chosen else best.label
+        extreme = "highest" if spec.select_higher else "lowest"
+        better = "higher" if spec.higher else "lower"
+        if not others:
+            return f"{name} has a {spec.metric} of {best.test.mean:.4g}; there is no other arm to compare it with."
+        first = f"{name} has the {extreme} {spec.select}"
+        differences = [(arm, arm.minus(best)) for arm in others]
+        n = min(difference.n for _, difference in differences)
+        if all(difference.n < 2 for _, difference in differences):
+            few = f"{n} common {spec.pair}" if spec.pair else "nothing that pairs the jobs"
+            return f"Undecided: {first}, but with {few} there is no interval; run more seeds."
+        if contrary := [arm.label for arm, difference in differences if self.verdict(difference) > 0]:
+            return (
+                f"Undecided: {first}, but the {spec.metric} of {listed(contrary)} is {better} (paired 95 % interval "
+                "excludes 0): validation and test disagree, so use more validation data."
+            )
+        tied = [arm for arm, difference in differences if not difference.excludes_zero]
+        if not tied:
+            arm, least = min(differences, key=lambda pair: abs(pair[1].mean))
+            return (
+                f"Use {name}: it has the {extreme} {spec.select}, and its {spec.metric} is {better} than that of every "
+                f"other arm (paired 95 % intervals exclude 0 at {n} seeds); the closest arm, {arm.label}, differs by "
+                f"{abs(least.mean):.2g}."
+            )
+        costs = {arm.label: arm.cost("trainable_parameters") for arm in (best, *tied)}
+        cheapest = min(costs, key=lambda label: costs[label])
+        differ = len(set(costs.values())) > 1 and math.isfinite(costs[cheapest])
+        cheap = f"; of these {cheapest} trains the fewest parameters ({costs[cheapest]:,.0f})" if differ else ""
+        same = f"{', '.join([best.label, *(arm.label for arm in tied[:-1])])} and {tied[-1].label}"
+        return f"{first}, but on {spec.metric} {same} are indistinguishable at {n} seeds{cheap}."
+
 
 def config_columns(table: pd.DataFrame) -> list[str]:
     """Return the names of the configuration columns, which lie between ``status`` and ``objective``."""
@@ -228,11 +229,7 @@ def config_columns(table: pd.DataFrame) -> list[str]:
 
 
 def require(table: pd.DataFrame, names: Iterable[str]) -> None:
-    """Check that a table has columns.
-
-    Raises:
-        UserError: a column is missing; the message names it and the existing ones.
-    """
+    """Check that a table has columns; a :class:`UserError` names a missing one and the existing ones."""
     for name in names:
         if name not in table:
             guess = did_you_mean(name, table.columns)
@@ -261,16 +258,9 @@ def make_spec(
 ) -> ComparisonSpec:
     """Complete a specification with defaults.
 
-    Args:
-        table: table of a sweep, see :func:`src.analysis.export.jobs_table`.
-        metric: reported metric; by default :func:`judged_metric`.
-        select: metric that chooses the tuned values; by default ``val_x`` for ``test_x``, or ``val_loss`` where the
-            table has no such column.
-        tune: tuned columns; by default ``lr_fine`` if the table has it.
-        factors: columns that define the arms; by default every configuration column that varies, except the tuned and
-            the paired ones and those that are a function of others.
-        pair: column that pairs the jobs of two arms; by default ``seed`` if the table has it.
-        higher: whether higher is better; by default derived from the names of the metrics.
+    The metric is by default :func:`judged_metric`; ``select`` is ``val_x`` for ``test_x``, or else ``val_loss``;
+    ``tune`` is ``lr_fine`` and ``pair`` is ``seed`` if the table has them; the factors are :func:`default_factors`. The
+    names of the metrics decide whether higher is better, unless ``higher`` is given.
 
     Raises:
         UserError: a column is missing or not numeric, or the direction of a metric is unknown.
@@ -300,11 +290,7 @@ def make_spec(
 
 
 def default_factors(table: pd.DataFrame, tune: Sequence[str], pair: str | None) -> list[str]:
-    """Return the configuration columns that distinguish the jobs, ``strategy`` first.
-
-    A column that distinguishes nothing more is left out: ``strategy.decay`` is redundant beside ``strategy`` unless one
-    strategy ran with two values.
-    """
+    """Return the configuration columns that distinguish the jobs, ``strategy`` first, without redundant ones."""
     recorded = table[~table["status"].isin(["unfinished", "damaged"])]
     recorded = recorded if len(recorded) else table
     keys = [*tune, *filter(None, [pair])]
@@ -375,47 +361,25 @@ def one_job_each(table: pd.DataFrame, spec: ComparisonSpec) -> pd.DataFrame:
 def tabulate_points(table: pd.DataFrame, spec: ComparisonSpec) -> pd.DataFrame:
     """Return one row for each arm and combination of tuned values; see :class:`Comparison`."""
     rows = []
-    sign = -1 if spec.select_higher else 1
     for arm, jobs in table.groupby("arm", sort=False):
         seeds = set(jobs[spec.pair]) if spec.pair else set()
-        best = None
-        # Groups come in ascending order of the tuned values: a tie goes to the smallest rate.
         for key, group in jobs.groupby(list(spec.tune) or "arm", dropna=False):
-            point: dict[str, Any] = {"arm": arm} | (dict(zip(spec.tune, key, strict=True)) if spec.tune else {})
-            point |= summarize_point(group, spec, seeds)
-            rows.append(point)
-            if point["eligible"] and (best is None or sign * point["mean"] < sign * best["mean"]):
-                best = point
-        if best:
-            best["chosen"] = True
-    return pd.DataFrame(rows)
-
-
-def summarize_point(jobs: pd.DataFrame, spec: ComparisonSpec, seeds: set[Any]) -> dict[str, Any]:
-    """Summarise the jobs of one point; ``seeds`` are all seeds of the arm."""
-    values = jobs[spec.select].astype(float)
-    finite = values[values.map(math.isfinite) & (jobs["status"] == "completed")]
-    every_seed = spec.pair is None or set(jobs[spec.pair]) == seeds
-    count = {name: int((jobs["status"] == name).sum()) for name in ("completed", *LOST)}
-    return {
-        "mean": finite.mean(),
-        "low": finite.min(),
-        "high": finite.max(),
-        "jobs": len(jobs),
-        "seeds": len(seeds) or len(jobs),
-        "eligible": len(finite) == len(jobs) and every_seed,
-        "chosen": False,
-    } | count
+            values = group[spec.select].astype(float)
+            finite = values[values.map(math.isfinite) & (group["status"] == "completed")]
+            every_seed = spec.pair is None or set(group[spec.pair]) == seeds
+            point = {"arm": arm, **(dict(zip(spec.tune, key, strict=True)) if spec.tune else {})}
+            point |= {"mean": finite.mean(), "low": finite.min(), "high": finite.max(), "jobs": len(group)}
+            point |= {"seeds": len(seeds) or len(group), "eligible": len(finite) == len(group) and every_seed}
+            rows.append(point | {name: int((group["status"] == name).sum()) for name in ("completed", *LOST)})
+    points = pd.DataFrame(rows)
+    # Points come in ascending order of the tuned values: a tie goes to the smallest rate.
+    means = points.loc[points["eligible"], "mean"].groupby(points["arm"])
+    best = means.idxmax() if spec.select_higher else means.idxmin()
+    return points.assign(chosen=points.index.isin(best))
 
 
 def compare(table: pd.DataFrame, spec: ComparisonSpec, reference: str | None = None) -> Comparison:
-    """Compare the arms of a sweep with a reference.
-
-    Args:
-        table: table of a sweep, see :func:`src.analysis.export.jobs_table`.
-        spec: from :func:`make_spec`.
-        reference: label of the arm that the others are compared with; by default ``frozen`` if there is one, else the
-            first.
+    """Compare the arms of a sweep with a reference: by default ``frozen`` if there is one, else the first.
 
     Raises:
         UserError: there is no arm ``reference``, or jobs differ in a column that the specification does not mention.
@@ -438,11 +402,7 @@ def compare(table: pd.DataFrame, spec: ComparisonSpec, reference: str | None = N
 
 
 def tune_arms(table: pd.DataFrame, spec: ComparisonSpec) -> Comparison:
-    """Choose the tuned values of each arm; the arms have no differences yet.
-
-    Raises:
-        UserError: no job could be read, or jobs differ in a column that the specification does not mention.
-    """
+    """Choose the tuned values of each arm; the arms have no differences yet. For errors, see :func:`compare`."""
     jobs = table[table["status"] != "damaged"].reset_index(drop=True)
     if jobs.empty:
         raise UserError("the table has no jobs that could be read")
@@ -495,53 +455,13 @@ def take_notes(arms: Sequence[Arm], points: pd.DataFrame, spec: ComparisonSpec) 
     if len(lacking):
         what = f"a {pair} or a finite {spec.select} is missing"
         notes.append(f"Where {what}, a point cannot be chosen: {places(lacking, 'completed')}.")
-    for arm in arms:
-        if arm.chosen is None:
-            notes.append(f"{arm.label}: at no point did every {pair} complete, so it has no result.")
-    at_edge = {
-        arm.label: {name: value for name, value in (arm.chosen or {}).items() if name in arm.edges} for arm in arms
-    }
-    edges = [f"{label} ({show_choice(own)})" for label, own in at_edge.items() if own]
+    lost = [arm.label for arm in arms if arm.chosen is None]
+    notes += [f"{label}: at no point did every {pair} complete, so it has no result." for label in lost]
+    edges = [
+        f"{arm.label} ({show_choice({name: (arm.chosen or {})[name] for name in arm.edges})})"
+        for arm in arms
+        if arm.edges
+    ]
     if edges:
         notes.append(f"Chosen at the edge of the grid, so widen it: {listed(edges, limit=5)}.")
     return notes
-
-
-def recommend(arms: Sequence[Arm], spec: ComparisonSpec) -> str:
-    """Return one sentence that states the result; ``arms`` come with the best validation metric first."""
-    usable = [arm for arm in arms if arm.chosen is not None]
-    if not usable:
-        return "No arm has a point at which every job completed, so there is no recommendation."
-    best, others = usable[0], usable[1:]
-    name = f"{best.label} ({show_choice(best.chosen)})" if best.chosen else best.label
-    extreme = "highest" if spec.select_higher else "lowest"
-    better = "higher" if spec.higher else "lower"
-    if not others:
-        return f"{name} has a {spec.metric} of {best.test.mean:.4g}; there is no other arm to compare it with."
-    first = f"{name} has the {extreme} {spec.select}"
-    differences = [(arm, arm.minus(best)) for arm in others]
-    n = min(difference.n for _, difference in differences)
-    if all(difference.n < 2 for _, difference in differences):
-        few = f"{n} common {spec.pair}" if spec.pair else "nothing that pairs the jobs"
-        return f"Undecided: {first}, but with {few} there is no interval; run more seeds."
-    sign = -1 if spec.higher else 1
-    contrary = [arm.label for arm, d in differences if d.excludes_zero and sign * d.mean < 0]
-    tied = [arm for arm, d in differences if not d.excludes_zero]
-    if contrary:
-        return (
-            f"Undecided: {first}, but the {spec.metric} of {listed(contrary)} is {better} (paired 95 % interval "
-            "excludes 0): validation and test disagree, so use more validation data."
-        )
-    if not tied:
-        arm, least = min(differences, key=lambda pair: abs(pair[1].mean))
-        return (
-            f"Use {name}: it has the {extreme} {spec.select}, and its {spec.metric} is {better} than that of every "
-            f"other arm (paired 95 % intervals exclude 0 at {n} seeds); the closest arm, {arm.label}, differs by "
-            f"{abs(least.mean):.2g}."
-        )
-    costs = {arm.label: arm.cost("trainable_parameters") for arm in (best, *tied)}
-    cheapest = min(costs, key=lambda label: costs[label])
-    differ = len(set(costs.values())) > 1 and math.isfinite(costs[cheapest])
-    cheap = f"; of these {cheapest} trains the fewest parameters ({costs[cheapest]:,.0f})" if differ else ""
-    same = f"{', '.join([best.label, *(arm.label for arm in tied[:-1])])} and {tied[-1].label}"
-    return f"{first}, but on {spec.metric} {same} are indistinguishable at {n} seeds{cheap}."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..tracking.records import Job, job_folders, load_jobs, relative_name
 
 # Order of the columns: the job, its configuration, the results, the cost, the origin. src/analysis/comparison.py relies
@@ -27,27 +26,21 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     """Read the jobs of a sweep's folder, and the offline W&B runs in it that have no record.
 
     A ``.wandb`` file in a job's folder counts only if the folder has neither summary.json nor metrics.jsonl, as in
-    Hydra jobs of other projects.
-
-    Raises:
-        UserError: ``sweep_dir`` is not a folder.
+    Hydra jobs of other projects. A :class:`UserError` names a ``sweep_dir`` that is not a folder.
     """
     sweep_dir = Path(sweep_dir)
     jobs = {job.name: job for job in load_jobs(sweep_dir)}
     folders = list(job_folders(sweep_dir))
-    recorded = {
-        folder for folder in folders if any((folder / name).exists() for name in ("summary.json", "metrics.jsonl"))
-    }
+    records = ("summary.json", "metrics.jsonl")
+    recorded = {folder for folder in folders if any((folder / name).exists() for name in records)}
     files = [file for file in sorted(sweep_dir.rglob("*.wandb")) if recorded.isdisjoint(file.parents)]
     files = list({file.resolve(): file for file in files}.values())  # `latest-run` is a link to one of them
     if not files:
         return list(jobs.values())
     from ..tracking.wandb_file_reader import load_wandb_files
 
-    described = {folder for folder in folders if any(folder in file.parents for file in files)}
-    for folder in described:
-        del jobs[relative_name(folder, sweep_dir)]
-    return [*jobs.values(), *load_wandb_files(files)]
+    described = {relative_name(f, sweep_dir) for f in folders if any(f in file.parents for file in files)}
+    return [*(job for name, job in jobs.items() if name not in described), *load_wandb_files(files)]
 
 
 def flatten_config(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -116,10 +109,8 @@ def jobs_table(jobs: Iterable[Job]) -> pd.DataFrame:
 def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
     """Return one row for each logged step: ``job``, ``job_id``, varying configuration, ``stage``, ``step``, values.
 
-    A configuration column with the name of a value is called ``config.<name>``.
-
-    Raises:
-        UserError: a job's metrics.jsonl is damaged before its last line.
+    A configuration column with the name of a value is called ``config.<name>``. A :class:`UserError` names a
+    metrics.jsonl that is damaged before its last line.
     """
     jobs = list(jobs)
     rows = [{"_job": index} | row for index, job in enumerate(jobs) for row in job.rows()]
@@ -137,11 +128,7 @@ def history_table(jobs: Iterable[Job]) -> pd.DataFrame:
 
 
 def check_format(path: Path) -> None:
-    """Check that a path ends in ``.parquet`` or ``.csv``.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a :class:`UserError` unless a path ends in ``.parquet`` or ``.csv``."""
     if path.suffix not in (".parquet", ".csv"):
         raise UserError(f"a table is a .parquet or .csv file, got '{path}'")
 
@@ -149,35 +136,25 @@ def check_format(path: Path) -> None:
 def write_table(table: pd.DataFrame, path: Path | str) -> None:
     """Write a table as .parquet or .csv atomically, and create its folder.
 
-    In CSV, an empty cell is a missing value or NaN, ``inf`` is infinity, and floats keep every bit.
-
-    Raises:
-        UserError: another suffix, or the path cannot be written.
+    In CSV, an empty cell is a missing value or NaN, ``inf`` is infinity, and floats keep every bit. A
+    :class:`UserError` names another suffix, or a path that cannot be written.
     """
     path = Path(path)
     check_format(path)
     table = with_kinds(table)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            table.to_csv(draft, index=False)
-        else:
-            table.to_parquet(draft, index=False)
-        draft.replace(path)
+        with atomic_write(path) as file:
+            if path.suffix == ".csv":
+                table.to_csv(file, index=False)
+            else:
+                table.to_parquet(file, index=False)
     except OSError as error:
         raise UserError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            draft.unlink()
 
 
 def read_table(path: Path | str) -> pd.DataFrame:
-    """Read a table that :func:`write_table` wrote.
-
-    Raises:
-        UserError: there is no such file, it has another suffix, or it is not a table.
-    """
+    """Read a table that :func:`write_table` wrote, or raise a :class:`UserError`."""
     path = Path(path)
     check_format(path)
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,15 +28,8 @@ NOT_TUNABLE = ("data",)  # another task has another validation set
 def compare_factors(table: pd.DataFrame, factors: Sequence[str], levels: Sequence[str] = ()) -> Comparison:
     """Compare the values of ``factors`` within each combination of values of ``levels``.
 
-    Every other column that varies within an arm, except the seed, is tuned by the mean ``val_loss`` over seeds.
-
-    Args:
-        table: usable jobs of a sweep.
-        factors: columns whose values define the arms.
-        levels: columns whose values define the levels.
-
-    Returns:
-        The comparison; its arms are those with a result.
+    Every other column that varies within an arm, except the seed, is tuned by the mean ``val_loss`` over seeds. The
+    comparison has the arms with a result.
 
     Raises:
         UserError: a column is missing, or the jobs differ in their data in a column that is not compared.
@@ -93,27 +86,43 @@ def varying_factors(table: pd.DataFrame, default: str) -> list[str]:
 
 
 def require_strategies(table: pd.DataFrame, names: Sequence[str]) -> None:
-    """Check that a sweep contains strategies.
-
-    Raises:
-        UserError: one is missing; the message names it and the existing ones.
-    """
+    """Check that a sweep contains strategies; a :class:`UserError` names a missing one and the existing ones."""
     there = sorted(set(table[STRATEGY].dropna())) if STRATEGY in table else []
     for name in names:
         if name not in there:
             raise UserError(f"the report compares strategy={name}, which is not in this sweep; it has {listed(there)}")
 
 
+class LabelCurves(NamedTuple):
+    """Strategies over the numbers of labels at which all of them have a result."""
+
+    labels: list[float]
+    arms: dict[str, list[Arm]]
+    seeds: list[Any]  # at which every arm has a finite reported metric
+    scores: dict[str, Float[np.ndarray, "labels seeds"]]  # the reported metric, negated where lower is better
+
+
+def curves_over_labels(found: Comparison, names: Sequence[str], report: str) -> LabelCurves:
+    """Return the curves of strategies; a :class:`UserError` names fewer than two common numbers of labels, or names."""
+    levels = [level for level in found.levels if found.at(*level).keys() >= set(names)]
+    if len(levels) < 2 or len(names) < 2:
+        raise UserError(
+            f"report={report} needs at least 2 values of {LABELS} at which 2 or more strategies have a result; "
+            f"this sweep has {len(levels)} for {listed(names)}"
+        )
+    arms = {name: [found.at(*level)[name] for level in levels] for name in names}
+    seeds = common_seeds(arm for curve in arms.values() for arm in curve)
+    sign = 1 if found.spec.higher else -1
+    values = {
+        name: sign * np.array([[arm.values[seed] for seed in seeds] for arm in own]) for name, own in arms.items()
+    }
+    return LabelCurves([n for (n,) in levels], arms, seeds, values)
+
+
 def common_seeds(arms: Iterable[Arm]) -> list[Any]:
     """Return the seeds at which every arm has a finite reported metric."""
     sets = [{seed for seed, value in arm.values.items() if math.isfinite(value)} for arm in arms]
     return sorted(set.intersection(*sets)) if sets else []
-
-
-def scores(arms: Sequence[Arm], seeds: Sequence[Any], higher: bool) -> Float[np.ndarray, "arms seeds"]:
-    """Return the reported metric, negated where lower is better."""
-    values = np.array([[arm.values[seed] for seed in seeds] for arm in arms], dtype=float)
-    return values if higher else -values
 
 
 def finetuning_rows(history: pd.DataFrame | None, arm: Arm) -> pd.DataFrame:

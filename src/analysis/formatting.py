@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from .statistics import ConfidenceInterval
+from .statistics import ConfidenceInterval, mean_interval
 
 Item = TypeVar("Item")
 Columns = Mapping[str, Callable[[Item], str]]  # header of a column: function from a row's item to its cell
@@ -21,6 +21,11 @@ def in_words(name: str) -> str:
 def count_of(n: int, noun: str) -> str:
     """Write a number with its noun: ``2 seeds``."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def too_few(n: int, noun: str) -> str:
+    """Write the conclusion for fewer than two seeds."""
+    return f"Undecided: {count_of(n, noun)} {'gives' if n == 1 else 'give'} no interval; run more seeds."
 
 
 def show(value: Any) -> str:
@@ -50,6 +55,11 @@ def show_interval(interval: ConfidenceInterval, sign: bool = False) -> str:
     if digits > 6 or abs(interval.mean) >= 1e6:
         return f"{interval.mean:{plus}.3g} ± {half:.1g}"
     return f"{interval.mean:{plus}.{digits}f} ± {half:.{digits}f}"
+
+
+def show_mean(values: Iterable[float]) -> str:
+    """Write the mean of values with its interval."""
+    return show_interval(mean_interval(values))
 
 
 def show_difference(difference: ConfidenceInterval | None, missing: str = "-") -> str:

@@ -10,7 +10,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ..errors import UserError
 from .comparison import Arm, Comparison
 from .formatting import (
     Columns,
@@ -23,16 +22,13 @@ from .formatting import (
     show_share,
 )
 from .plots import plot_arms, plot_curves, plot_rates
-from .reports import Report
+from .reports import Report, write_report
 
 LOSS = "test_loss"
 
 
 def result_columns(comparison: Comparison, header: str = "arm") -> Columns[Arm]:
-    """Return the columns of the table of results; ``header`` is that of the arms' labels.
-
-    A metric other than the loss has the test loss beside it.
-    """
+    """Return the columns of the table of results; a metric other than the loss has the test loss beside it."""
     spec = comparison.spec
     loss = spec.metric != LOSS and any(LOSS in arm.jobs for arm in comparison.arms)
     under = any(arm.under for arm in comparison.arms)
@@ -59,8 +55,7 @@ def result_columns(comparison: Comparison, header: str = "arm") -> Columns[Arm]:
 def cost_columns(comparison: Comparison) -> Columns[Arm]:
     """Return the columns of the table of costs.
 
-    The time of an update in steady state and the largest compilation time of a job are separate. Where no job recorded
-    them, the table has the seconds of a whole job, which include compilation for the job that ran first.
+    Without recorded times of updates and compilation, it has the seconds of whole jobs, of which the first compiled.
     """
     steady = any(not math.isnan(arm.cost("seconds_per_update")) for arm in comparison.arms)
     seconds: Columns[Arm] = {"seconds per job, with compilation": lambda arm: show_number(arm.cost("seconds"))}
@@ -82,13 +77,11 @@ def explain_results(comparison: Comparison) -> str:
     """Explain the table of results in a few sentences."""
     spec = comparison.spec
     direction = "higher" if spec.higher else "lower"
-    pair = spec.pair or "job"
-    how = f"For {spec.metric}, {direction} is better. ± is the 95 % Student-t interval over {pair}s."
+    how = f"For {spec.metric}, {direction} is better. ± is the 95 % Student-t interval over {spec.pair or 'job'}s."
     if spec.tune:
-        chosen = f"{', '.join(spec.tune)} is chosen by the mean {spec.select}"
-        how = f"{chosen}; ! marks the edge of the grid. {how}"
+        how = f"{', '.join(spec.tune)} is chosen by the mean {spec.select}; ! marks the edge of the grid. {how}"
     if spec.pair and len(comparison.arms) > 1:
-        how += f" Differences from {spec.reference} are paired by {pair}; * marks an interval that excludes 0"
+        how += f" Differences from {spec.reference} are paired by {spec.pair}; * marks an interval that excludes 0"
         how += " (not corrected for the number of arms); identical values have no interval."
     return how
 
@@ -109,53 +102,36 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"- {note}", highlight=False, markup=False)
 
 
-def draw_pictures(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> dict[str, str]:
-    """Draw the pictures of a comparison into a folder and return their titles by file name.
+def comparison_report(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> Report:
+    """Return the report of a comparison and draw its pictures into a folder; the curves need the history.
 
     Pictures of an older comparison that this one does not draw are removed.
     """
-    pictures = {
-        "strategies.png": ("The arms at their choice", lambda path: plot_arms(comparison, path)),
-        "lr_sweep.png": ("The sweep of the tuned value", lambda path: plot_rates(comparison, path)),
-        "curves.png": (
-            "Both stages at the choice of each arm",
-            lambda path: history is not None and plot_curves(comparison, history, path),
-        ),
-    }
-    drawn = {name: title for name, (title, draw) in pictures.items() if draw(folder / name)}
-    for name in pictures.keys() - drawn.keys():
-        (folder / name).unlink(missing_ok=True)
-    return drawn
-
-
-def comparison_report(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Return the report of a comparison and draw its pictures into a folder; the curves need the history."""
     results = markdown_table(result_columns(comparison), comparison.arms)
     costs = markdown_table(cost_columns(comparison), comparison.arms)
     jobs = f"{int(comparison.points['jobs'].sum())} jobs at {len(comparison.points)} points."
+    arms, rates, curves = (folder / name for name in ("strategies.png", "lr_sweep.png", "curves.png"))
+    drawn = {
+        arms: ("The arms at their choice", plot_arms(comparison, arms)),
+        rates: ("The sweep of the tuned value", plot_rates(comparison, rates)),
+        curves: (
+            "Both stages at the choice of each arm",
+            history is not None and plot_curves(comparison, history, curves),
+        ),
+    }
+    for path, (_, exists) in drawn.items():
+        if not exists:
+            path.unlink(missing_ok=True)
     return Report(
         title=f"Which {' and '.join(comparison.spec.factors) or 'job'} is best?",
         conclusion=comparison.recommendation,
         body=[results, explain_results(comparison).replace("*", "\\*"), "Cost:", costs, jobs],
-        pictures=draw_pictures(comparison, history, folder),
+        pictures={path.name: title for path, (title, exists) in drawn.items() if exists},
         notes=comparison.notes,
     )
 
 
 def write_comparison(comparison: Comparison, history: pd.DataFrame | None, folder: Path) -> list[Path]:
-    """Write ``analysis.md`` and its pictures into a folder, which is created if missing.
-
-    Returns:
-        The written files, the page first.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        report = comparison_report(comparison, history, folder)
-        page = folder / "analysis.md"
-        page.write_text(report.page(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the analysis to '{folder}': {error.strerror or error}") from error
-    return [page, *(folder / name for name in report.pictures)]
+    """Write ``analysis.md`` and its pictures into a folder, and return the written files, the page first."""
+    report = write_report(lambda: comparison_report(comparison, history, folder), folder / "analysis.md")
+    return [folder / "analysis.md", *(folder / name for name in report.pictures)]

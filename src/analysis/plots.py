@@ -24,6 +24,7 @@ from .formatting import in_words, show, show_choice
 from .statistics import ConfidenceInterval
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#555555"  # of reference lines and captions
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")  # lengths without a common factor: 315 styles
 LINES = ("-", (0, (6, 2)), (0, (2, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)))
 RC = {
@@ -61,13 +62,31 @@ def style_of(place: int) -> dict[str, Any]:
 
 @contextmanager
 def picture(path: Path, caption: str, height: float, panels: int = 1, rows: int = 1) -> Iterator[Sequence[Axes]]:
-    """Yield axes below a caption, row by row, then write a PNG of 1600 pixels' width."""
+    """Yield axes below a caption, row by row, then write a PNG of 1600 pixels' width.
+
+    One legend for all panels lies below them, unless a panel has its own.
+    """
     with mpl.rc_context(RC):
         figure = Figure(figsize=(8, height), dpi=200, layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(caption, fontsize=10.5, color="#555555")
-        yield list(figure.subplots(rows, panels, squeeze=False).ravel())
+        figure.suptitle(caption, fontsize=10.5, color=GREY)
+        axes = list(figure.subplots(rows, panels, squeeze=False).ravel())
+        yield axes
+        if not any(ax.get_legend() for ax in axes):
+            put_legend_below(figure, axes)
         figure.savefig(path)
+
+
+def put_legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """Put one legend for all panels below them."""
+    entries = {}
+    for ax in axes:
+        handles, labels = ax.get_legend_handles_labels()
+        entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
+    if entries:
+        characters = 9 * figure.get_figwidth()  # in a line of the legend; the sample of an entry takes about 8
+        columns = max(1, int(characters / (8 + max(map(len, entries)))))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, columns, len(entries)))
 
 
 def needs_log(values: Any) -> bool:
@@ -77,24 +96,10 @@ def needs_log(values: Any) -> bool:
     return bool(values.size) and values.min() > 0 and values.max() / values.min() > 30
 
 
-def legend_below(axes: Sequence[Axes]) -> None:
-    """Put one legend for all panels below them."""
-    entries = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
-    if entries:
-        figure = axes[0].figure
-        characters = 9 * figure.get_figwidth()  # in a line of the legend; the sample of an entry takes about 8
-        columns = max(1, int(characters / (8 + max(map(len, entries)))))
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, columns, len(entries)))
-
-
 def plot_rates(comparison: Comparison, path: Path) -> bool:
     """Draw the selection metric against the first tuned column, with the other tuned columns at their best value.
 
-    Returns:
-        Whether there was anything to draw, which needs a numeric tuned column with more than one value.
+    Return False, without a picture, unless a tuned column is numeric and has more than one value.
     """
     spec, points = comparison.spec, comparison.points
     name = spec.tune[0] if spec.tune else None
@@ -117,7 +122,6 @@ def plot_rates(comparison: Comparison, path: Path) -> bool:
         ax.set_xlabel(in_words(name))
         better = "higher" if spec.select_higher else "lower"
         ax.set_ylabel(f"{in_words(spec.select)}\n({better} is better)")
-        legend_below([ax])
     return True
 
 
@@ -154,15 +158,9 @@ def draw_lost(ax: Axes, comparison: Comparison, lost: pd.DataFrame, name: str) -
 
 
 def plot_curves(comparison: Comparison, history: pd.DataFrame, path: Path) -> bool:
-    """Draw the curves of both stages at the choice of each arm.
+    """Draw the curves of both stages at the choice of each arm from :func:`src.analysis.export.history_table`.
 
-    Args:
-        comparison: the arms to draw.
-        history: logged rows of the same sweep, see :func:`src.analysis.export.history_table`.
-        path: of the PNG file.
-
-    Returns:
-        Whether there was anything to draw.
+    Return False, without a picture, if there are none.
     """
     panels = {stage: stage_curves(comparison, history, stage) for stage in (*STAGES, "")}
     panels = {stage: (value, curves) for stage, (value, curves) in panels.items() if curves}
@@ -174,7 +172,6 @@ def plot_curves(comparison: Comparison, history: pd.DataFrame, path: Path) -> bo
             ax.set_ylabel(in_words(value))
             if needs_log(np.concatenate([curve.to_numpy() for curve in curves.values()])):
                 ax.set_yscale("log")
-        legend_below(axes)
     return True
 
 
@@ -184,7 +181,7 @@ def draw_curves(ax: Axes, comparison: Comparison, title: str, curves: dict[str, 
     if len(curves) > 1 and all(curve.equals(first) for curve in curves.values()):
         curves, title = {"": first}, f"{title}, shared by all"
     for label, curve in curves.items():
-        style = arm_style(comparison, label) | {"marker": None} if label else {"color": "#555555"}
+        style = arm_style(comparison, label) | {"marker": None} if label else {"color": GREY}
         draw_band(ax, curve.index, curve["min"], curve["max"], style["color"])
         ax.plot(curve.index, curve["mean"], label=label, **style)
     ax.set_title(title, color="#333333")
@@ -210,14 +207,16 @@ def stage_curves(comparison: Comparison, history: pd.DataFrame, stage: str) -> t
 def plot_arms(comparison: Comparison, path: Path) -> bool:
     """Draw the reported metric of each arm and level and, beside it, the paired difference from the reference.
 
-    Returns:
-        Whether there was anything to draw.
+    Return False, without a picture, if no arm has a result.
     """
     arms = [arm for arm in comparison.arms if arm.chosen is not None]
     if not arms:
         return False
     spec, by_level = comparison.spec, any(arm.under for arm in arms)
-    name = (lambda arm: arm.label) if by_level else label_with_choice
+
+    def name(arm: Arm) -> str:
+        return arm.label if by_level or not arm.chosen else f"{arm.label}\n({show_choice(arm.chosen)})"
+
     styles = None if by_level else {name(arm): arm_style(comparison, arm.label) for arm in arms}
     tests, differences = interval_rows(arms, spec.reference, name, by_level)
     paired = any(row.interval.n for row in differences)
@@ -225,17 +224,8 @@ def plot_arms(comparison: Comparison, path: Path) -> bool:
         draw_rows(axes[0], tests, styles)
         axes[0].set_xlabel(comparison.axis_label)
         if paired:
-            draw_rows(axes[1], differences, styles, named=False)
-            axes[1].axvline(0, color="#555555", linewidth=1)
-            good = "right" if spec.higher else "left"
-            axes[1].set_xlabel(f"minus {spec.reference}, paired by {spec.pair}\n({good} of 0 is better)")
-        legend_below(axes[:1])
+            draw_differences(axes[1], differences, comparison, styles, named=False)
     return True
-
-
-def label_with_choice(arm: Arm) -> str:
-    """Return an arm's label with its choice below."""
-    return f"{arm.label}\n({show_choice(arm.chosen)})" if arm.chosen else arm.label
 
 
 class IntervalRow(NamedTuple):
@@ -272,11 +262,8 @@ def draw_rows(
 ) -> None:
     """Draw intervals below one another: a marker for the mean, a bar for the interval, dots for the values.
 
-    Args:
-        ax: where to draw.
-        rows: in order; rows of one label lie together.
-        styles: style by series; by default each series gets its own if there are several, and an entry in the legend.
-        named: whether to write the labels on the axis.
+    Rows of one label lie together. ``styles`` are by series; by default, each of several series gets its own and an
+    entry in the legend. ``named`` writes the labels on the axis.
     """
     labels, series = (list(dict.fromkeys(names)) for names in ([r.label for r in rows], [r.series for r in rows]))
     ordered = sorted(rows, key=lambda row: labels.index(row.label))
@@ -299,6 +286,14 @@ def draw_rows(
     if len(labels) < len(rows):
         for at in list(places.values())[1:]:
             ax.axhline(at[0] - 0.5, color="#dddddd", linewidth=1)
+
+
+def draw_differences(ax: Axes, rows: Sequence[IntervalRow], comparison: Comparison, *styles: Any, named: bool) -> None:
+    """Draw differences from the reference arm as :func:`draw_rows` does, beside a line at 0."""
+    draw_rows(ax, rows, *styles, named=named)
+    ax.axvline(0, color=GREY, linewidth=1)
+    good = "right" if comparison.spec.higher else "left"
+    ax.set_xlabel(f"minus {comparison.spec.reference}, paired by {comparison.spec.pair}\n({good} of 0 is better)")
 
 
 def draw_means(
@@ -342,17 +337,8 @@ def draw_tradeoff(
 def plot_range_test(
     rates: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, suggestions: Mapping[str, float], path: Path
 ) -> None:
-    """Draw a learning-rate range test.
-
-    Args:
-        rates: learning rates, ascending.
-        losses: loss of the batch at each rate.
-        smoothed: the smoothed losses.
-        suggestions: suggested rates by name.
-        path: of the PNG file.
-    """
-    with picture(path, "Dots: batches. Line: smoothed. The curve ends where the loss diverged.", 4.2) as axes:
-        ax = axes[0]
+    """Draw the losses of the batches over ascending ``rates``, the smoothed losses, and suggested rates by name."""
+    with picture(path, "Dots: batches. Line: smoothed. The curve ends where the loss diverged.", 4.2) as (ax,):
         ax.plot(rates, losses, ".", color="#999999", ms=4)
         ax.plot(rates, smoothed, color=COLOURS[0])
         for place, (name, rate) in enumerate(suggestions.items(), 1):
@@ -364,3 +350,38 @@ def plot_range_test(
         ax.set_xlabel("learning rate (log scale)")
         ax.set_ylabel("training loss")
         ax.legend()
+
+
+def draw_averages(table: pd.DataFrame, path: Path, new_head: bool) -> None:
+    """Draw a marker for each row of the table of averaged weights: the target's test metric against the source's.
+
+    Points of an interpolation are joined; jobs that the greedy soup left out are hollow.
+    """
+    from ..finished.average_jobs import GREEDY, UNIFORM
+
+    metric = "test_accuracy" if "test_accuracy" in table else "test_loss"
+    x, y = table[f"source_{metric}"].to_numpy(float), table[metric].to_numpy(float)
+    best = int(table["chosen"].to_numpy().argmax())
+    where = f" (alpha {table['alpha'].to_numpy()[best]:g})" if "alpha" in table else ""
+    with picture(path, f"Test rows of both tasks. Ring: the lowest validation loss{where}.", height=4.8) as (ax,):
+        if where:
+            ax.plot(x, y, "o-", color=COLOURS[0], label="interpolated")
+            start = "pre-trained" + (" below a fine-tuned head" if new_head else "")
+            ax.plot(x[0], y[0], "s", ms=9, color=COLOURS[1], label=start)
+            ax.plot(x[-1], y[-1], "D", ms=9, color=COLOURS[2], label="fine-tuned")
+        else:
+            weights, member = table["weights"].to_numpy(), table["member"].to_numpy()
+            job = ~np.isin(weights, (UNIFORM, GREEDY))
+            for label, rows, marker, look in (
+                ("job in the soup", job & member, "o", {"color": COLOURS[0]}),
+                ("job left out", job & ~member, "o", {"color": COLOURS[0], "mfc": "white"}),
+                (UNIFORM, weights == UNIFORM, "^", {"color": COLOURS[2], "ms": 9}),
+                (GREEDY, weights == GREEDY, "D", {"color": COLOURS[1], "ms": 9}),
+            ):
+                if rows.any():
+                    ax.plot(x[rows], y[rows], marker, label=label, linestyle="none", **look)
+        ax.plot(x[best], y[best], "o", ms=17, mfc="none", mec=COLOURS[-1], mew=1.8)
+        ax.margins(0.15)
+        better = "higher" if metric == "test_accuracy" else "lower"
+        ax.set_xlabel(f"source task: {in_words(metric)} ({better} is better)")
+        ax.set_ylabel(f"target task: {in_words(metric)}\n({better} is better)")

@@ -1,7 +1,8 @@
 """Find the study that a sweep names, run it on the records of the sweep, and write its report.
 
 A study is a file in ``src/analysis/studies`` with a function ``study(table, history, folder) -> Report`` that draws its
-pictures into ``folder``. This module imports nothing heavy, because the name is checked before training starts.
+pictures into ``folder`` and raises a :class:`UserError` if the sweep lacks what it compares. This module imports
+nothing heavy, because the name is checked before training starts.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..config.identity import VOLATILE
 from ..environment import PACKAGE
 from ..errors import UserError, did_you_mean, listed
-from ..tracking.records import STATUSES, Job, natural_key
+from ..tracking.records import STATUSES, natural_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,23 +29,14 @@ USABLE = ("completed", "diverged")  # a diverged job counts: its rate cannot be 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a study.
+    """The result of a study."""
 
-    Attributes:
-        title: the question.
-        conclusion: one sentence; it begins with "Undecided" if the intervals decide nothing.
-        body: parts of the page as Markdown: tables and how they were made.
-        pictures: titles by file name, as drawn into the folder.
-        notes: further sentences for the page.
-        remarks: sentences that are also printed, such as the number of jobs left out.
-    """
-
-    title: str
-    conclusion: str
-    body: Sequence[str]
-    pictures: Mapping[str, str]
-    notes: Sequence[str] = ()
-    remarks: Sequence[str] = ()
+    title: str  # the question
+    conclusion: str  # one sentence; it begins with "Undecided" if the intervals decide nothing
+    body: Sequence[str]  # parts of the page as Markdown: tables and how they were made
+    pictures: Mapping[str, str]  # titles by file name, as drawn into the folder
+    notes: Sequence[str] = ()  # further sentences for the page
+    remarks: Sequence[str] = ()  # sentences that are also printed, such as the number of jobs left out
 
     def page(self) -> str:
         """Return the report as Markdown."""
@@ -62,11 +54,7 @@ def study_names() -> list[str]:
 
 
 def check_report(name: str | None) -> None:
-    """Check that a study of that name exists; ``None`` stands for no report.
-
-    Raises:
-        UserError: there is no such study; the message lists the allowed names.
-    """
+    """Check that a study exists (``None``: no report); else, a :class:`UserError` lists the allowed names."""
     names = study_names()
     if name is not None and name not in names:
         raise UserError(
@@ -75,79 +63,63 @@ def check_report(name: str | None) -> None:
 
 
 def find_study(name: str) -> Callable[[pd.DataFrame, pd.DataFrame | None, Path], Report]:
-    """Return the function of a study.
-
-    Raises:
-        UserError: see :func:`check_report`.
-    """
+    """Return the function of a study; see :func:`check_report`."""
     check_report(name)
     return importlib.import_module(f"{PACKAGE}.analysis.studies.{name}").study
 
 
 def write_study(name: str, sweep: Path) -> tuple[Report, Path]:
-    """Run a study on the folder of a sweep and write ``report.md`` and its pictures into it.
-
-    Returns:
-        The report, and the path of the page.
+    """Run a study on the folder of a sweep, write ``report.md`` and its pictures into it, and return report and page.
 
     Raises:
         UserError: there is no such folder or study, no job completed, the sweep lacks what the study compares, or the
             folder cannot be written.
     """
     study = find_study(name)
-    from .export import load_sweep
+    from .export import history_table, jobs_table, load_sweep
 
     jobs = sorted(load_sweep(sweep), key=lambda job: natural_key(job.name))
     usable = [job for job in jobs if job.status in USABLE]
     if not any(job.status == "completed" for job in usable):
         raise UserError(f"no job of '{sweep}' has completed, so there is nothing to report")
-    remarks = lost_jobs(jobs)
-    table, history = tables(usable, remarks)
+    remarks = []
+    if lost := len(jobs) - len(usable):
+        count = Counter(job.status for job in jobs if job.status not in USABLE)
+        kinds = ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status])
+        rest = f"the report uses the other {len(usable)}"
+        remarks.append(f"{lost} of {len(jobs)} jobs did not complete ({kinds}): {rest}.")
     try:
-        report = study(table, history, sweep)
-        report = replace(report, remarks=(*remarks, *report.remarks))
-        page = sweep / PAGE
-        page.write_text(report.page(), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot write the report to '{sweep}': {error.strerror or error}") from error
-    return report, page
-
-
-def tables(jobs: Sequence[Job], remarks: list[str]) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """Return the jobs and their history without the columns that change no result.
-
-    If a history is damaged, it is None and a sentence is added to ``remarks``.
-    """
-    from .export import history_table, jobs_table
-
-    def stable(table: pd.DataFrame) -> pd.DataFrame:
-        # A sweep that was resumed under another name or tracker is still one sweep.
-        return table.loc[:, [name.removeprefix("config.").split(".")[0] not in VOLATILE for name in table]]
-
-    try:
-        history = stable(history_table(jobs))
+        history = without_volatile(history_table(usable))
     except UserError as error:
         remarks.append(f"There are no curves: {error}.")
         history = None
-    return stable(jobs_table(jobs)), history
+    table = without_volatile(jobs_table(usable))
+
+    def make() -> Report:
+        report = study(table, history, sweep)
+        return replace(report, remarks=(*remarks, *report.remarks))
+
+    return write_report(make, sweep / PAGE), sweep / PAGE
 
 
-def lost_jobs(jobs: Sequence[Job]) -> list[str]:
-    """Return a sentence with the number of jobs that did not end, if any."""
-    lost = [job for job in jobs if job.status not in USABLE]
-    if not lost:
-        return []
-    count = Counter(job.status for job in lost)
-    kinds, rest = ", ".join(f"{count[status]} {status}" for status in STATUSES if count[status]), len(jobs) - len(lost)
-    return [f"{len(lost)} of {len(jobs)} jobs did not complete ({kinds}): the report uses the other {rest}."]
+def without_volatile(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table without the columns that change no result: a sweep resumed under another name is still one."""
+    return table.loc[:, [name.removeprefix("config.").split(".")[0] not in VOLATILE for name in table]]
+
+
+def write_report(make: Callable[[], Report], page: Path) -> Report:
+    """Make a report, which draws pictures beside its page, and write the page, or raise a :class:`UserError`."""
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        report = make()
+        page.write_text(report.page(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the {page.stem} to '{page.parent}': {error.strerror or error}") from error
+    return report
 
 
 def recorded_report(sweep: Path) -> str:
-    """Return the name of the report in the configuration of a sweep's jobs.
-
-    Raises:
-        UserError: there is no such folder, or its jobs name no report or several.
-    """
+    """Return the report that a sweep's jobs name; it is a :class:`UserError` if they name none or several."""
     from .export import load_sweep
 
     names = {job.config.get("report") for job in load_sweep(sweep)} - {None}

@@ -19,7 +19,7 @@ from scipy import stats
 from src.analysis.factors import compare_factors
 from src.analysis.plots import COLOURS, IntervalRow, draw_rows, style_of
 from src.analysis.reports import check_report, find_study, recorded_report, study_names, write_study
-from src.analysis.statistics import ConfidenceInterval, bootstrap, log_crossing, mean_interval
+from src.analysis.statistics import ConfidenceInterval, bootstrap, crossing, mean_interval
 from src.analysis.studies import (
     crossover,
     decision_matrix,
@@ -51,6 +51,14 @@ def quick(request, monkeypatch):
     """Writing a picture takes most of a study's time: only the tests marked so do it."""
     if "written" not in request.node.name:
         monkeypatch.setattr(Figure, "savefig", lambda figure, path: path.touch())
+
+
+@pytest.fixture
+def figures(quick, monkeypatch):
+    """The figures that a study would write."""
+    kept = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: kept.append(figure))
+    return kept
 
 
 def run(name, folder):
@@ -87,8 +95,8 @@ def row(text, start):
 )
 def test_a_crossing_is_found_on_a_logarithmic_axis(y, first, last):
     x = [1, 10, 100, 1000]
-    assert log_crossing(x, y) == pytest.approx(first)
-    assert log_crossing(x, y, last=True) == pytest.approx(last)
+    assert crossing(x, y) == pytest.approx(first)
+    assert crossing(x, y, last=True) == pytest.approx(last)
 
 
 def test_the_bootstrap_of_a_mean_is_its_t_interval_where_values_are_normal():
@@ -266,12 +274,11 @@ def test_what_the_crossover_needs_is_named(tmp_path):
         write_study("crossover", tmp_path / "c")
 
 
-def test_the_picture_of_a_crossing_shows_it(tmp_path):
+def test_the_picture_of_a_crossing_shows_it(tmp_path, figures):
     table, _ = tables_of(plant(tmp_path, PROBE_AND_FULL, crossing_at(50), own=0.01))
     found = compare_factors(table, ["strategy"], ["data.train_rows"])
-    crossing = crossover.find_crossing(found, LABELS)
-    left, right = axes = Figure().subplots(1, 2)
-    crossover.draw(axes, found, crossing)
+    report = crossover.study(table, None, tmp_path)
+    left, right = figures[0].axes
     lines = {line.get_label(): line for line in left.get_lines()}
     for name in ("linear_probe", "full"):
         assert list(lines[name].get_xdata()) == list(LABELS)
@@ -282,8 +289,8 @@ def test_the_picture_of_a_crossing_shows_it(tmp_path):
     assert left.get_xlabel() == "labelled rows to fine-tune on"
     assert left.get_ylabel() == "test accuracy (share of rows)\nhigher is better"
     upright = [line for line in right.get_lines() if line.get_linestyle() == ":"]
-    assert [line.get_xdata()[0] for line in upright] == [crossing.at]
-    assert {text.get_text() for text in left.figure.legends[0].get_texts()} >= {"linear_probe", "full"}
+    assert [f"{line.get_xdata()[0]:.3g}" for line in upright] == re.findall(r"about (\S+) labels", report.conclusion)
+    assert {text.get_text() for text in figures[0].legends[0].get_texts()} >= {"linear_probe", "full"}
 
 
 # --- label efficiency -----------------------------------------------------------------------------------------------
@@ -346,14 +353,12 @@ def test_a_loss_is_reached_from_above(tmp_path):
     assert "scratch's best test loss of 0.5, full needs 4 times fewer labels (4 to 4)" in report.conclusion
 
 
-def test_the_picture_of_label_efficiency_has_the_line_to_reach(tmp_path):
-    table, _ = tables_of(plant(tmp_path, START, shifted(full=4)))
-    found = compare_factors(table, ["strategy"], ["data.train_rows"])
-    curves = {name: [found.at(n)[name] for n in START["data.train_rows"]] for name in ("scratch", "full")}
-    ax = Figure().subplots()
-    label_efficiency.draw(ax, found, curves, START["data.train_rows"], 0.6)
+def test_the_picture_of_label_efficiency_has_the_line_to_reach(tmp_path, figures):
+    table, _ = tables_of(plant(tmp_path, START | {"strategy": ("scratch", "full")}, shifted(full=4)))
+    label_efficiency.study(table, None, tmp_path)
+    (ax,) = figures[0].axes
     (goal,) = [line for line in ax.get_lines() if line.get_linestyle() == ":"]
-    assert set(goal.get_ydata()) == {0.6}
+    assert list(goal.get_ydata()) == pytest.approx([0.6, 0.6])
     assert len(ax.collections) == 2  # a band an arm
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["20", "40", "80", "160", "320"]
 
@@ -398,16 +403,15 @@ def test_other_strategies_beside_lora_are_left_out_and_named(tmp_path):
     assert "elbow is rank 4 " in report.conclusion
 
 
-def test_the_picture_of_ranks_rings_the_elbow(tmp_path):
-    found = compare_factors(tables_of(plant(tmp_path, RANKS, elbow_at(4), own=0.004))[0], ["strategy.rank"])
-    ranks = {rank: found.at()[str(rank)] for rank in RANKS["strategy.rank"]}
-    axes = Figure().subplots(1, 2)
-    lora_rank.draw(axes, found, ranks, 4)
+def test_the_picture_of_ranks_rings_the_elbow(tmp_path, figures):
+    table, _ = tables_of(plant(tmp_path, RANKS, elbow_at(4), own=0.004))
+    lora_rank.study(table, None, tmp_path)
+    axes = figures[0].axes
     sizes = next(line for line in axes[1].get_lines() if line.get_label() == "trainable parameters")
     assert list(sizes.get_ydata()) == [100, 200, 400, 800, 1600]
-    for ax, value in ((axes[0], ranks[4].test.mean), (axes[1], 400)):
+    for ax, value in ((axes[0], table[table["strategy.rank"] == 4]["test_accuracy"].mean()), (axes[1], 400)):
         ring = ax.get_lines()[-1]
-        assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (4, value)
+        assert (ring.get_xdata()[0], ring.get_ydata()[0]) == (4, pytest.approx(value))
         assert ring.get_markerfacecolor() == "none"
 
 
@@ -463,15 +467,13 @@ def test_only_the_same_decay_is_compared(tmp_path):
     assert "5 jobs without schedule.warmup or strategy or schedule left out." in report.notes
 
 
-def test_the_picture_of_a_warmup_has_both_panels(tmp_path, monkeypatch):
+def test_the_picture_of_a_warmup_has_both_panels(tmp_path, figures):
     table, history = tables_of(plant(tmp_path, WARMUP, helps, own=0.003, curve=warm_curve))
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     warmup.study(table, history, tmp_path)
     left, right = figures[0].axes
     names = [tick.get_text() for tick in left.get_yticklabels()]
     assert names == ["full,\nwarm-up 0.1", "linear_probe,\nwarm-up 0.1"]
-    assert "right of 0: the warm-up is better" in left.get_xlabel()
+    assert left.get_xlabel() == "test accuracy, minus no warm-up, paired by seed\n(right of 0 is better)"
     assert [tick.get_text() for tick in right.get_yticklabels()] == ["full", "linear_probe"]
     means = [line.get_xdata()[0] for line in right.get_lines() if line.get_markersize() == 9 and len(line.get_xdata())]
     np.testing.assert_allclose(means, [0.52, 0.05, 0.52, 0.05])
@@ -536,11 +538,10 @@ def test_a_cell_whose_jobs_diverged_stays_empty(tmp_path):
     assert any("diverged" in note for note in report.notes)
 
 
-def test_the_picture_of_the_matrix_names_the_winners(tmp_path):
+def test_the_picture_of_the_matrix_names_the_winners(tmp_path, figures):
     table, _ = tables_of(plant(tmp_path, CELLS, winners, own=0.004))
-    cells = decision_matrix.make_cells(compare_factors(table, ["strategy"], ["data.similarity", "data.train_rows"]))
-    ax = Figure().subplots()
-    decision_matrix.draw(ax, cells, ARMS)
+    decision_matrix.study(table, None, tmp_path)
+    (ax,) = figures[0].axes
     names = {text.get_position(): text.get_text() for text in ax.texts if text.get_weight() == "bold"}
     assert {(x, round(y)): name for (x, y), name in names.items() if (x, round(y)) != (1, 0)} == {
         (0, 0): "lora", (0, 1): "freeze_bottom", (1, 1): "linear_probe",
@@ -618,16 +619,12 @@ def test_a_damaged_history_is_remarked_on(tmp_path):
     assert "better: warm-up 0.1 under full" in report.conclusion
 
 
-def test_the_picture_of_the_race_has_bands_and_marks(tmp_path):
+def test_the_picture_of_the_race_has_bands_and_marks(tmp_path, figures):
     table, history = tables_of(plant(tmp_path, RACE, lambda strategy: 0.8, own=0.01, curve=fall))
     found = compare_factors(table, ["strategy"]).at()
     curves = {name: pretrained_vs_scratch.curve_of(history, found[name]) for name in RACE["strategy"]}
-    starts = [
-        pretrained_vs_scratch.compare_curves(found[name], curves[name], curves["scratch"])
-        for name in ("full", "linear_probe")
-    ]
-    ax = Figure().subplots()
-    pretrained_vs_scratch.draw(ax, curves, starts)
+    pretrained_vs_scratch.study(table, history, tmp_path)
+    (ax,) = figures[0].axes
     lines = {line.get_label(): line for line in ax.get_lines()}
     np.testing.assert_allclose(lines["full"].get_ydata(), curves["full"].mean(axis=1))
     (diamond,) = [line for line in ax.get_lines() if line.get_marker() == "D" and len(line.get_xdata()) == 1]
@@ -768,10 +765,8 @@ def test_a_batch_of_both_stages_is_noted(tmp_path):
     assert any(note.startswith("batch_size applies to fine-tuning too") for note in report.notes)
 
 
-def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path, monkeypatch):
+def test_the_picture_of_pre_trainings_has_a_row_each(tmp_path, figures):
     table, _ = tables_of(plant(tmp_path, PRETRAININGS, pretraining_score, own=0.003))
-    figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
     pretraining.study(table, None, tmp_path)
     left, right = figures[0].axes
     means = [line for line in left.get_lines() if line.get_markersize() == 9 and len(line.get_ydata())]

@@ -7,12 +7,13 @@ validation chooses strengths that differ by that factor.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import spearmanr
 
 from ...errors import UserError, listed
 from ..factors import compare_factors, select_by_both_tasks
@@ -31,22 +32,15 @@ LEGEND = (
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Compare the estimates with the exact one, and the strengths that validation chooses for them.
-
-    Raises:
-        UserError: the sweep lacks jobs of EWC with the exact Fisher information and another estimate at several
-        strengths.
-    """
+    """Compare the estimates with the exact one, and the strengths that validation chooses for them."""
     check(table)
     found = compare_factors(select_by_both_tasks(table), [ESTIMATOR])
     arms = found.at()
     strengths = {name: float(arm.chosen[STRENGTH]) for name, arm in arms.items() if arm.chosen}
-    seeds = {int(seed): str(jobs["job"].iloc[0]) for seed, jobs in table.groupby("seed")}
-    agreements = [agreement(folder / job, list(strengths)) for job in seeds.values()]
-    shared = {
-        name: {key: mean_interval([one[name][key] for one in agreements]) for key in ("rank", "top")}
-        for name in strengths
-    }
+    jobs = table.groupby("seed")["job"].first()
+    agreements = [agreement(folder / str(job), list(strengths)) for job in jobs]
+    ranks, tops = ({name: mean_interval(one[name][key] for one in agreements) for name in strengths}
+                   for key in ("rank", "top"))  # fmt: skip
     # The median, because a few improbable draws can dominate the mean of the sampled estimate.
     sizes = {name: [one[name]["size"] for one in agreements] for name in strengths}
     median = {name: float(np.median(own)) for name, own in sizes.items()}
@@ -56,8 +50,8 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         "size, relative to exact": lambda name: (
             f"{median[name]:.3g} ({min(sizes[name]):.3g} to {max(sizes[name]):.3g})" if name != REFERENCE else "1"
         ),
-        "rank correlation": lambda name: show_interval(shared[name]["rank"]) if name != REFERENCE else "1",
-        "shared in the top tenth": lambda name: show_interval(shared[name]["top"]),
+        "rank correlation": lambda name: show_interval(ranks[name]) if name != REFERENCE else "1",
+        "shared in the top tenth": lambda name: show_interval(tops[name]),
         "chosen strength": lambda name: f"{strengths[name]:g}",
         "ratio to exact": lambda name: f"{strengths[name] / strengths[REFERENCE]:g}x",
         "ratio predicted by the size": lambda name: f"{1 / median[name]:.3g}x",
@@ -67,7 +61,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     order = [REFERENCE, *(name for name in strengths if name != REFERENCE)]
     return Report(
         title="Which estimate of the Fisher information, and which strength?",
-        conclusion=conclude(strengths, median, {name: shared[name]["rank"].mean for name in strengths}),
+        conclusion=conclude(strengths, median, [n for n in strengths if n != REFERENCE and ranks[n].mean > 0.95]),
         body=[markdown_table(columns, order), LEGEND, found.how],
         pictures={PICTURE: "Both tasks over the strength, and over the strength times the size of the estimate"},
         notes=found.notes,
@@ -75,11 +69,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 
 def check(table: pd.DataFrame) -> None:
-    """Check that the sweep has what the study compares.
-
-    Raises:
-        UserError: it does not.
-    """
+    """Raise a :class:`UserError` unless the sweep has what the study compares."""
     needed = [ESTIMATOR, STRENGTH, "source_val_after_accuracy", "val_accuracy"]
     missing = [name for name in needed if name not in table or table[name].isna().all()]
     if missing:
@@ -117,13 +107,12 @@ def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:
 
 def compare_diagonals(exact: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Return the relative ``size``, the ``rank`` correlation and the shared ``top`` tenth of two diagonals."""
-    ranks = [pd.Series(values).rank().to_numpy() for values in (exact, other)]  # equal values share a rank
     tenth = max(1, len(exact) // 10)
-    top = [set(np.argsort(-values, kind="stable")[:tenth].tolist()) for values in (exact, other)]
+    top = [np.argsort(-values, kind="stable")[:tenth] for values in (exact, other)]
     return {
         "size": float(other.sum() / exact.sum()),
-        "rank": float(np.corrcoef(*ranks)[0, 1]),
-        "top": len(top[0] & top[1]) / tenth,
+        "rank": float(spearmanr(exact, other).statistic),
+        "top": len(np.intersect1d(*top)) / tenth,
     }
 
 
@@ -133,27 +122,24 @@ def draw(table: pd.DataFrame, sizes: Mapping[str, float], path: Path) -> None:
     strengths = table[STRENGTH].where(table[STRENGTH] > 0)  # the axis is logarithmic
     means: Any = both.groupby([table[ESTIMATOR], strengths]).mean()
     caption = "Mean test accuracy of both tasks over seeds; right: strengths times the size of the estimate."
-    with picture(path, caption, 4.2, panels=2) as axes:
+    with picture(path, caption, 4.2, panels=2) as (left, right):
         for ax, label, factor in (
-            (axes[0], "strength", dict.fromkeys(sizes, 1.0)),
-            (axes[1], "strength x size of the estimate", sizes),
+            (left, "strength", dict.fromkeys(sizes, 1.0)),
+            (right, "strength x size of the estimate", sizes),
         ):
             for place, name in enumerate(sizes):
                 own: Any = means[name]
                 ax.plot(own.index.to_numpy(float) * factor[name], own.to_numpy(), label=name, **style_of(place))
             ax.set_xscale("log")
             ax.set_xlabel(label)
-        axes[0].set_ylabel("test accuracy, mean of both tasks")
-        axes[0].legend()
+        left.set_ylabel("test accuracy, mean of both tasks")
 
 
-def conclude(strengths: Mapping[str, float], sizes: Mapping[str, float], ranks: Mapping[str, float]) -> str:
-    """Return the conclusion in one sentence."""
-    others = [name for name in strengths if name != REFERENCE]
-    far = max(others, key=lambda name: abs(np.log(sizes[name])))
-    like = [name for name in others if ranks[name] > 0.95]
+def conclude(strengths: Mapping[str, float], sizes: Mapping[str, float], alike: Sequence[str]) -> str:
+    """Return the conclusion in one sentence; ``alike`` are the estimates with a high rank correlation."""
+    far = max(strengths.keys() - {REFERENCE}, key=lambda name: (abs(np.log(sizes[name])), name))
     return (
         f"The {far} estimate is {sizes[far]:.3g} times the exact one, and validation chooses a strength for it that is "
         f"{strengths[far] / strengths[REFERENCE]:g} times as high (its size predicts {1 / sizes[far]:.3g}); a rank "
-        f"correlation with the exact estimate above 0.95 has {listed(like) if like else 'no other estimate'}."
+        f"correlation with the exact estimate above 0.95 has {listed(alike) if alike else 'no other estimate'}."
     )

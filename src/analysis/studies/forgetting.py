@@ -13,7 +13,7 @@ from ...errors import UserError
 from ..comparison import Arm
 from ..factors import STRATEGY, compare_factors, select_by_both_tasks, varying_factors
 from ..formatting import markdown_table, show_difference, show_interval
-from ..plots import draw_tradeoff, picture
+from ..plots import GREY, draw_tradeoff, picture
 from ..reports import Report
 from ..statistics import ConfidenceInterval, paired_difference
 
@@ -24,20 +24,20 @@ HOW = (
     "Chosen by {how}, which also orders the arms; ± is the 95 % Student-t interval over seeds. The change is paired by "
     "seed, and \\* marks an interval that excludes 0. Front: no other arm is better at both tasks; judged by {front}."
 )
+BY_BOTH = ("the mean validation accuracy of both tasks", "validation means")
+BY_TARGET = (
+    "the target's validation loss",
+    "test means, as a description only, because the source has no validation rows",
+)
 
 
 class Outcome(NamedTuple):
-    """The two tasks after fine-tuning with one arm: test accuracies, and the change of the source's, paired by seed."""
+    """The test accuracies of the two tasks after fine-tuning with one arm."""
 
     arm: Arm
     target: ConfidenceInterval
     after: ConfidenceInterval
-    change: ConfidenceInterval
-
-    @property
-    def both(self) -> float:
-        """The mean test accuracy of both tasks."""
-        return (self.target.mean + self.after.mean) / 2
+    change: ConfidenceInterval  # of the source's accuracy, paired by seed
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
@@ -45,9 +45,6 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
     Rates and strengths, and the arms that the conclusion names, are chosen by validation accuracy on both tasks, or by
     the validation loss of the target where the source has no validation rows.
-
-    Raises:
-        UserError: the jobs are no classification, or the source was not measured after fine-tuning.
     """
     if AFTER not in table or table[AFTER].notna().sum() == 0:
         raise UserError("report=forgetting needs jobs whose source task is a classification with a test part")
@@ -55,41 +52,35 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     both = VAL_AFTER in table and bool(table[VAL_AFTER].notna().all())
     found = compare_factors(select_by_both_tasks(table) if both else table, varying_factors(table, STRATEGY))
     rows = {arm.label: outcome_of(arm) for arm in found.arms}
-    columns_of_front = (VAL_TARGET, VAL_AFTER) if both else (TARGET, AFTER)
-    points = {arm.label: tuple(arm.mean_of(name).mean for name in columns_of_front) for arm in found.arms}
+    judges = (VAL_TARGET, VAL_AFTER) if both else (TARGET, AFTER)
+    points = {arm.label: tuple(arm.mean_of(name).mean for name in judges) for arm in found.arms}
     front = pareto(points)
     before = float(table[BEFORE].mean())
-    draw(rows, front, before, folder / PICTURE)
+    with picture(folder / PICTURE, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as (
+        ax,
+    ):
+        line = sorted((rows[name].target.mean, rows[name].after.mean) for name in front)
+        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
+        ax.axhline(before, color=GREY, linewidth=1, linestyle=":", label="source before fine-tuning")
+        labels = ("target test accuracy", "source test accuracy after fine-tuning")
+        draw_tradeoff(ax, {name: (row.target, row.after) for name, row in rows.items()}, labels)
     columns = {
-        "arm": lambda name: name + (" (front)" if name in front else ""),
-        "chosen": lambda name: rows[name].arm.choice,
-        "target test accuracy": lambda name: show_interval(rows[name].target),
-        "source after": lambda name: show_interval(rows[name].after),
-        "change of the source": lambda name: show_difference(rows[name].change),
-        "mean of both": lambda name: f"{rows[name].both:.3f}",
+        "arm": lambda row: row.arm.label + (" (front)" if row.arm.label in front else ""),
+        "chosen": lambda row: row.arm.choice,
+        "target test accuracy": lambda row: show_interval(row.target),
+        "source after": lambda row: show_interval(row.after),
+        "change of the source": lambda row: show_difference(row.change),
+        "mean of both": lambda row: f"{(row.target.mean + row.after.mean) / 2:.3f}",
     }
-    how = "the mean validation accuracy of both tasks" if both else "the target's validation loss"
-    means = (
-        "validation means" if both else "test means, as a description only, because the source has no validation rows"
-    )
+    how, means = BY_BOTH if both else BY_TARGET
     learns_best = max(points, key=lambda name: points[name][0]) if both else found.labels[0]
     return Report(
         title="How well is the target learned, and how much of the source is forgotten?",
         conclusion=conclude(rows[learns_best], rows[found.labels[0]] if both else None, before),
-        body=[markdown_table(columns, list(rows)), HOW.format(how=how, front=means)],
+        body=[markdown_table(columns, list(rows.values())), HOW.format(how=how, front=means)],
         pictures={PICTURE: "Target and source"},
         notes=found.notes,
     )
-
-
-def draw(rows: Mapping[str, Outcome], front: set[str], before: float, path: Path) -> None:
-    """Draw both tasks for each arm, a line through the front, and the source before fine-tuning."""
-    with picture(path, "Marker: mean over seeds. Bars: 95 % intervals. Line: the Pareto front.", 4.6) as (ax,):
-        line = sorted((rows[name].target.mean, rows[name].after.mean) for name in front)
-        ax.plot(*zip(*line, strict=True), color="#999999", linewidth=1, zorder=0)
-        ax.axhline(before, color="#555555", linewidth=1, linestyle=":", label="source before fine-tuning")
-        labels = ("target test accuracy", "source test accuracy after fine-tuning")
-        draw_tradeoff(ax, {name: (row.target, row.after) for name, row in rows.items()}, labels)
 
 
 def outcome_of(arm: Arm) -> Outcome:
@@ -105,26 +96,20 @@ def merge_zero_strength(table: pd.DataFrame) -> pd.DataFrame:
         return table
     idle = table[strength] == 0
     first = table["retention"].where(idle).groupby(table[STRATEGY]).transform("first")
-    once = ~idle | (table["retention"] == first)
-    kept: Any = table.assign(retention=table["retention"].mask(idle, "none"))[once]
-    return kept
+    kept: Any = table.assign(retention=table["retention"].mask(idle, "none"))
+    return kept[~idle | (table["retention"] == first)]
 
 
 def pareto(points: Mapping[str, tuple[float, ...]]) -> set[str]:
     """Return the names of the points that no other point matches or beats in every number and beats in one."""
-    return {
-        name
-        for name, own in points.items()
-        if not any(np.all(np.array(other) >= own) and np.any(np.array(other) > own) for other in points.values())
-    }
+    others = np.array(list(points.values()))
+    return {name for name, own in points.items() if not ((others >= own).all(1) & (others > own).any(1)).any()}
 
 
 def conclude(learns_best: Outcome, keeps_best: Outcome | None, before: float) -> str:
     """Return the test results of the arms that validation chose; ``keeps_best`` is None if it could not choose one."""
-    change = learns_best.change
-    text = (
-        f"By validation, {learns_best.arm.label} learns the target best (test accuracy {learns_best.target.mean:.3f})"
-    )
+    arm, target, _, change = learns_best
+    text = f"By validation, {arm.label} learns the target best (test accuracy {target.mean:.3f})"
     if change.excludes_zero and change.mean < 0:
         text += f" and changes the source by {show_interval(change, sign=True)} from {before:.3f}"
     else:

@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.axes import Axes
 
-from ...errors import UserError, listed
-from ..comparison import Arm, Comparison, config_columns
+from ...errors import listed
+from ..comparison import config_columns
 from ..export import varies
-from ..factors import LABELS, STRATEGY, X_LABEL, common_seeds, compare_factors, require_strategies, scores
+from ..factors import LABELS, STRATEGY, X_LABEL, compare_factors, curves_over_labels, require_strategies
 from ..formatting import count_of, markdown_table
-from ..plots import INTERVAL_BAND, draw_lines, legend_below, picture
+from ..plots import GREY, INTERVAL_BAND, draw_lines, picture
 from ..reports import Report
-from ..statistics import bootstrap, log_crossing
+from ..statistics import bootstrap, crossing
 
 SCRATCH = "scratch"
 PICTURE = "label_efficiency.png"
+HOW = (
+    f"A factor is the number of labels at which the mean of {SCRATCH} is best, divided by that at which the mean of "
+    "the arm reaches the same value, interpolated linearly in the logarithm of the labels; its interval is the "
+    "expanded percentile bootstrap over {n}."
+)
 
 
 class LabelSaving(NamedTuple):
-    """How many times fewer labels an arm needs, with its bootstrap interval; 0 if it never reaches the goal.
-
-    ``limit`` is the largest factor that the range can show: the labels of scratch's best over the fewest tried.
-    """
+    """How many times fewer labels an arm needs; 0 if it never reaches the goal."""
 
     arm: str
     factor: float
-    low: float
+    low: float  # bounds of the bootstrap interval
     high: float
-    limit: float
+    limit: float  # the largest factor that the range can show: the labels of scratch's best over the fewest tried
 
     def text(self) -> str:
         """Return the factor with its interval."""
@@ -46,47 +47,29 @@ class LabelSaving(NamedTuple):
         """Write a factor, which the tried range may cut off."""
         if math.isnan(factor):
             return "?"
-        if factor == 0:
-            return "not reached"
-        return ("at least " if factor >= self.limit else "") + f"{factor:.2g}"
+        return "not reached" if factor == 0 else "at least " * bool(factor >= self.limit) + f"{factor:.2g}"
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Compare every pre-trained arm with training from scratch over the number of labels.
-
-    The arms are strategies or, if pre-training varies, each pre-training with each strategy.
-
-    Raises:
-        UserError: there is no scratch or nothing else, or the arms share fewer than two numbers of labels.
-    """
+    """Compare every pre-trained arm (a strategy, or a pre-training with a strategy) with training from scratch."""
     require_strategies(table, (SCRATCH,))
     table = name_by_pretraining(table)
     found = compare_factors(table, [STRATEGY], [LABELS])
     arms = [str(name) for name in dict.fromkeys(table[STRATEGY].dropna()) if name != SCRATCH]
-    labels = [n for (n,) in found.levels if found.at(n).keys() >= {SCRATCH, *arms}]
-    if not arms or len(labels) < 2:
-        raise UserError(
-            f"report=label_efficiency needs {SCRATCH}, another strategy and at least 2 values of {LABELS} at which all "
-            f"of them have a result; this sweep has {listed([SCRATCH, *arms])} and {len(labels)} such values"
-        )
-    curves = {arm: [found.at(n)[arm] for n in labels] for arm in (SCRATCH, *arms)}
-    seeds = common_seeds(arm for curve in curves.values() for arm in curve)
-    values = {arm: scores(curve, seeds, found.spec.higher) for arm, curve in curves.items()}
+    labels, curves, seeds, values = curves_over_labels(found, (SCRATCH, *arms), "label_efficiency")
     savings = [measure(arm, labels, values[arm], values[SCRATCH]) for arm in arms] if seeds else []
     savings.sort(key=lambda saving: -saving.factor)
     best = float(values[SCRATCH].mean(1).max()) * (1 if found.spec.higher else -1) if seeds else math.nan
     with picture(folder / PICTURE, f"{INTERVAL_BAND} Dotted: the best of {SCRATCH}.", 4.8) as (ax,):
-        draw(ax, found, curves, labels, best)
+        draw_lines(ax, labels, curves, (X_LABEL, found.axis_label))
+        if seeds:
+            ax.axhline(best, color=GREY, linestyle=":", linewidth=1.5)
     factors = {"arm": lambda s: s.arm, "times fewer labels (95 % bootstrap interval)": LabelSaving.text}
-    how = (
-        f"A factor is the number of labels at which the mean of {SCRATCH} is best, divided by that at which the mean "
-        "of the arm reaches the same value, interpolated linearly in the logarithm of the labels; its interval is the "
-        f"expanded percentile bootstrap over {count_of(len(seeds), 'seed')}."
-    )
     by_labels = markdown_table(found.side_by_side(list(curves)), [(n,) for n in labels])
+    how = HOW.format(n=count_of(len(seeds), "seed"))
     return Report(
         title="How many times fewer labels does a pre-trained start need?",
-        conclusion=conclude(savings, found.metric, best, len(seeds)),
+        conclusion=conclude(savings, f"{SCRATCH}'s best {found.metric} of {best:.3g}", len(seeds)),
         body=[markdown_table(factors, savings), how, by_labels, found.how],
         pictures={PICTURE: "Each arm over the number of labels"},
         notes=found.notes,
@@ -117,38 +100,25 @@ def measure(
 
     def factor(drawn: Any) -> float:
         own = scratch[:, drawn].mean(1)
-        reached = log_crossing(labels, values[:, drawn].mean(1) - own.max())
-        return labels[int(own.argmax())] / max(reached, labels[0])
+        return labels[int(own.argmax())] / max(crossing(labels, values[:, drawn].mean(1) - own.max()), labels[0])
 
-    everyone = np.arange(values.shape[1])
+    n = values.shape[1]
     limit = labels[int(scratch.mean(1).argmax())] / labels[0]
-    return LabelSaving(arm, factor(everyone), *bootstrap(factor, len(everyone)), limit)
+    return LabelSaving(arm, factor(np.arange(n)), *bootstrap(factor, n), limit)
 
 
-def conclude(savings: Sequence[LabelSaving], metric: str, best: float, seeds: int) -> str:
+def conclude(savings: Sequence[LabelSaving], goal: str, seeds: int) -> str:
     """Return the conclusion in one sentence; ``savings`` come in descending order of their factor."""
-    goal = f"{SCRATCH}'s best {metric} of {best:.3g}"
     if seeds < 2:
         return f"Undecided: {count_of(seeds, 'seed')} common to all points give no interval; run more seeds."
     over = f"95 % bootstrap intervals over {count_of(seeds, 'seed')}"
-    fewer = [f"{s.arm} needs {s.bound(s.factor)} times fewer labels ({s.low:.2g} to {s.high:.2g})" for s in savings
-             if s.low > 1]  # fmt: skip
+    few = [f"{s.arm} needs {s.bound(s.factor)} times fewer labels ({s.low:.2g} to {s.high:.2g})" for s in savings
+           if s.low > 1]  # fmt: skip
     rest = [saving.arm for saving in savings if not saving.low > 1 and saving.high >= 1]
     more = [saving.arm for saving in savings if saving.high < 1]
     short = [f"{listed(more)} {'needs' if len(more) == 1 else 'need'} more labels or never reaches it"] if more else []
-    if not fewer and rest:
-        never = f"; {short[0]}" if short else ""
+    if not few and rest:
+        never = "".join(f"; {text}" for text in short)
         return f"Undecided whether {listed(rest)} can reach {goal} with fewer labels{never} ({over})."
-    parts = [", ".join(fewer)] if fewer else []
-    parts += [f"undecided for {listed(rest)}"] if rest else []
-    return f"To reach {goal}, {'; '.join(parts + short)} ({over})."
-
-
-def draw(
-    ax: Axes, found: Comparison, curves: Mapping[str, Sequence[Arm]], labels: Sequence[float], best: float
-) -> None:
-    """Draw the metric of each arm over the number of labels, and the best value of scratch as a dotted line."""
-    draw_lines(ax, labels, curves, (X_LABEL, found.axis_label))
-    if math.isfinite(best):
-        ax.axhline(best, color="#555555", linestyle=":", linewidth=1.5)
-    legend_below([ax])
+    parts = [*([", ".join(few)] if few else []), *([f"undecided for {listed(rest)}"] if rest else []), *short]
+    return f"To reach {goal}, {'; '.join(parts)} ({over})."

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ...errors import UserError, listed
 from ..factors import common_seeds, compare_factors
-from ..formatting import count_of, markdown_table, show_difference, show_interval
+from ..formatting import count_of, markdown_table, show_difference, show_interval, show_mean
 from ..plots import DOTS, IntervalRow, draw_rows, picture, style_of
 from ..reports import Report
 from ..statistics import mean_interval, paired_difference
@@ -32,33 +32,27 @@ SEARCHED, TRAINED = "blend, weights from validation", "one adapter trained on th
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Blend the adapters of each seed and compare the blends with the adapter of the union.
-
-    Raises:
-        UserError: not all three adapters were trained at a common seed.
-    """
+    """Blend the adapters of each seed and compare the blends with the adapter of the union."""
+    tasks = (*PARTS, UNION)
     found = compare_factors(table, ["data.task"])
     arms = found.at()
-    missing = [task for task in (*PARTS, UNION) if task not in arms]
-    if missing:
+    if missing := [task for task in tasks if task not in arms]:
         raise UserError(
             f"report=lora_compose needs jobs of data.task={','.join(missing)}; this sweep has {listed(arms)}"
         )
-    seeds = common_seeds([arms[task] for task in (*PARTS, UNION)])
+    seeds = common_seeds([arms[task] for task in tasks])
     if not seeds:
         raise UserError("report=lora_compose needs a seed at which all three adapters were trained")
-    jobs = {task: dict(zip(arms[task].jobs["seed"], arms[task].jobs["job"], strict=True)) for task in (*PARTS, UNION)}
+    jobs = {task: arms[task].jobs.set_index("seed")["job"] for task in tasks}
     blends = {seed: blend_adapters({task: folder / str(own[seed]) for task, own in jobs.items()}) for seed in seeds}
     values = {name: {seed: blends[seed][0][name] for seed in seeds} for name in blends[seeds[0]][0]}
+    rows = [IntervalRow(name, name, mean_interval(own.values()), list(own.values())) for name, own in values.items()]
     with picture(folder / PICTURE, DOTS, 3.8) as (ax,):
-        rows = [
-            IntervalRow(name, name, mean_interval(own.values()), list(own.values())) for name, own in values.items()
-        ]
         draw_rows(ax, rows, dict.fromkeys(values, style_of(0)))
         ax.set_xlabel("test accuracy on the rows of both tasks")
     columns = {
         "adapters": str,
-        "test accuracy": lambda name: show_interval(mean_interval(values[name].values())),
+        "test accuracy": lambda name: show_mean(values[name].values()),
         "minus the union's": lambda name: (
             "reference" if name == TRAINED else show_difference(paired_difference(values[name], values[TRAINED]))
         ),
@@ -101,14 +95,10 @@ def measure_blends(jobs: Sequence[FinishedJob], part: Split, points: Any) -> pd.
     from ...finished.weighted_adapters import search_weights
     from ...objectives.kinds import for_kind
 
-    model = jobs[0].model
+    model, base = jobs[0].model, jobs[0].base
     kernel = model.groups()[-1][1].replace(".*", "kernel")  # of the head
-    outputs = jobs[0].base[kernel].shape[-1]
-    adapters = [job.adapter for job in jobs]
-    objective = for_kind("classification")
-    return search_weights(
-        model, jobs[0].base, adapters, part, objective=objective, outputs=outputs, grid=points, head=0
-    )
+    task = {"objective": for_kind("classification"), "outputs": base[kernel].shape[-1], "head": 0}
+    return search_weights(model, base, [job.adapter for job in jobs], part, grid=points, **task)
 
 
 def conclude(values: Mapping[str, Mapping[Any, float]]) -> str:
@@ -119,9 +109,8 @@ def conclude(values: Mapping[str, Mapping[Any, float]]) -> str:
         f"accuracy {means[SEARCHED]:.3f} for the blend, {means['rotated only']:.3f} and {means['inverted only']:.3f} "
         f"for the single adapters, {means[TRAINED]:.3f} for the adapter of the union"
     )
-    if not gap.excludes_zero:
-        verdict = "Undecided whether a blend or training on the union is better"
-    else:
+    verdict = "Undecided whether a blend or training on the union is better"
+    if gap.excludes_zero:
         word = "worse" if gap.mean < 0 else "better"
         verdict = f"A blend is {word} than one adapter trained on the union by {show_interval(gap, sign=True)}"
     return f"{verdict} ({count_of(gap.n, 'seed')}): {accuracies}."

@@ -5,41 +5,37 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from ...errors import UserError, listed
 from ..comparison import Comparison, config_columns, distinguishing, is_function_of, label_arms
 from ..export import varies
 from ..factors import LABELS, SEED, STRATEGY, compare_factors
-from ..formatting import in_words, markdown_table, show_interval
+from ..formatting import in_words, markdown_table, show_interval, show_mean
 from ..pages import result_columns
 from ..plots import plot_arms
 from ..reports import Report
-from ..statistics import mean_interval
 
 FACTOR = "pretraining"  # the column with each job's label
 SETTINGS = ("pretrain_steps", "batch_size")  # compared like those under `pretrain`
-LEVELS = (STRATEGY, LABELS)
 PICTURE = "pretraining.png"
 # Metrics of pre-training itself on the source's test rows.
 REACHED = ("accuracy", "pair_accuracy", "masked_accuracy", "perplexity", "knn", "probe", "rankme")
 MEMORY, DEVIATION = "pretrain_peak_bytes", "deviation of its loss"
+SHARED = "batch_size applies to fine-tuning too, so a difference need not come from pre-training alone."
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
     """Compare the swept settings of pre-training with the first of them under each strategy and number of labels.
 
     The first is ``supervised``, or the first in alphabetical order, and of numbers the smallest.
-
-    Raises:
-        UserError: pre-training does not vary, or fewer than two of its settings have a result.
     """
     compared = swept_settings(table)
     labelled = with_deviation(with_labels(table, compared), history)
-    levels = [name for name in LEVELS if name in table and table[name].nunique() > 1]
+    levels = [name for name in (STRATEGY, LABELS) if name in table and table[name].nunique() > 1]
     found = compare_factors(labelled, [FACTOR], levels)
     order = [label for label in in_order(table, compared) if label in found.labels]
     if len(order) < 2:
@@ -48,33 +44,28 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
         )
     best = found.arms[0]
     found = found.against(order[0])
-    found = replace(found, arms=sorted(found.arms, key=lambda arm: (arm.level, order.index(arm.label))))
-    plot_arms(replace(found, arms=sorted(found.arms, key=lambda arm: order.index(arm.label))), folder / PICTURE)
+    found = replace(found, arms=sorted(found.arms, key=lambda arm: (order.index(arm.label), arm.level)))
+    plot_arms(found, folder / PICTURE)
     where = f" with {best.under}" if best.under else ""
-    body = [markdown_table(result_columns(found, "pre-training"), found.arms)]
+    by_level = sorted(found.arms, key=lambda arm: arm.level)
+    body = [markdown_table(result_columns(found, "pre-training"), by_level)]
     body += [f"By validation, {best.label}{where} is best. {found.how}"]
     if len(found.levels) > 1:
         body += [f"{found.metric.capitalize()} side by side; \\* as above:", markdown_table(matrix(found), order)]
-    reached = source_columns(labelled)
-    if reached:
+    if reached := source_columns(labelled):
         body += ["Pre-training itself, on the source's test rows (the deviation is over the last half of its rows):"]
         body += [markdown_table({"pre-training": str} | reached, order)]
-    shared = ["batch_size applies to fine-tuning too, so a difference need not come from pre-training alone."]
     return Report(
         title=title_of(compared),
-        conclusion=found.summarize(),
+        conclusion=replace(found, arms=by_level).summarize(),
         body=body,
         pictures={PICTURE: "The target task after each pre-training"},
-        notes=[*found.notes, *(shared if "batch_size" in compared else [])],
+        notes=[*found.notes, *([SHARED] if "batch_size" in compared else [])],
     )
 
 
 def swept_settings(table: pd.DataFrame) -> list[str]:
-    """Return the columns that distinguish the pre-trainings, ``pretrain`` first, without redundant ones.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the columns that distinguish the pre-trainings, ``pretrain`` first, without redundant ones."""
     names = [name for name in config_columns(table) if name.startswith("pretrain.")]
     known = [name for name in ("pretrain", *names, *SETTINGS) if name in table and varies(table[name])]
     by_seed = [name for name in known if SEED in table and is_function_of(table[name], table[SEED])]
@@ -87,9 +78,8 @@ def swept_settings(table: pd.DataFrame) -> list[str]:
 
 def with_labels(table: pd.DataFrame, compared: Sequence[str]) -> pd.DataFrame:
     """Return the jobs with one configuration column of labels in place of the compared columns."""
-    labels = label_arms(table, compared)
     kept = table.drop(columns=list(compared))
-    kept.insert(list(kept).index("objective"), FACTOR, labels)
+    kept.insert(list(kept).index("objective"), FACTOR, label_arms(table, compared))
     return kept
 
 
@@ -98,13 +88,8 @@ def with_deviation(table: pd.DataFrame, history: pd.DataFrame | None) -> pd.Data
     if history is None or not {"stage", "loss", "step"} <= set(history):
         return table
     rows = history[(history["stage"] == "pretrain") & history["loss"].notna()]
-    if rows.empty:
-        return table
-    found = {}
-    for job, own in rows.groupby("job"):
-        late = own["step"].to_numpy(float) > own["step"].max() / 2
-        found[job] = float(np.std(own["loss"].to_numpy(float)[late], ddof=1)) if late.sum() > 1 else math.nan
-    return table.assign(**{DEVIATION: table["job"].map(found)})
+    late = rows[rows["step"] > rows.groupby("job")["step"].transform("max") / 2]
+    return table.assign(**{DEVIATION: table["job"].map(late.groupby("job")["loss"].std())}) if len(rows) else table
 
 
 def in_order(table: pd.DataFrame, compared: Sequence[str]) -> list[str]:
@@ -135,8 +120,7 @@ def matrix(found: Comparison) -> dict[str, Callable[[str], str]]:
         return "-" if arm is None else show_interval(arm.test) + star
 
     names = {arm.level: arm.under for arm in found.arms}
-    columns = {names[level]: lambda label, level=level: cell(label, level) for level in found.levels}
-    return {"pre-training": str} | columns
+    return {"pre-training": str, **{names[level]: partial(cell, level=level) for level in found.levels}}
 
 
 def source_columns(table: pd.DataFrame) -> dict[str, Callable[[str], str]]:
@@ -145,7 +129,7 @@ def source_columns(table: pd.DataFrame) -> dict[str, Callable[[str], str]]:
     for name, column in [*((name, f"source_test_{name}") for name in REACHED), (DEVIATION, DEVIATION)]:
         if column in table and table[column].notna().any() and SEED in table:
             by_seed = table.groupby([FACTOR, SEED])[column].first()
-            found[name] = lambda label, by_seed=by_seed: show_interval(mean_interval(by_seed[label].dropna()))
+            found[name] = lambda label, by_seed=by_seed: show_mean(by_seed[label].dropna())
     if MEMORY in table and table[MEMORY].notna().any():
         most: dict[str, float] = table.groupby(FACTOR)[MEMORY].max().to_dict()
         found["peak MB of an update"] = lambda label: "-" if math.isnan(most[label]) else f"{most[label] / 1e6:.0f}"

@@ -31,11 +31,7 @@ SeedPoints = Mapping[Any, Mapping[str, float]]  # by seed: the values of the col
 
 
 def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Report:
-    """Measure the path and the soups of each seed, and compare them with the chosen fine-tuning.
-
-    Raises:
-        UserError: the jobs are no classification by one strategy, or their source task has no validation rows.
-    """
+    """Measure the path and the soups of each seed, and compare them with the chosen fine-tuning."""
     if "source_val_accuracy" not in table or table["source_val_accuracy"].isna().any():
         raise UserError(
             "report=wise_ft needs a classification whose source task has validation rows; "
@@ -52,13 +48,14 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
             points[seed], paths[seed], alphas[seed] = measure_seed(folder / str(best[seed]), members)
     names = (START, END, HALF, BY_VALIDATION, UNIFORM, GREEDY)
     rows = {name: {seed: own[name] for seed, own in points.items()} for name in names}
+    gains = {(name, column): gain_of(rows, name, column) for name in names for column in (TARGET, SOURCE)}
     draw(rows, list(paths.values()), folder / PICTURE)
     columns = {
         "weights": str,
         "target test accuracy": lambda name: show_interval(mean_of(rows[name], TARGET)),
-        "minus fine-tuned": lambda name: show_difference(gain_of(rows, name, TARGET), "reference"),
+        "minus fine-tuned": lambda name: show_difference(gains[name, TARGET], "reference"),
         "source test accuracy": lambda name: show_interval(mean_of(rows[name], SOURCE)),
-        "source minus fine-tuned": lambda name: show_difference(gain_of(rows, name, SOURCE), "reference"),
+        "source minus fine-tuned": lambda name: show_difference(gains[name, SOURCE], "reference"),
     }
     taken = ", ".join(f"{alpha:g}" for alpha in alphas.values())
     how = (
@@ -67,7 +64,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
     )
     return Report(
         title="What can be gained from finished weights without further training?",
-        conclusion=conclude(rows),
+        conclusion=conclude(gains, len(points)),
         body=[markdown_table(columns, list(rows)), how, found.how],
         pictures={PICTURE: "From pre-trained to fine-tuned weights, and soups"},
         notes=found.notes,
@@ -121,15 +118,15 @@ def draw(rows: Mapping[str, SeedPoints], paths: Sequence[pd.DataFrame], path: Pa
         draw_tradeoff(ax, points, ("target test accuracy", "source test accuracy"))
 
 
-def conclude(rows: Mapping[str, SeedPoints]) -> str:
+def conclude(gains: Mapping[tuple[str, str], ConfidenceInterval | None], seeds: int) -> str:
     """Return the conclusion in one sentence."""
-    gains = [gain_of(rows, name, column) for name, column in ((BY_VALIDATION, TARGET), (BY_VALIDATION, SOURCE),
-                                                               (GREEDY, TARGET))]  # fmt: skip
     target, source, soup = (
-        show_interval(gain, sign=True) + ("" if gain.excludes_zero else " (undecided)") for gain in gains if gain
+        show_interval(gain, sign=True) + ("" if gain.excludes_zero else " (undecided)")
+        for key in ((BY_VALIDATION, TARGET), (BY_VALIDATION, SOURCE), (GREEDY, TARGET))
+        if (gain := gains[key])
     )
     return (
         f"The point on the path that validation chose changes the accuracy of the chosen fine-tuning by {target} on "
         f"the target and by {source} on the source; the greedy soup changes it by {soup} on the target "
-        f"({count_of(len(rows[END]), 'seed')})."
+        f"({count_of(seeds, 'seed')})."
     )
