@@ -45,8 +45,8 @@ def export(
         model: the network.
         params: its parameters, without any that a strategy added.
         out: a new or an empty folder.
-        tokenizer: a folder whose tokenizer is copied; ``None``: none.
-        pad_token_id: the id of padding; ``None``: that of the checkpoint which the network started from.
+        tokenizer: a folder whose tokenizer is copied.
+        pad_token_id: ``None``: that of the checkpoint which the network started from.
 
     Raises:
         UserError: no class of Hugging Face computes this network, the padding's id is needed and unknown, or the
@@ -93,11 +93,7 @@ def check_exportable(model: NetworkModel) -> None:
 
 
 def complete_sizes(model: NetworkModel, params: Mapping[str, Any]) -> Any:
-    """Return a network's sizes; those that its settings leave to the images are read off the parameters.
-
-    Raises:
-        UserError: the images were not square.
-    """
+    """Return a network's sizes; those that its settings leave to the images are read off the parameters."""
     if isinstance(model, Transformer):
         return model.sizes
     sizes = model.sizes._replace(channels=int(np.shape(params[FIRST_KERNEL[model.architecture]])[-2]))
@@ -110,11 +106,7 @@ def complete_sizes(model: NetworkModel, params: Mapping[str, Any]) -> Any:
 
 
 def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, sizes: Any) -> dict[str, np.ndarray]:
-    """Return parameters under the names, and with the axes, of Hugging Face's class.
-
-    Raises:
-        UserError: parameters that the network does not have, or lacks.
-    """
+    """Return parameters under the names, and with the axes, of Hugging Face's class."""
     shapes = param_shapes(model, outputs, sizes)
     extra, missing = sorted(params.keys() - shapes.keys()), sorted(shapes.keys() - params.keys())
     if extra or missing:
@@ -125,10 +117,11 @@ def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, siz
         )
     found = {}
     for name, (path, transposed) in model_tensor_names(model).items():
-        if path in params:
-            values = np.asarray(params[path])
-            found[name] = values.transpose(to_torch_axes(values.ndim)) if transposed else values
-        if name.endswith(".running_var") and path in params:  # PyTorch counts batches beside them
+        if path not in params:
+            continue
+        values = np.asarray(params[path])
+        found[name] = values.transpose(to_torch_axes(values.ndim)) if transposed else values
+        if name.endswith(".running_var"):  # PyTorch counts batches beside them
             found[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     if model.architecture == "bert" and model.sizes.types == 0:  # the class requires at least one type
         found["bert.embeddings.token_type_embeddings.weight"] = np.zeros((1, model.sizes.width), np.float32)
@@ -136,15 +129,9 @@ def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, siz
 
 
 def to_config(model: NetworkModel, outputs: int, pad_token_id: int | None, sizes: Any) -> dict[str, Any]:
-    """Return the content of ``config.json``: that of the model's checkpoint, if any, with what has changed.
-
-    Raises:
-        UserError: the padding's id is unknown, and the class needs it to find the last token of an example.
-    """
+    """Return the content of ``config.json``: that of the model's checkpoint, if any, with what has changed."""
     table, is_text = ARCHITECTURES[model.architecture], isinstance(model, Transformer)
-    config: dict[str, Any] = {}
-    if is_text:
-        config["pad_token_id"] = 0 if model.architecture == "bert" else None
+    config: dict[str, Any] = {"pad_token_id": 0 if model.architecture == "bert" else None} if is_text else {}
     if model.architecture == "gpt2":
         config |= {"bos_token_id": None, "eos_token_id": None}
     if model.checkpoint is not None:

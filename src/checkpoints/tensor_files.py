@@ -59,11 +59,7 @@ class Tensor(NamedTuple):
 
 
 def open_files(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
-    """Yield safetensors files, open; their headers are checked against their lengths.
-
-    Raises:
-        UserError: a file cannot be read, is damaged, or is not safetensors.
-    """
+    """Yield safetensors files, open; a :class:`UserError` names one that is damaged or cannot be read."""
     for path in paths:
         try:
             yield path, safe_open(path, framework="numpy")
@@ -74,11 +70,7 @@ def open_files(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Return a safetensors file's arrays, sorted by name, and its metadata.
-
-    Raises:
-        UserError: the file cannot be read, is damaged, or is not safetensors.
-    """
+    """Return a safetensors file's arrays, sorted by name, and its metadata; raises as :func:`open_files`."""
     ((_, file),) = open_files([path])
     return {name: file.get_tensor(name) for name in sorted(file.keys())}, file.metadata() or {}
 
@@ -89,6 +81,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
     content = {name: np.asarray(values, order="C") for name, values in tensors.items()}
     with atomic_write(path) as file:
         file.write(save(content, dict(metadata)))
+
+
+def check_file(folder: Path, name: str, library: str, pickle: str = "") -> None:
+    """Refuse a folder without a file that a library's ``save_pretrained`` writes, or with a pickle instead."""
+    if (folder / name).is_file():
+        return
+    if (folder / pickle).is_file():
+        raise UserError(
+            f"'{folder}' has {pickle} only, a pickle, which can run code when it is read; "
+            f"allowed: {name} ({library} save_pretrained writes it)"
+        )
+    raise UserError(f"'{folder}' holds no {name}; allowed: a folder that {library} save_pretrained wrote")
 
 
 def check_new_folder(folder: Path) -> None:
