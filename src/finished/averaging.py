@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -21,13 +21,8 @@ def interpolate(a: Mapping[str, Any], b: Mapping[str, Any], alpha: float, kept: 
     """Return ``(1 - alpha) a + alpha b`` (arXiv 2109.01903, eq. 1): WiSE-FT for pre-trained ``a`` and fine-tuned ``b``.
 
     At 0 and 1 the bits are those of ``a`` and ``b``; parameters that are equal in both keep theirs at every alpha.
-    Batch statistics are interpolated like weights; ``evaluation.recompute_statistics`` estimates them.
-
-    Args:
-        a: the weights at 0.
-        b: the weights at 1; parameters that ``a`` lacks are copied.
-        alpha: 0 to 1.
-        kept: paths that are ``b``'s at every alpha: a new head, even where it has the shape of the old one.
+    The paths in ``kept`` are ``b``'s at every alpha: a new head, even where it has the shape of the old one. So are
+    parameters that ``a`` lacks. Batch statistics are interpolated like weights.
 
     Raises:
         UserError: ``a`` has parameters that ``b`` lacks or has in another shape, or alpha is outside 0 to 1.
@@ -45,11 +40,7 @@ def _between(a: Any, b: Any, alpha: float) -> Any:
 
 
 def shared(a: Mapping[str, Any], b: Mapping[str, Any], kept: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the parameters of ``a``, all but ``kept``.
-
-    Raises:
-        UserError: ``b`` lacks one of them, or has it in another shape or type.
-    """
+    """Return the parameters of ``a``, all but ``kept``; refuse any that ``b`` lacks or has in another shape or type."""
     found = {path: leaf for path, leaf in a.items() if path not in set(kept)}
     check_architecture(found, {path: leaf for path, leaf in b.items() if path in found}, "the ends of the path")
     return found
@@ -76,24 +67,13 @@ def _mean(leaves: Sequence[Any]) -> Any:
     return (total / len(leaves)).astype(np.asarray(leaves[0]).dtype)
 
 
-class GreedySoup(NamedTuple):
-    """A greedy soup and its members."""
+def greedy_soup(
+    members: Sequence[Mapping[str, Any]], evaluate: Callable[[Params], float]
+) -> tuple[Params, tuple[int, ...]]:
+    """Return the greedy soup (arXiv 2203.05482, recipe 1), and its members' indices in the order of their addition.
 
-    params: Params
-    members: tuple[int, ...]  # indices, in the order in which they were added
-    loss: float  # of the soup
-    losses: tuple[float, ...]  # of each member alone
-
-
-def greedy_soup(members: Sequence[Mapping[str, Any]], evaluate: Callable[[Params], float]) -> GreedySoup:
-    """Return the greedy soup (arXiv 2203.05482, recipe 1): the best member, and each next one that does not hurt.
-
-    Members are sorted by their loss alone, so the soup is never worse than the best of them. NaN counts as the worst
-    loss; among equal ones the earlier member comes first.
-
-    Args:
-        members: of one architecture.
-        evaluate: returns the validation loss of weights, lower is better.
+    Members are added in the order of their loss alone, which ``evaluate`` returns, if that makes the soup no worse; so
+    it is never worse than the best of them. NaN counts as the worst loss; among equal ones the earlier member is first.
 
     Raises:
         UserError: there are no members, no member has a finite loss, or architectures differ.
@@ -109,15 +89,11 @@ def greedy_soup(members: Sequence[Mapping[str, Any]], evaluate: Callable[[Params
         loss = float(evaluate(candidate))
         if loss <= best:  # false for NaN
             kept, params, best = (*kept, i), candidate, loss
-    return GreedySoup(params, kept, best, tuple(losses))
+    return params, kept
 
 
 def stack(members: Sequence[Mapping[str, Any]]) -> Params:
-    """Return the members' parameters along a new first axis.
-
-    Raises:
-        UserError: there are no members, or their architectures differ.
-    """
+    """Return the members' parameters along a new first axis; their architectures must be the same."""
     check_members(members)
     return {path: np.stack([np.asarray(member[path]) for member in members]) for path in members[0]}  # type: ignore[return-value]
 

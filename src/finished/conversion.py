@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ..checkpoints import huggingface, peft
 from ..checkpoints.adapters import fingerprint, load_adapter, save_adapter
@@ -20,7 +20,7 @@ from ..checkpoints.tensor_files import MAX_LISTED, check_new_folder, read_json
 from ..errors import UserError, listed
 from ..models.base import same_bits
 from ..models.transformer import Transformer
-from .jobs import read_job
+from .jobs import FinishedJob, read_job
 
 STRATEGIES = ("lora", "dora")
 
@@ -40,15 +40,15 @@ def export_job(folder: Path, out: Path, tokenizer: Path | None = None, pad_token
     job = read_job(folder)
     if not isinstance(job.model, NetworkModel):
         raise UserError(f"'{folder}' has model={job.config.model.name}; allowed: {listed(ARCHITECTURES)}")
-    tokenizer = tokenizer or tokenizer_folder(job.config)
-    pad_token_id = padding_id(tokenizer) if pad_token_id is None else pad_token_id
-    return export(job.model, job.merged_params(), out, tokenizer, pad_token_id)
+    return export(job.model, job.merged_params(), out, *_tokenizer_of(job, tokenizer, pad_token_id))
 
 
-def tokenizer_folder(config: DictConfig) -> Path | None:
-    """Return the folder of a job's tokenizer; ``None`` where ``data.tokenizer`` is not a folder with one."""
-    name = OmegaConf.select(config, "data.tokenizer")
-    return Path(name) if name and (Path(name) / TOKENIZER).is_file() else None
+def _tokenizer_of(job: FinishedJob, tokenizer: Path | None, pad_token_id: int | None) -> tuple[Path | None, int | None]:
+    """Return the folder of the tokenizer, by default the job's, and the id of padding, by default the tokenizer's."""
+    name = OmegaConf.select(job.config, "data.tokenizer")
+    if tokenizer is None and name and (Path(name) / TOKENIZER).is_file():
+        tokenizer = Path(name)
+    return tokenizer, padding_id(tokenizer) if pad_token_id is None else pad_token_id
 
 
 def job_to_peft(folder: Path, out: Path, base_out: Path | None = None, pad_token_id: int | None = None) -> str:
@@ -72,24 +72,19 @@ def job_to_peft(folder: Path, out: Path, base_out: Path | None = None, pad_token
         raise UserError(f"'{folder}' has strategy={strategy.name}; allowed: {listed(STRATEGIES)}")
     stabilised = bool(strategy.get("rank_stabilised", False))
     adapter, base = extract_peft(job.read_params(), model, float(strategy.alpha), stabilised)
-    base_name = str(base_out)
     if base_out is None:
         adapter, base_name = rebase_on_checkpoint(adapter, base, model), str(model.checkpoint)
     else:
         check_new_folder(base_out)
+        base_name = str(base_out)
     write_peft(out, adapter, model, base, base_name, dropout=float(strategy.get("dropout") or 0.0))
     if base_out is not None:
-        tokenizer = tokenizer_folder(job.config)
-        export(model, base, base_out, tokenizer, padding_id(tokenizer) if pad_token_id is None else pad_token_id)
+        export(model, base, base_out, *_tokenizer_of(job, None, pad_token_id))
     return base_name
 
 
 def rebase_on_checkpoint(adapter: PeftAdapter, base: Mapping[str, Any], model: Transformer) -> PeftAdapter:
-    """Return an adapter of ``model.checkpoint`` that gives the same network: what the files lack is saved in full.
-
-    Raises:
-        UserError: there is no checkpoint, or the base no longer equals it.
-    """
+    """Return an adapter of ``model.checkpoint`` that gives the same network: what the files lack is saved in full."""
     hint = "allowed with --base-out, which writes the base too"
     if model.checkpoint is None:
         raise UserError(f"the job started from no checkpoint, so PEFT could load no base; {hint}")
@@ -107,11 +102,7 @@ def rebase_on_checkpoint(adapter: PeftAdapter, base: Mapping[str, Any], model: T
 
 
 def checkpoint_model(checkpoint: str, head: str | None) -> Transformer:
-    """Return the model of a checkpoint with a head; ``None``: the checkpoint's own.
-
-    Raises:
-        UserError: another architecture, a head that it cannot have, or an unknown one.
-    """
+    """Return the text model of a checkpoint with a head; ``None``: the checkpoint's own."""
     path = folder_of(checkpoint) / huggingface.CONFIG
     config = read_json(path)
     kind = config.get("model_type")
@@ -150,10 +141,6 @@ def convert_from_peft(folder: Path, checkpoint: str, out: Path, head: str | None
 
 
 def convert_to_peft(file: Path, checkpoint: str, out: Path, head: str | None = None) -> None:
-    """Write an adapter's file, a weighted sum for instance, as an adapter of PEFT.
-
-    Raises:
-        UserError: the file cannot be read, or the checkpoint is not the adapter's base.
-    """
+    """Write an adapter's file, a weighted sum for instance, as an adapter of PEFT; refuse another base."""
     model, adapter = checkpoint_model(checkpoint, head), load_adapter(file)
     write_peft(out, adapter, model, read_checkpoint(model), checkpoint)

@@ -14,7 +14,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..config.hparams import bind, static_part
 from ..errors import UserError, listed
-from ..models.base import ApplyOptions, Model, head_paths, is_statistic, same_bits
+from ..models.base import ApplyOptions, head_paths, is_statistic, same_bits
 from ..training.evaluation import evaluate
 from ..training.forward import forward
 from ..training.loop import shortest_float
@@ -67,7 +67,10 @@ def evaluate_weights(
         raise UserError(f"the points of the path have the lengths {sorted(lengths)}; allowed: one length >= 1")
     if between and not ((each >= 0) & (each <= 1)).all():
         raise UserError(f"the alphas are {listed(map(str, each))}; allowed: numbers from 0 to 1")
-    ends = _ends(points) if between else None
+    ends = None
+    if between:
+        starts = shared(points.a, points.b, points.kept)
+        ends = {path: leaf for path, leaf in starts.items() if not same_bits(leaf, points.b[path])}, dict(points.b)
     batch_size = min(batch_size, count)
     stages, hypers = tuple(static_part(task.stage) for task in tasks), [traced(task.stage) for task in tasks]
     data = [(dict(task.splits), dict(task.head)) for task in tasks]
@@ -79,16 +82,9 @@ def evaluate_weights(
     # JAX returns dictionaries with sorted keys; the table goes split by split, the loss first.
     metrics = sorted(batches[0], key=lambda name: not name.endswith("_loss"))
     names = [name for task in tasks for split in task.splits for name in metrics if name.startswith(f"{split}_")]
-    table: dict[str, Any] = {"alpha": [shortest_float(alpha) for alpha in each]} if between else {}
-    for name in names:
-        table[name] = [shortest_float(value) for value in np.concatenate([batch[name] for batch in batches])[:count]]
-    return pd.DataFrame(table)
-
-
-def _ends(points: Interpolation) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the parameters of ``a`` that differ from ``b``'s, and all of ``b``."""
-    starts = shared(points.a, points.b, points.kept)
-    return {path: leaf for path, leaf in starts.items() if not same_bits(leaf, points.b[path])}, dict(points.b)
+    columns: dict[str, Any] = {"alpha": each} if between else {}
+    columns |= {name: np.concatenate([batch[name] for batch in batches])[:count] for name in names}
+    return pd.DataFrame({name: [shortest_float(value) for value in values] for name, values in columns.items()})
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -104,7 +100,9 @@ def _evaluate_batch(stages: tuple[Stage, ...], hypers: Any, ends: Any, batch: An
         found: dict[str, Array] = {}
         for static, hyper, (splits, head) in zip(stages, hypers, data, strict=True):
             stage = bind(static, hyper)
-            found |= evaluate(stage, replace_head(stage.model, params, head), {}, splits)
+            own = head_paths(stage.model, params) if head else ()
+            with_head = {**{path: leaf for path, leaf in params.items() if path not in own}, **head}
+            found |= evaluate(stage, with_head, {}, splits)
         return found
 
     return jax.vmap(one)(batch)
@@ -113,12 +111,6 @@ def _evaluate_batch(stages: tuple[Stage, ...], hypers: Any, ends: Any, batch: An
 def _between(a: Array, b: Array, alpha: Array) -> Array:
     # Not (1 - alpha) a + alpha b: in float32 that rounds twice, which matters where the ends are close.
     return jnp.where(alpha == 1.0, b, a + alpha.astype(a.dtype) * (b - a))
-
-
-def replace_head(model: Model, params: Mapping[str, Any], head: Mapping[str, Any]) -> Params:
-    """Return the parameters with those of the last group replaced by a head; an empty one changes nothing."""
-    own = head_paths(model, params) if head else frozenset()
-    return {**{path: leaf for path, leaf in params.items() if path not in own}, **head}
 
 
 def validation_loss(task: EvalTask) -> Callable[[Params], float]:
