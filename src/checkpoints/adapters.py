@@ -30,28 +30,18 @@ FORMAT = "thaw-adapter-1"
 MAX_NAMED = 40  # parameters in one sentence
 
 Factors = tuple[np.ndarray, np.ndarray]  # A (in, r), B (r, out); of a convolution (kh, kw, in, r) and (1, 1, r, out)
-Scales = float | Mapping[str, float]  # one for all modules, or one a module
 
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """Low-rank changes by module, and the head trained with them; complete and finite, or it cannot be made.
+    """Low-rank changes by module, and the head trained with them; complete and finite, or it cannot be made."""
 
-    Attributes:
-        factors: ``{"Dense_0": (A, B)}``; ranks may differ from module to module.
-        scaling: s of each module: ``alpha / r``, or ``alpha / sqrt(r)`` if rank-stabilised.
-        head: parameters that are saved in full, by path; may be empty.
-        base: the :func:`fingerprint` of the parameters that it changes.
-        head_paths: the paths that the fingerprint leaves out, whether they are in ``head`` or not.
-        meta: facts about its training that JSON can hold: alpha, rank, ...
-    """
-
-    factors: Mapping[str, Factors]
-    scaling: Mapping[str, float]
-    head: Mapping[str, np.ndarray]
-    base: str
-    head_paths: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Factors]  # {"Dense_0": (A, B)}; ranks may differ from module to module
+    scaling: Mapping[str, float]  # s of each module: alpha / r, or alpha / sqrt(r) if rank-stabilised
+    head: Mapping[str, np.ndarray]  # parameters that are saved in full, by path; may be empty
+    base: str  # the fingerprint of the parameters that it changes
+    head_paths: tuple[str, ...] = ()  # the paths that the fingerprint leaves out, whether they are in `head` or not
+    meta: Mapping[str, Any] = field(default_factory=dict)  # facts about its training that JSON can hold
 
     def __post_init__(self) -> None:
         wrong = [f"{module}: A {a.shape} and B {b.shape}" for module, (a, b) in self.factors.items() if not _fit(a, b)]
@@ -105,9 +95,9 @@ def fingerprint(base: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
 
 
 def extract(
-    params: Mapping[str, Any], scaling: Scales, head_paths: Iterable[str], meta: Mapping[str, Any] | None = None
+    params: Mapping[str, Any], head_paths: Iterable[str], alpha: float, rank_stabilised: bool = False
 ) -> LoraAdapter:
-    """Take the adapter out of fine-tuned parameters, whose ``head_paths`` were trained in full.
+    """Take the adapter out of what ``strategy=lora`` left; parameters at ``head_paths`` were trained in full.
 
     Raises:
         UserError: ``params`` holds no adapter, an incomplete one, or one that is not a sum of low-rank changes.
@@ -115,20 +105,11 @@ def extract(
     factors, rest = split_adapter(params)
     if not factors:
         raise UserError("these parameters hold no adapter: none is called lora_a or lora_b")
+    ranks = {module: a.shape[-1] for module, (a, _) in factors.items()}
+    scaling = {module: float(scale(alpha, rank, rank_stabilised)) for module, rank in ranks.items()}
     head = {path: np.asarray(rest[path]) for path in sorted(set(head_paths) & rest.keys())}
-    return LoraAdapter(
-        factors, _by_module(scaling, factors), head, fingerprint(rest, head), tuple(head), dict(meta or {})
-    )
-
-
-def extract_trained(
-    params: Mapping[str, Any], head_paths: Iterable[str], alpha: float, rank_stabilised: bool
-) -> LoraAdapter:
-    """Take the adapter out of what ``strategy=lora`` left, with its scales; raises as :func:`extract`."""
-    ranks = {module: a.shape[-1] for module, (a, _) in split_adapter(params)[0].items()}
-    scaling = {module: scale(alpha, rank, rank_stabilised) for module, rank in ranks.items()}
-    meta = {"alpha": alpha, "rank": max(ranks.values(), default=0), "rank_stabilised": rank_stabilised}
-    return extract(params, scaling, head_paths, meta)
+    meta = {"alpha": alpha, "rank": max(ranks.values()), "rank_stabilised": rank_stabilised}
+    return LoraAdapter(factors, scaling, head, fingerprint(rest, head), tuple(head), meta)
 
 
 def add_adapter(adapter: LoraAdapter, base: Mapping[str, Any]) -> Params:
@@ -148,7 +129,7 @@ def add_adapter(adapter: LoraAdapter, base: Mapping[str, Any]) -> Params:
     return rest | added
 
 
-def merge(params: Mapping[str, Any], scaling: Scales = 1.0) -> Params:
+def merge(params: Mapping[str, Any], scaling: Mapping[str, float] | float = 1.0) -> Params:
     """Return the parameters with ``s A B`` added to the kernels, and no factors. Without factors they are unchanged.
 
     The scale s is 1 for what :func:`add_adapter` returns, since ``lora_b`` includes it.
@@ -157,7 +138,8 @@ def merge(params: Mapping[str, Any], scaling: Scales = 1.0) -> Params:
         UserError: the factors fit no kernel, or are not finite.
     """
     factors, rest = split_adapter(params)
-    adapter = LoraAdapter(factors, _by_module(scaling, factors), {}, "")
+    scales = scaling if isinstance(scaling, Mapping) else dict.fromkeys(factors, scaling)
+    adapter = LoraAdapter(factors, scales, {}, "")
     check_modules(adapter, rest)
     return _shifted(adapter, rest, 1.0)
 
@@ -165,8 +147,7 @@ def merge(params: Mapping[str, Any], scaling: Scales = 1.0) -> Params:
 def unmerge(params: Mapping[str, Any], adapter: LoraAdapter) -> Params:
     """Return merged parameters with the adapter's change subtracted from the kernels; the head stays the adapter's.
 
-    Kernels come back to within rounding: about 1e-7 of their size in float32, 4e-3 in bfloat16. Keep the base where
-    that matters.
+    Kernels come back to within rounding: about 1e-7 of their size in float32, 4e-3 in bfloat16.
 
     Raises:
         UserError: the parameters are not merged, or modules do not fit.
@@ -222,12 +203,6 @@ def split_adapter(params: Mapping[str, Any]) -> tuple[dict[str, Factors], Params
             "can be neither extracted nor merged as one"
         )
     return {m: (np.asarray(params[f"{m}/{A}"]), np.asarray(params[f"{m}/{B}"])) for m in modules}, rest
-
-
-def _by_module(scaling: Scales, modules: Iterable[str]) -> dict[str, float]:
-    if isinstance(scaling, Mapping):
-        return {module: float(s) for module, s in scaling.items()}
-    return {module: float(scaling) for module in modules}
 
 
 def scale_factor(factor: float, b: np.ndarray) -> np.ndarray:

@@ -237,16 +237,6 @@ def model_tensor_names(model: NetworkModel) -> TensorNames:
     return {table.prefix + name: entry for name, entry in trunk.items()} | tensor_names(table.heads[model.head_name])
 
 
-def to_our_axes(dimensions: int) -> tuple[int, ...]:
-    """Return the permutation from PyTorch's axes ``(out, in, height, width)`` to ``(height, width, in, out)``."""
-    return (*range(2, dimensions), 1, 0)
-
-
-def to_torch_axes(dimensions: int) -> tuple[int, ...]:
-    """Return the inverse of :func:`to_our_axes`."""
-    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
-
-
 def fixed_outputs(model: NetworkModel) -> int | None:
     """Return the number of outputs of a head that allows only one number; ``None`` for other heads."""
     if model.head_name in TIED:

@@ -27,16 +27,7 @@ from ..models.vision import MEAN, STD, Scaling, Vision, is_number
 from ..models.wrapped import Wrapped
 from ..notices import warn_once
 from ..types import Params
-from .architectures import (
-    ARCHITECTURES,
-    NetworkModel,
-    TensorNames,
-    fixed_outputs,
-    param_shapes,
-    tensor_names,
-    to_our_axes,
-    to_torch_axes,
-)
+from .architectures import ARCHITECTURES, NetworkModel, TensorNames, fixed_outputs, param_shapes, tensor_names
 from .tensor_files import MAX_LISTED, Tensor, check_file, misfit, open_files, read_json
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
@@ -51,21 +42,17 @@ M = TypeVar("M", bound=Model)
 
 
 def folder_of(checkpoint: str) -> Path:
-    """Return the folder of a checkpoint; one on the Hugging Face Hub is downloaded unless its cache has it.
-
-    Raises:
-        UserError: there is no such folder, and the Hub does not provide it.
-    """
+    """Return the folder of a checkpoint; one on the Hugging Face Hub is downloaded unless its cache has it."""
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", checkpoint):
         raise UserError(f"model.checkpoint is '{checkpoint}', and there is no such folder")
-    return _downloaded(checkpoint)
+    return _download(checkpoint)
 
 
 @functools.cache
-def _downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -109,9 +96,7 @@ def stamp_of(files: Iterable[Path]) -> Stamp:
 
 
 def fingerprint(model: Model) -> str | None:
-    """Return 16 hexadecimal digits of a SHA-256 over a checkpoint's files and the code that reads them.
-
-    ``None`` for a model without a checkpoint.
+    """Return 16 hexadecimal digits of a SHA-256 over a checkpoint's files and the code that reads them, if any.
 
     Raises:
         UserError: the files cannot be read.
@@ -144,9 +129,7 @@ def build_model(node: DictConfig) -> Any:
 
 
 def load_config(model: M) -> M:
-    """Return the model with the sizes of its checkpoint, and how its pixels are scaled; the weights are not read.
-
-    A model without a checkpoint is returned as it is.
+    """Return the model with the sizes of its checkpoint, if any, and the scaling of its pixels, without the weights.
 
     Raises:
         UserError: the files cannot be read, describe another architecture or a variant that the network does not
@@ -192,10 +175,10 @@ def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
     """Return whether ``config.json`` may give a size this value, by the type of its default, and what it may give."""
     whole = f"a whole number from {least} to {MAX_SIZE}"
     if isinstance(default, tuple):
-        good = (
-            isinstance(value, list) and 0 < len(value) <= MAX_SIZES and all(_accepts(v, None, least)[0] for v in value)
-        )
-        return good, f"a list of 1 to {MAX_SIZES}, each {whole}"
+        few = isinstance(value, list) and 0 < len(value) <= MAX_SIZES
+        return few and all(
+            _accepts(item, None, least)[0] for item in value
+        ), f"a list of 1 to {MAX_SIZES}, each {whole}"
     if isinstance(default, float):
         return isinstance(value, float) and 0 < value < 1, "a number between 0 and 1"
     if isinstance(default, str):  # if it is there at all, it is one of the values that the table requires
@@ -204,7 +187,7 @@ def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
 
 
 def read_scaling(folder: Path) -> Scaling:
-    """Return the mean and standard deviation that a checkpoint's ``preprocessor_config.json`` gives pixels from 0 to 1.
+    """Return the mean and standard deviation that ``preprocessor_config.json`` gives pixels from 0 to 1.
 
     Raises:
         UserError: there is no such file, its numbers are impossible, or it does not divide pixels by 255.
@@ -269,23 +252,11 @@ def _read(model: NetworkModel, outputs: int | None, stamp: Stamp) -> dict[str, n
         raise UserError(f"'{config.parent}' does not fit this network: {listed(matched.faults, MAX_LISTED)}")
     if matched.notes:
         warn_once(f"checkpoint '{config.parent}': {'; '.join(matched.notes)}")
-    return {path: read_parameter(*entry) for path, entry in matched.tensors.items()}
-
-
-def read_parameter(tensor: Tensor, transposed: bool) -> np.ndarray:
-    """Return a tensor's values with our axes, read-only."""
-    values = tensor.read()
-    values = np.ascontiguousarray(values.transpose(to_our_axes(values.ndim))) if transposed else values
-    values.flags.writeable = False
-    return values
+    return {path: tensor.read(transposed) for path, (tensor, transposed) in matched.tensors.items()}
 
 
 def list_tensors(files: Iterable[Path], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of files by their present names, without the trunk's prefix; gamma and beta are old names.
-
-    Raises:
-        UserError: a file is damaged or not safetensors, or two tensors have one name.
-    """
+    """Return the tensors of files by their present names, without the trunk's prefix; gamma and beta are old names."""
     found: dict[str, Tensor] = {}
     for path, file in open_files(files):
         for name in file.keys():  # noqa: SIM118  (an open file, no dict)
@@ -353,10 +324,5 @@ def match_tensors(
 
 def misfits(names: TensorNames, found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return a sentence for each of these tensors that has another shape or type than its parameter."""
-    wrong = []
-    for name, (path, transposed) in names.items():
-        shape = shapes[path]
-        if name in found:
-            torch_shape = tuple(shape[axis] for axis in to_torch_axes(len(shape))) if transposed else shape
-            wrong.append(misfit(found[name], torch_shape))
+    wrong = (misfit(found[name], axes, shapes[path]) for name, (path, axes) in names.items() if name in found)
     return [words for words in wrong if words]

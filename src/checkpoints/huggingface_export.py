@@ -14,9 +14,9 @@ from ..errors import UserError, listed
 from ..models.resnet import Resnet
 from ..models.transformer import Transformer
 from ..models.vision import Vision
-from .architectures import ARCHITECTURES, NetworkModel, fixed_outputs, model_tensor_names, param_shapes, to_torch_axes
+from .architectures import ARCHITECTURES, NetworkModel, fixed_outputs, model_tensor_names, param_shapes
 from .huggingface import CONFIG, PREPROCESSOR, WEIGHTS, folder_of
-from .tensor_files import check_new_folder, read_json, write_json, write_tensors
+from .tensor_files import check_new_folder, read_json, to_torch_axes, write_json, write_tensors
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (

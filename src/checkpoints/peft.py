@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,21 +22,11 @@ from ..models.base import head_paths
 from ..models.lowrank import scale
 from ..models.transformer import TIED, Transformer
 from ..types import Params
-from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract_trained, fingerprint
-from .architectures import ARCHITECTURES, TensorNames, fixed_outputs, model_tensor_names, param_shapes
-from .huggingface import MAX_SIZE, list_tensors, misfits, read_checkpoint, read_parameter
+from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract, fingerprint
+from .architectures import ARCHITECTURES, fixed_outputs, model_tensor_names, param_shapes
+from .huggingface import MAX_SIZE, list_tensors, misfits, read_checkpoint
 from .huggingface_export import check_exportable
-from .tensor_files import (
-    FLOAT_DTYPES,
-    MAX_LISTED,
-    Tensor,
-    check_file,
-    check_new_folder,
-    misfit,
-    read_json,
-    write_json,
-    write_tensors,
-)
+from .tensor_files import MAX_LISTED, Tensor, check_file, check_new_folder, misfit, read_json, write_json, write_tensors
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -54,8 +44,6 @@ NO_EFFECT |= {"megatron_core", "qalora_group_size", "runtime_config", "eva_confi
 INIT_LORA_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
 NO_EFFECT |= {"loftq_config", "corda_config", "lora_ga_config"}  # of initialisations that are excluded above
 
-T = TypeVar("T")
-
 
 class PeftAdapter(NamedTuple):
     """What fine-tuning under LoRA or DoRA learned."""
@@ -65,11 +53,7 @@ class PeftAdapter(NamedTuple):
 
     @property
     def adapter(self) -> LoraAdapter:
-        """The LoRA adapter.
-
-        Raises:
-            UserError: DoRA, which also scales the kernels.
-        """
+        """The LoRA adapter; a :class:`UserError` for DoRA, which also scales the kernels."""
         if self.magnitudes:
             raise UserError(
                 "this is a DoRA adapter, which scales the kernels, so it is not a sum of low-rank changes; "
@@ -97,26 +81,18 @@ class PeftAdapter(NamedTuple):
 def extract_peft(
     params: Mapping[str, Any], model: Transformer, alpha: float, rank_stabilised: bool = False
 ) -> tuple[PeftAdapter, Params]:
-    """Return what fine-tuning under LoRA or DoRA learned, and the base with the trained head.
-
-    Raises:
-        UserError: there are no factors, one of a pair is missing, or other parameters lie beside them.
-    """
+    """Return what fine-tuning under LoRA or DoRA learned, and the base with the trained head; raises as ``extract``."""
     end = f"/{MAGNITUDE}"
     magnitudes = {path.removesuffix(end): np.asarray(leaf) for path, leaf in params.items() if path.endswith(end)}
     rest: Any = {path: leaf for path, leaf in params.items() if not path.endswith(end)}
-    lora = extract_trained(rest, head_paths(model, rest), alpha, rank_stabilised)
+    lora = extract(rest, head_paths(model, rest), alpha, rank_stabilised)
     if magnitudes and magnitudes.keys() != lora.factors.keys():
         raise UserError(f"the adapter is incomplete: {MAGNITUDE} is not beside every lora_a")
     return PeftAdapter(lora, magnitudes), {path: leaf for path, leaf in rest.items() if path not in lora.params}
 
 
 def merge_peft(adapter: PeftAdapter, base: Mapping[str, Any]) -> Params:
-    """Return the base with the change in its kernels, and the adapter's head.
-
-    Raises:
-        UserError: another base, or modules that do not fit.
-    """
+    """Return the base with the change in its kernels, and the adapter's head; refuse another base."""
     check_base(adapter.lora, base)
     params = {**base, **adapter.lora.head}
     kernels = {f"{module}/kernel": module for module in adapter.lora.factors}
@@ -147,7 +123,7 @@ class LoraConfig(NamedTuple):
         return float(scale(alpha, self.rank(module), self.use_rslora))
 
 
-def _of_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
+def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return next((value for pattern, value in patterns.items() if re.fullmatch(_end(pattern), module)), default)
 
 
@@ -211,12 +187,9 @@ def check_files(folder: Path) -> None:
 
 
 def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None = None) -> PeftAdapter:
-    """Read an adapter that PEFT, or :func:`write_peft`, wrote.
+    """Read an adapter that PEFT, or :func:`write_peft`, wrote; the size of its head is taken from the folder.
 
-    Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        model: the network that it is for; the size of its head is taken from the folder.
-        base: the parameters that it changes; ``None``: those of ``model.checkpoint``.
+    ``base`` holds the parameters that it changes; ``None``: those of ``model.checkpoint``.
 
     Raises:
         UserError: the files cannot be read, ask for what is not computed here, or do not fit: all faults are named.
@@ -232,7 +205,7 @@ def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None =
     tensors, modules, faults = _match_tensors(found, model, config, base)
     if faults:
         raise UserError(f"'{folder}' does not fit this network: {listed(faults, MAX_LISTED)}")
-    params = {path: read_parameter(*entry) for path, entry in tensors.items()}
+    params = {path: tensor.read(transposed) for path, (tensor, transposed) in tensors.items()}
     if bad := [tensors[path][0].name for path, values in params.items() if not np.isfinite(values).all()]:
         raise UserError(
             f"'{folder}' has numbers that are not finite in {listed(bad, MAX_LISTED)}; allowed: finite ones"
@@ -261,11 +234,9 @@ def _match_tensors(
     """Return a folder's tensors, PEFT's names of adapted modules by ours, and a sentence for all that does not fit."""
     table = ARCHITECTURES[model.architecture]
     names = {name.removeprefix(table.prefix): entry for name, entry in model_tensor_names(model).items()}
-    head = next(
-        (found[name] for name, (path, _) in names.items() if path == "classifier/kernel" and name in found), None
-    )
-    has_outputs = head is not None and len(head.shape) == 2 and head.shape[0] > 0
-    shapes = param_shapes(model, fixed_outputs(model) or (head.shape[0] if head is not None and has_outputs else 1))
+    head = {path: found[name] for name, (path, _) in names.items() if name in found}.get("classifier/kernel")
+    outputs = head.shape[0] if head and len(head.shape) == 2 else 0
+    shapes = param_shapes(model, fixed_outputs(model) or outputs or 1)
     names = {name: entry for name, entry in names.items() if entry[0] in shapes}
     tensors: Matched = {}
     modules: dict[str, str] = {}
@@ -305,7 +276,7 @@ def _match_tensors(
 def _equal(copy: Tensor, original: Tensor | None, of_base: Any) -> bool:
     """Return whether a tied tensor equals its original, in the folder or else in the base."""
     other = of_base if original is None else original.read()
-    return other is not None and copy.dtype in FLOAT_DTYPES and np.array_equal(copy.read(), np.asarray(other))
+    return other is not None and not misfit(copy, False, other.shape) and np.array_equal(copy.read(), other)
 
 
 def _factor_faults(
@@ -317,11 +288,12 @@ def _factor_faults(
     for module, name in modules.items():
         inputs, outputs = shapes[f"{module}/kernel"]
         rank = config.rank(name)
-        expected: dict[str, tuple[int, ...]] = {".lora_A.weight": (rank, inputs), ".lora_B.weight": (outputs, rank)}
-        expected |= {".lora_magnitude_vector": (outputs,)} if config.use_dora else {}
-        for suffix, shape in expected.items():
-            entry = tensors.get(f"{module}/{SUFFIXES[suffix]}")
-            if fault := misfit(entry[0], shape) if entry else f"{name}{suffix} is missing":
+        expected: dict[str, tuple[int, ...]] = {A: (inputs, rank), B: (rank, outputs), MAGNITUDE: (outputs,)}
+        for suffix, ours in SUFFIXES.items():
+            entry = tensors.get(f"{module}/{ours}")
+            if entry is None and (config.use_dora or ours != MAGNITUDE):
+                yield f"{name}{suffix} is missing"
+            elif entry and (fault := misfit(*entry, expected[ours])):
                 yield fault
 
 
@@ -362,16 +334,12 @@ def write_peft(
     write_json(folder / CONFIG, _to_config(adapter, model, saved) | names)
 
 
-def _their_names(model: Transformer) -> TensorNames:
-    """Return Hugging Face's tensor of each of our parameters, and whether its axes are transposed."""
-    return {path: (name, transposed) for name, (path, transposed) in model_tensor_names(model).items()}
-
-
 def _to_tensors(
     adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return factors with magnitudes, and what is saved in full, under PEFT's names without :data:`PREFIX`."""
-    theirs, suffixes = _their_names(model), {ours: suffix for suffix, ours in SUFFIXES.items()}
+    names, suffixes = model_tensor_names(model), {ours: suffix for suffix, ours in SUFFIXES.items()}
+    theirs = {path: (name, transposed) for name, (path, transposed) in names.items()}
     factors, saved = {}, {}
     for path, leaf in adapter.params().items():
         module, _, last = path.rpartition("/")
@@ -381,7 +349,7 @@ def _to_tensors(
         else:
             saved[name] = leaf.T if transposed else leaf
     # PEFT loads a module that is saved in full only with its copies of tied tensors.
-    modules, table, names = _modules(saved), ARCHITECTURES[model.architecture], model_tensor_names(model)
+    modules, table = _modules(saved), ARCHITECTURES[model.architecture]
     for copy, original in table.tied.items() if model.head_name in TIED else ():
         path = names[original if original in names else table.prefix + original][0]
         if path in adapter.lora.head or any(copy.startswith(f"{module}.") for module in modules):
@@ -428,11 +396,12 @@ def _check_fit(adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]
 
 def _to_config(adapter: PeftAdapter, model: Transformer, saved: Iterable[str]) -> dict[str, Any]:
     """Return the content of ``adapter_config.json``: the commonest rank and alpha, and patterns of full names."""
-    lora, theirs = adapter.lora, _their_names(model)
+    lora = adapter.lora
+    theirs = {path: (name.removesuffix(".weight"), axes) for name, (path, axes) in model_tensor_names(model).items()}
     use_rslora = bool(lora.meta.get("rank_stabilised", False))
     ranks, alphas = {}, {}
     for module, rank in lora.ranks.items():
-        name = theirs[f"{module}/kernel"][0].removesuffix(".weight")
+        name = theirs[f"{module}/kernel"][0]
         alpha = float(f"{lora.scaling[module] * (math.sqrt(rank) if use_rslora else rank):.12g}")  # 16, not 15.99...98
         ranks[name], alphas[name] = rank, int(alpha) if alpha.is_integer() else alpha
     (r, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))

@@ -23,11 +23,7 @@ MAX_LISTED = 20  # names in one sentence
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a file's JSON object.
-
-    Raises:
-        UserError: the file cannot be read, or holds something else.
-    """
+    """Return a file's JSON object; a :class:`UserError` if there is none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -53,9 +49,22 @@ class Tensor(NamedTuple):
     shape: tuple[int, ...]
     dtype: str  # safetensors' name
 
-    def read(self) -> np.ndarray:
-        """Return the values as float32."""
-        return np.asarray(self.file.get_tensor(self.name)).astype(np.float32)
+    def read(self, transposed: bool = False) -> np.ndarray:
+        """Return the values as float32, read-only; with our axes if they are ``transposed``."""
+        values = np.asarray(self.file.get_tensor(self.name)).astype(np.float32)
+        values = np.ascontiguousarray(values.transpose(to_our_axes(values.ndim))) if transposed else values
+        values.flags.writeable = False
+        return values
+
+
+def to_our_axes(dimensions: int) -> tuple[int, ...]:
+    """Return the permutation from PyTorch's axes ``(out, in, height, width)`` to ``(height, width, in, out)``."""
+    return (*range(2, dimensions), 1, 0)
+
+
+def to_torch_axes(dimensions: int) -> tuple[int, ...]:
+    """Return the inverse of :func:`to_our_axes`."""
+    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
 
 
 def open_files(paths: Iterable[Path]) -> Iterator[tuple[Path, Any]]:
@@ -101,8 +110,9 @@ def check_new_folder(folder: Path) -> None:
         raise UserError(f"'{folder}' holds something already; allowed: a new or an empty folder")
 
 
-def misfit(tensor: Tensor, shape: tuple[int, ...]) -> str | None:
-    """Return a sentence if a tensor has another shape, or holds no real numbers."""
+def misfit(tensor: Tensor, transposed: bool, shape: tuple[int, ...]) -> str | None:
+    """Return a sentence if a tensor has another shape than its parameter, or holds no real numbers."""
+    shape = tuple(shape[axis] for axis in to_torch_axes(len(shape))) if transposed else shape
     if tensor.shape != shape:
         return f"{tensor.name} is {tensor.shape} instead of {shape}"
     if tensor.dtype not in FLOAT_DTYPES:

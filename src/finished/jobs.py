@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoints.adapters import LoraAdapter, extract_trained, merge, split_adapter
+from ..checkpoints.adapters import LoraAdapter, extract, merge, split_adapter
 from ..checkpoints.huggingface import build_model
 from ..checkpoints.tensor_files import read_tensors
 from ..config.choices import Kind
@@ -77,7 +77,7 @@ class FinishedJob:
         if not split_adapter(params)[0] or strategy.get("alpha") is None:
             raise UserError(f"'{self.folder}' holds no LoRA adapter: its strategy is '{strategy.get('name')}'")
         stabilised = bool(strategy.get("rank_stabilised", False))
-        return extract_trained(params, head_paths(self.model, params), float(strategy.alpha), stabilised)
+        return extract(params, head_paths(self.model, params), float(strategy.alpha), stabilised)
 
     @functools.cached_property
     def base(self) -> Params:
