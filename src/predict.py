@@ -125,9 +125,15 @@ def read_input(options: PredictOptions, source: Any) -> InputTexts:
     else:
         raise UserError(f"{origin}: there is no such file")
     if form is InputFormat.squad:
-        texts = parse_squad(content, origin)
-    elif form is InputFormat.columns:
-        texts = parse_columns(content, source.token_column, origin)
+        asked = questions_in(content, origin, answered=False)
+        ids = [one.name for one in asked]
+        places = [f"question {name}" for name in ids]
+        texts = InputTexts([one.text for one in asked], [one.context for one in asked], places, ids)
+    elif form is InputFormat.columns:  # a word a line, and an empty line between two sentences
+        column = source.token_column
+        lines = (cells for _, cells in lines_of_columns(content, column + 1, origin))
+        filled = (own for has_words, own in itertools.groupby(lines, bool) if has_words)
+        texts = InputTexts([" ".join(cells[column] for cells in own) for own in filled], None, [])
     elif form is InputFormat.lines:
         texts = parse_lines(content, second is not None, origin)
     else:
@@ -181,20 +187,6 @@ def parse_lines(content: str, pairs: bool, origin: str) -> InputTexts:
         if len(own) != 2:
             raise UserError(f"{origin} has {len(own)} texts in {place}; allowed: two, with a tab between them")
     return InputTexts([a for a, _ in cells], [b for _, b in cells], places)
-
-
-def parse_columns(content: str, column: int, origin: str) -> InputTexts:
-    """Return sentences of a word a line, with an empty line between two sentences; other columns are ignored."""
-    lines = (cells for _, cells in lines_of_columns(content, column + 1, origin))
-    sentences = [" ".join(cells[column] for cells in own) for filled, own in itertools.groupby(lines, bool) if filled]
-    return InputTexts(sentences, None, [])
-
-
-def parse_squad(content: str, origin: str) -> InputTexts:
-    """Return the questions of a file in SQuAD's format; answers are not needed."""
-    found = questions_in(content, origin, answered=False)
-    ids = [one.name for one in found]
-    return InputTexts([q.text for q in found], [q.context for q in found], [f"question {name}" for name in ids], ids)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------

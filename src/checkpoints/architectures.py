@@ -30,13 +30,19 @@ TOKENS: ParamNames = {"cls_token": ("class_token", False), "position_embeddings"
 Modules = tuple[tuple[str, str, ParamNames], ...]
 
 
+class Head(NamedTuple):
+    """A kind of head: its modules, and the classes of Hugging Face that have it."""
+
+    modules: Modules
+    classes: tuple[str, ...]  # the first one is written
+
+
 class Architecture(NamedTuple):
     """How Hugging Face names the parameters and sizes of a network."""
 
     prefix: str  # of the trunk's tensors; files may leave it out
     trunk: Modules  # below pooler and head
-    heads: Mapping[str, Modules]  # by our name of the head
-    classes: Mapping[str, tuple[str, ...]]  # the classes that have a head; the first one is written
+    heads: Mapping[str, Head]  # by our name
     config_keys: Mapping[str, str]  # our name of a size -> its key in config.json
     required: Mapping[str, tuple[Any, ...]]  # other keys of config.json -> the values that our network computes
     ignored: str  # a regular expression for parts of other networks, which are not read
@@ -50,6 +56,8 @@ class Architecture(NamedTuple):
 
 
 QKV = ("query", "key", "value")
+CLASSIFIER: Modules = (("classifier", "classifier", DENSE),)
+SPANS: Modules = (("qa_outputs", "classifier", DENSE),)
 MASKED: Modules = (
     ("cls.predictions.transform.dense", "transform", DENSE),
     ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
@@ -79,18 +87,11 @@ BERT = Architecture(
     ),
     pooler=(("pooler.dense", "pooler", DENSE),),
     heads={
-        "classify": (("classifier", "classifier", DENSE),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "masked": MASKED,
-        "pretraining": (*MASKED, ("cls.seq_relationship", "classifier", DENSE)),
-    },
-    classes={
-        "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
-        "tokens": ("BertForTokenClassification",),
-        "spans": ("BertForQuestionAnswering",),
-        "masked": ("BertForMaskedLM", "BertForPreTraining"),
-        "pretraining": ("BertForPreTraining",),
+        "classify": Head(CLASSIFIER, ("BertForSequenceClassification", "BertForNextSentencePrediction")),
+        "tokens": Head(CLASSIFIER, ("BertForTokenClassification",)),
+        "spans": Head(SPANS, ("BertForQuestionAnswering",)),
+        "masked": Head(MASKED, ("BertForMaskedLM", "BertForPreTraining")),
+        "pretraining": Head((*MASKED, ("cls.seq_relationship", "classifier", DENSE)), ("BertForPreTraining",)),
     },
     aliases={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
     config_keys={
@@ -127,16 +128,10 @@ GPT2 = Architecture(
         ("ln_f", "final_norm", NORM),
     ),
     heads={
-        "classify": (("score", "classifier", KERNEL),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "causal": (),
-    },
-    classes={
-        "classify": ("GPT2ForSequenceClassification",),
-        "tokens": ("GPT2ForTokenClassification",),
-        "spans": ("GPT2ForQuestionAnswering",),
-        "causal": ("GPT2LMHeadModel", "GPT2DoubleHeadsModel"),
+        "classify": Head((("score", "classifier", KERNEL),), ("GPT2ForSequenceClassification",)),
+        "tokens": Head(CLASSIFIER, ("GPT2ForTokenClassification",)),
+        "spans": Head(SPANS, ("GPT2ForQuestionAnswering",)),
+        "causal": Head((), ("GPT2LMHeadModel", "GPT2DoubleHeadsModel")),
     },
     config_keys={
         "vocab_size": "vocab_size",
@@ -168,8 +163,7 @@ RESNET = Architecture(
         ("encoder.stages.{i}.shortcut.convolution", "block_{i}/shortcut", KERNEL),
         ("encoder.stages.{i}.shortcut.normalization", "block_{i}/shortcut_norm", BATCH_NORM),
     ),
-    heads={"classify": (("classifier.1", "head", DENSE),)},
-    classes={"classify": ("ResNetForImageClassification",)},
+    heads={"classify": Head((("classifier.1", "head", DENSE),), ("ResNetForImageClassification",))},
     config_keys={
         "stem_width": "embedding_size",
         "widths": "hidden_sizes",
@@ -203,8 +197,7 @@ VIT = Architecture(
         ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
         ("layernorm", "final_norm", NORM),
     ),
-    heads={"classify": (("classifier", "head", DENSE),)},
-    classes={"classify": ("ViTForImageClassification",)},
+    heads={"classify": Head((("classifier", "head", DENSE),), ("ViTForImageClassification",))},
     config_keys={"patch": "patch_size", "image": "image_size", "channels": "num_channels", **TRANSFORMER_KEYS},
     required={"hidden_act": ("gelu",), "qkv_bias": (True,)},
     ignored=r"(pooler|classifier|decoder)\..*",
@@ -234,7 +227,8 @@ def model_tensor_names(model: NetworkModel) -> TensorNames:
     """Return the tensors of a whole model as its class writes them, with the trunk's prefix."""
     table = ARCHITECTURES[model.architecture]
     trunk = tensor_names((*table.trunk, *table.pooler), table.block_names(model.sizes))
-    return {table.prefix + name: entry for name, entry in trunk.items()} | tensor_names(table.heads[model.head_name])
+    head = tensor_names(table.heads[model.head_name].modules)
+    return {table.prefix + name: entry for name, entry in trunk.items()} | head
 
 
 def fixed_outputs(model: NetworkModel) -> int | None:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from omegaconf import DictConfig
@@ -176,9 +176,7 @@ def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
     whole = f"a whole number from {least} to {MAX_SIZE}"
     if isinstance(default, tuple):
         few = isinstance(value, list) and 0 < len(value) <= MAX_SIZES
-        return few and all(
-            _accepts(item, None, least)[0] for item in value
-        ), f"a list of 1 to {MAX_SIZES}, each {whole}"
+        return few and all(_accepts(v, None, least)[0] for v in value), f"a list of 1 to {MAX_SIZES}, each {whole}"
     if isinstance(default, float):
         return isinstance(value, float) and 0 < value < 1, "a number between 0 and 1"
     if isinstance(default, str):  # if it is there at all, it is one of the values that the table requires
@@ -246,13 +244,13 @@ def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str
 def _read(model: NetworkModel, outputs: int | None, stamp: Stamp) -> dict[str, np.ndarray]:
     config, *files = (Path(name) for name, _, _ in stamp)
     table = ARCHITECTURES[model.architecture]
-    classes = set(read_json(config).get("architectures") or []) & {c for own in table.classes.values() for c in own}
-    matched = match_tensors(model, outputs, list_tensors(files, table.prefix), classes)
-    if matched.faults:
-        raise UserError(f"'{config.parent}' does not fit this network: {listed(matched.faults, MAX_LISTED)}")
-    if matched.notes:
-        warn_once(f"checkpoint '{config.parent}': {'; '.join(matched.notes)}")
-    return {path: tensor.read(transposed) for path, (tensor, transposed) in matched.tensors.items()}
+    classes = read_json(config).get("architectures") or []
+    tensors, faults, notes = _match_tensors(model, outputs, list_tensors(files, table.prefix), classes)
+    if faults:
+        raise UserError(f"'{config.parent}' does not fit this network: {listed(faults, MAX_LISTED)}")
+    if notes:
+        warn_once(f"checkpoint '{config.parent}': {'; '.join(notes)}")
+    return {path: tensor.read(transposed) for path, (tensor, transposed) in tensors.items()}
 
 
 def list_tensors(files: Iterable[Path], prefix: str) -> dict[str, Tensor]:
@@ -268,23 +266,19 @@ def list_tensors(files: Iterable[Path], prefix: str) -> dict[str, Tensor]:
     return found
 
 
-class MatchedTensors(NamedTuple):
-    """Which tensor of a checkpoint is which parameter."""
-
-    tensors: dict[str, tuple[Tensor, bool]]  # by our path; True: its axes are transposed
-    faults: list[str]  # a sentence for everything that does not fit
-    notes: list[str]  # on what is not read, and what keeps its initial values
+Matched = dict[str, tuple[Tensor, bool]]  # by our path: the tensor, and whether its axes are transposed
 
 
-def match_tensors(
-    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: set[str]
-) -> MatchedTensors:
-    """Match a checkpoint's tensors, which these known classes of Hugging Face wrote, with a model's parameters.
+def _match_tensors(
+    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: Iterable[str]
+) -> tuple[Matched, list[str], list[str]]:
+    """Return the tensors of a model's parameters, a sentence for all that does not fit, and notes on what is left out.
 
-    ``outputs`` is that of :func:`read_checkpoint`.
+    ``classes``: those of Hugging Face that wrote the tensors.
     """
     table, head = ARCHITECTURES[model.architecture], model.head_name
-    same_head = classes & set(table.classes[head])
+    known = set(classes) & {name for own in table.heads.values() for name in own.classes}
+    same_head = known & set(table.heads[head].classes)
     aliases = {theirs: ours for cls in same_head for theirs, ours in table.aliases.get(cls, {}).items()}
     parts = {name: name.rpartition(".") for name in found}
     found = {aliases.get(m, m) + dot + leaf: found[name] for name, (m, dot, leaf) in parts.items()}
@@ -295,10 +289,10 @@ def match_tensors(
 
     names, notes = ours(tensor_names(table.trunk, table.block_names(model.sizes))), []
     with_head = outputs is not None or head in TIED
-    for part, modules in (("pooler", table.pooler), ("head", table.heads[head] if with_head else ())):
+    for part, modules in (("pooler", table.pooler), ("head", table.heads[head].modules if with_head else ())):
         own, reason = ours(tensor_names(modules)), ""
-        if part == "head" and classes and not same_head:
-            reason = f"the file's is that of {listed(sorted(classes))}"
+        if part == "head" and known and not same_head:
+            reason = f"the file's is that of {listed(sorted(known))}"
         elif not found.keys() & own.keys():
             reason = "the file has none"
         elif part == "head" and (wrong := misfits(own, found, shapes)):
@@ -318,8 +312,7 @@ def match_tensors(
         if head in TIED and copy in found and original in found
         if not np.array_equal(found[copy].read(), found[original].read())
     ]
-    tensors = {path: (found[name], transposed) for name, (path, transposed) in names.items() if name in found}
-    return MatchedTensors(tensors, faults, notes)
+    return {path: (found[name], axes) for name, (path, axes) in names.items() if name in found}, faults, notes
 
 
 def misfits(names: TensorNames, found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

@@ -41,12 +41,8 @@ def export(
 ) -> str:
     """Write a network as a checkpoint of Hugging Face; return the name of the class that loads it.
 
-    Args:
-        model: the network.
-        params: its parameters, without any that a strategy added.
-        out: a new or an empty folder.
-        tokenizer: a folder whose tokenizer is copied.
-        pad_token_id: ``None``: that of the checkpoint which the network started from.
+    The parameters are without any that a strategy added. The tokenizer in a folder is copied. The default id of padding
+    is that of the checkpoint which the network started from.
 
     Raises:
         UserError: no class of Hugging Face computes this network, the padding's id is needed and unknown, or the
@@ -142,7 +138,7 @@ def to_config(model: NetworkModel, outputs: int, pad_token_id: int | None, sizes
     if model.architecture == "bert":
         config["type_vocab_size"] = max(model.sizes.types, 1)
     config |= {"model_type": model.architecture, "dtype": "float32"}
-    config["architectures"] = [table.classes[model.head_name][0]]
+    config["architectures"] = [table.heads[model.head_name].classes[0]]
     if model.head_name in ("classify", "tokens") and len(config.get("id2label") or {}) != outputs:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(outputs)}

@@ -24,7 +24,7 @@ from ..models.transformer import TIED, Transformer
 from ..types import Params
 from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract, fingerprint
 from .architectures import ARCHITECTURES, fixed_outputs, model_tensor_names, param_shapes
-from .huggingface import MAX_SIZE, list_tensors, misfits, read_checkpoint
+from .huggingface import MAX_SIZE, Matched, list_tensors, misfits, read_checkpoint
 from .huggingface_export import check_exportable
 from .tensor_files import MAX_LISTED, Tensor, check_file, check_new_folder, misfit, read_json, write_json, write_tensors
 
@@ -223,9 +223,6 @@ def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None =
 def _is_added(path: str) -> bool:
     """Return whether a parameter is a factor or a magnitude."""
     return path.rpartition("/")[2] in SUFFIXES.values()
-
-
-Matched = dict[str, tuple[Tensor, bool]]  # by our path: the tensor, and whether its axes are transposed
 
 
 def _match_tensors(

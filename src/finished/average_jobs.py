@@ -30,8 +30,8 @@ from ..tracking.records import job_folders, natural_key
 from ..training.calls import execute
 from ..training.stage import Stage
 from ..types import Params, ignore
-from .averaging import greedy_soup, interpolate, shared, stack, uniform_soup
-from .evaluation import EvalTask, Interpolation, evaluate_weights, recompute_statistics, validation_loss
+from . import averaging
+from .averaging import EvalTask, Interpolation, evaluate_weights
 from .jobs import FinishedJob, read_job
 
 UNIFORM, GREEDY = "uniform soup", "greedy soup"
@@ -206,13 +206,13 @@ def wise_ft(folder: Path, points: int) -> Average:
     notes = []
     if kept := sorted({*member.params} - {*member.pretrained} | {*path.kept}):
         notes.append(f"fine-tuned at every alpha: {listed(kept)}")
-    if all(same_bits(leaf, member.params[name]) for name, leaf in shared(path.a, path.b, path.kept).items()):
+    if all(same_bits(leaf, member.params[name]) for name, leaf in averaging.shared(path.a, path.b, path.kept).items()):
         notes.append("fine-tuning changed nothing else, so every point is the fine-tuned model")
     best = lowest_loss(table)[0]
     table["chosen"] = table.index == best
     alpha = float(table["alpha"].to_numpy()[best])
     notes.append(f"written: alpha {alpha:g}")
-    params = interpolate(path.a, path.b, alpha, path.kept)
+    params = averaging.interpolate(path.a, path.b, alpha, path.kept)
     return Average(params, {"job": str(folder), "alpha": alpha}, table, notes, member)
 
 
@@ -224,12 +224,12 @@ def soup(jobs: Sequence[FinishedJob], greedy: bool) -> Average:
     """
     members = read_finetuned(jobs)
     tasks, weights = members[0].tasks(), [member.params for member in members]
-    name, params, kept = UNIFORM, uniform_soup(weights), tuple(range(len(weights)))
+    name, params, kept = UNIFORM, averaging.uniform_soup(weights), tuple(range(len(weights)))
     soups = {name: params}
     if greedy:
-        name, (params, kept) = GREEDY, greedy_soup(weights, validation_loss(tasks[0]))
+        name, (params, kept) = GREEDY, averaging.greedy_soup(weights, averaging.validation_loss(tasks[0]))
         soups[name] = params
-    table = evaluate_weights(stack([*weights, *soups.values()]), tasks)
+    table = evaluate_weights(averaging.stack([*weights, *soups.values()]), tasks)
     folders = [job.folder.resolve() for job in jobs]
     same_place = len({folder.parent for folder in folders}) == 1
     names = [own.name if same_place else str(job.folder) for own, job in zip(folders, jobs, strict=True)] + [*soups]
@@ -264,8 +264,8 @@ def with_statistics(average: Average, recompute: bool) -> Average:
         note = "batch statistics are averages too, not those of the averaged weights; --recompute estimates them"
         return average._replace(notes=[*average.notes, note])
     job = average.member.job
-    params = recompute_statistics(eval_stage(job), average.params, job.data.target["train"].x)
-    metrics = evaluate_weights(stack([params]), average.member.tasks()).iloc[0]
+    params = averaging.recompute_statistics(eval_stage(job), average.params, job.data.target["train"].x)
+    metrics = evaluate_weights(averaging.stack([params]), average.member.tasks()).iloc[0]
     words = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     note = f"with batch statistics of the training rows: {words}"
     return average._replace(params=params, notes=[*average.notes, note])

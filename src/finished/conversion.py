@@ -28,11 +28,7 @@ STRATEGIES = ("lora", "dora")
 def export_job(folder: Path, out: Path, tokenizer: Path | None = None, pad_token_id: int | None = None) -> str:
     """Write a finished job's network as a checkpoint of Hugging Face, LoRA merged; return the class that loads it.
 
-    Args:
-        folder: the job's.
-        out: a new or an empty folder.
-        tokenizer: a folder whose tokenizer is copied; ``None``: the job's, where ``data.tokenizer`` is a folder.
-        pad_token_id: the id of padding; ``None``: the tokenizer's, or the checkpoint's.
+    The defaults of ``tokenizer``, a folder, and of ``pad_token_id`` are the job's and the tokenizer's.
 
     Raises:
         UserError: no finished job, a network that no class of Hugging Face computes, or a folder that is not empty.
@@ -54,12 +50,8 @@ def _tokenizer_of(job: FinishedJob, tokenizer: Path | None, pad_token_id: int | 
 def job_to_peft(folder: Path, out: Path, base_out: Path | None = None, pad_token_id: int | None = None) -> str:
     """Write what a finished job learned as an adapter of PEFT; return the name of its base.
 
-    Args:
-        folder: the job's.
-        out: a new or an empty folder.
-        base_out: a folder for the base as a checkpoint of Hugging Face. ``None``: the base is the checkpoint that the
-            job started from, and must still equal it.
-        pad_token_id: of the base that is written; ``None``: the tokenizer's, or the checkpoint's.
+    The base is written to ``base_out`` as a checkpoint of Hugging Face, with this id of padding. Without ``base_out``
+    it is the checkpoint that the job started from, and must still equal it.
 
     Raises:
         UserError: no finished job of LoRA or DoRA on a model of text, or a base that PEFT could not load.
@@ -108,23 +100,19 @@ def checkpoint_model(checkpoint: str, head: str | None) -> Transformer:
     kind = config.get("model_type")
     if kind not in TEXT_ARCHITECTURES:
         raise UserError(f"'{path}' describes a model of type '{kind}'; allowed: {listed(TEXT_ARCHITECTURES)}")
-    classes = TEXT_ARCHITECTURES[kind].classes
+    heads = TEXT_ARCHITECTURES[kind].heads
     given = set(config.get("architectures") or [])
-    head = head or next((name for name, own in classes.items() if given & set(own)), None)
-    if head not in classes:
+    head = head or next((name for name, own in heads.items() if given & set(own.classes)), None)
+    if head not in heads:
         what = f"--head is '{head}'" if head else "--head is missing"
-        raise UserError(f"{what}, and '{checkpoint}' is a {kind}; allowed: {listed(classes)}")
+        raise UserError(f"{what}, and '{checkpoint}' is a {kind}; allowed: {listed(heads)}")
     return build_model(OmegaConf.create({"name": kind, "checkpoint": checkpoint, "head": head}))
 
 
 def convert_from_peft(folder: Path, checkpoint: str, out: Path, head: str | None = None) -> None:
     """Write PEFT's adapter as a file of ours (``.safetensors``), or as a checkpoint with the change merged in.
 
-    Args:
-        folder: PEFT's.
-        checkpoint: the base, a folder or a name on the Hugging Face Hub.
-        out: the file or the new folder.
-        head: of the network; ``None``: that of the folder's task, or of the checkpoint's class.
+    The base is ``checkpoint``, with a head: by default that of the folder's task, or of the checkpoint's class.
 
     Raises:
         UserError: the folder cannot be read or does not fit, or DoRA is to become a file of ours.

@@ -147,20 +147,11 @@ def search_weights(
     head: int | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Evaluate weighted sums of adapters, all points of a grid in one program.
+    """Evaluate weighted sums of adapters of ``base``, all points of a grid (:func:`weight_grid`) in one program.
 
     The weights are arguments of that program: the adapters' ranks lie side by side, and a point scales the rows of B.
-
-    Args:
-        model: the network.
-        base: the parameters that the adapters were trained on.
-        adapters: of that base.
-        data: validation rows.
-        objective: computes the loss and the other metrics.
-        outputs: units of the head.
-        grid: a row of weights for each point (:func:`weight_grid`).
-        head: see :func:`add_weighted_adapter`.
-        batch_size: points that are computed side by side; memory grows with it.
+    ``batch_size`` points are computed side by side; memory grows with it. The head is chosen as in
+    :func:`add_weighted_adapter`.
 
     Returns:
         A row a point, the lowest loss first: ``weight_0``, ``weight_1``, ..., ``loss``, and the objective's other

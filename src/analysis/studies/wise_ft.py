@@ -77,8 +77,7 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 def measure_seed(best: Path, members: Sequence[Path]) -> tuple[dict[str, dict[str, float]], pd.DataFrame, float]:
     """Return the accuracies by name for the weights made from one seed's jobs, the path, and the chosen alpha."""
     from ...finished.average_jobs import read_finetuned, read_finetuned_job
-    from ...finished.averaging import greedy_soup, stack, uniform_soup
-    from ...finished.evaluation import evaluate_weights, validation_loss
+    from ...finished.averaging import evaluate_weights, greedy_soup, stack, uniform_soup, validation_loss
 
     finetuned = read_finetuned([read_finetuned_job(folder) for folder in members])
     chosen = finetuned[list(members).index(best)]
