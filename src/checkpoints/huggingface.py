@@ -224,12 +224,8 @@ def read_initial(model: Model, outputs: int) -> Params:
 def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str, np.ndarray]:
     """Return a checkpoint's parameters by path, as float32. The arrays are cached and shared, so they are read-only.
 
-    The head is left out where the checkpoint has none, or one of another kind or size. A warning, given once, names
-    what is not read and what keeps its initial values.
-
-    Args:
-        model: with a ``checkpoint``, as :func:`load_config` returns it.
-        outputs: of the head; ``None``: it is left out, unless its size is the vocabulary's.
+    The head is left out without ``outputs``, unless its size is the vocabulary's, and where the checkpoint has none, or
+    one of another kind or size. A warning, given once, names what is not read and what keeps its initial values.
 
     Raises:
         UserError: the files cannot be read, or their tensors do not fit this network: all of them are named.

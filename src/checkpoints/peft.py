@@ -135,8 +135,7 @@ def read_lora_config(path: Path, model: Transformer) -> LoraConfig:
     """Return what ``adapter_config.json`` says.
 
     Raises:
-        UserError: another kind of adapter or task, an impossible value, or a key that affects the outputs in a way that
-            is not computed here.
+        UserError: another kind of adapter or task, an impossible value, or a key whose effect is not computed here.
     """
     config = read_json(path)
     tasks = {"FEATURE_EXTRACTION", TASK_TYPES.get(model.head_name)} - {None}
@@ -306,15 +305,10 @@ def write_peft(
     *,
     dropout: float = 0.0,
 ) -> None:
-    """Write an adapter as PEFT's ``save_pretrained`` would. The head is saved in full, any change of it merged.
+    """Write an adapter of ``base`` as PEFT's ``save_pretrained`` would, with the head in full and its change merged.
 
-    Args:
-        folder: a new or an empty one.
-        adapter: what was learned.
-        model: the network that it is for.
-        base: the parameters that it changes.
-        base_name: the checkpoint that holds them, which PEFT loads: a folder, or a name on the Hugging Face Hub.
-        dropout: of the adapter's input, for further training.
+    PEFT loads the base from ``base_name``: a folder, or a name on the Hugging Face Hub. ``dropout`` of the adapter's
+    input is for further training.
 
     Raises:
         UserError: the network is not one of Hugging Face's, the adapter does not fit it, or the folder is not empty.

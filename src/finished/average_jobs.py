@@ -135,10 +135,7 @@ class FinetunedWeights(NamedTuple):
         return Interpolation(self.pretrained, self.params, alphas, kept)
 
     def tasks(self) -> list[EvalTask]:
-        """Return the target's validation and test rows, and the source's test rows.
-
-        The source is evaluated with its own head where the target has another label space, else with the one head.
-        """
+        """Return the target's validation and test rows, and the source's test rows with the head that computes them."""
         stage, data = eval_stage(self.job), self.job.data
         source_stage = replace(stage, outputs=data.source_outputs)
         source_head = self.source_head if data.new_head else {}
