@@ -15,7 +15,7 @@ LORA = {"name": "lora", "rank": RANK, "alpha": ALPHA}
 DORA = {"name": "dora", "rank": RANK, "alpha": ALPHA}
 MIXED = LORA | {
     "rank_stabilised": True,
-    "ranks": ["block_0/.*:3", "block_1/(up|down):1"],
+    "rank_pattern": ["block_0/.*:3", "block_1/(up|down):1"],
     "targets": ["block_.*/.*", "head"],
     "dropout": 0.1,
 }
