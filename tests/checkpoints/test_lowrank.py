@@ -97,5 +97,7 @@ class Standardised(nn.Conv):
 def test_modules_that_may_not_be_linear_in_their_kernel(module, named):
     a, b = factors(2, 3, 4, 4)
     bound = module.clone(name="Block_0").bind({})
-    with pytest.raises(UserError, match=f"a {named}, is not supported; allowed: Dense, and Conv"):
+    with pytest.raises(
+        UserError, match=f"a {named}, is not supported; allowed: Dense, and Conv without groups or a mask"
+    ):
         lowrank(bound, np.ones((2, 7, 4), np.float32), a, b)
