@@ -72,11 +72,7 @@ class InputTexts(NamedTuple):
 
 
 def parse_options(arguments: Sequence[str]) -> PredictOptions:
-    """Read the command line.
-
-    Raises:
-        UserError: an argument that is not ``key=value``, an unknown or missing key, or a wrong value.
-    """
+    """Read the command line; a :class:`UserError` names a wrong argument."""
     known = list(PredictOptions.__dataclass_fields__)
     values: dict[str, str] = {}
     for argument in arguments:

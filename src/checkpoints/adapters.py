@@ -133,9 +133,6 @@ def merge(params: Mapping[str, Any], scaling: Mapping[str, float] | float = 1.0)
     """Return the parameters with ``s A B`` added to the kernels, and no factors. Without factors they are unchanged.
 
     The scale s is 1 for what :func:`add_adapter` returns, since ``lora_b`` includes it.
-
-    Raises:
-        UserError: the factors fit no kernel, or are not finite.
     """
     factors, rest = split_adapter(params)
     scales = scaling if isinstance(scaling, Mapping) else dict.fromkeys(factors, scaling)

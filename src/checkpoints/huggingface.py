@@ -54,11 +54,11 @@ def folder_of(checkpoint: str) -> Path:
 @functools.cache
 def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"model.checkpoint is '{name}': there is no such folder, and the Hugging Face Hub does not provide it "
             f"({type(error).__name__}); allowed: a folder, or a name that the Hub or its local cache has"
@@ -66,11 +66,7 @@ def _download(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold a checkpoint's tensors.
-
-    Raises:
-        UserError: there are none, they are pickled, or the index names files outside the folder.
-    """
+    """Return the files that hold a checkpoint's tensors; refuse pickles, and an index of files outside the folder."""
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
         check_file(folder, WEIGHTS, "transformers'", PICKLE)

@@ -41,11 +41,7 @@ UNIFORM, GREEDY = "uniform soup", "greedy soup"
 
 
 def read_finetuned_job(folder: Path) -> FinishedJob:
-    """Return a completed job that was fine-tuned, with its data loaded.
-
-    Raises:
-        UserError: no completed job, or one whose weights cannot be averaged.
-    """
+    """Return a completed job that was fine-tuned, with its data loaded; refuse one whose weights cannot be averaged."""
     job = read_job(folder)
     recipe, added = job.plan.recipe, set(job.plan.recipe.strategy.adapter_params)
     if added & set(LORA_PARAMS) and not added <= set(LORA_PARAMS):
@@ -214,11 +210,7 @@ def wise_ft(folder: Path, points: int) -> Average:
 
 
 def soup(jobs: Sequence[FinishedJob], greedy: bool) -> Average:
-    """Average jobs, and evaluate them beside the soups.
-
-    Raises:
-        UserError: the jobs do not share a pre-training, or none has a finite validation loss.
-    """
+    """Average jobs of one pre-training, and evaluate them beside the soups."""
     members = read_finetuned(jobs)
     tasks, weights = members[0].tasks(), [member.params for member in members]
     name, params, kept = UNIFORM, averaging.uniform_soup(weights), tuple(range(len(weights)))
@@ -242,11 +234,7 @@ def soup(jobs: Sequence[FinishedJob], greedy: bool) -> Average:
 
 
 def lowest_loss(table: pd.DataFrame) -> list[int]:
-    """Return the rows with the lowest validation loss.
-
-    Raises:
-        UserError: no row has a finite one.
-    """
+    """Return the rows with the lowest validation loss; refuse a table without a finite one."""
     losses = table["val_loss"].to_numpy(dtype=float)
     if not np.isfinite(losses).any():
         raise UserError("no point has a finite validation loss; allowed: at least one")

@@ -102,10 +102,9 @@ class Predictor:
 
     def predict_answers(self, questions: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of each context that answers its question, over all windows of the context."""
-        source: Squad = replace(self.source, max_seq_len=self.max_length)
-        max_length = min(source.question_length, self.max_length // 2)
-        stride = min(source.stride, self.max_length - max_length - 3)
-        settings = replace(source, question_length=max_length, stride=stride)
+        max_length = min(self.source.question_length, self.max_length // 2)
+        stride = min(self.source.stride, self.max_length - max_length - 3)
+        settings: Squad = replace(self.source, max_seq_len=self.max_length, question_length=max_length, stride=stride)
         asked = [SquadQuestion("", *texts, (), IGNORE) for texts in zip(questions, contexts, strict=True)]
         examples = windows(asked, self.vocabulary, settings)
         _, kept = window_rows(examples, asked, self.max_length, self.vocabulary.pad)
