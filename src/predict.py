@@ -5,8 +5,7 @@ The input has the columns of the job's data, without labels; the output has a ro
 
 from __future__ import annotations
 
-import csv
-import io
+import itertools
 import json
 import sys
 from collections import Counter
@@ -16,12 +15,15 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
+
 from .config.hparams import hparam
 from .config.schema import option_name, typed
 from .data.conll import lines_of_columns
 from .data.squad import questions_in
 from .data.text import parse_sheet
 from .data.tokenization import decode_utf8, read_text
+from .environment import PACKAGE
 from .errors import UserError, did_you_mean, listed, run_script
 from .files import atomic_write
 from .finished.predictor import Prediction, load_predictor
@@ -36,7 +38,7 @@ FORMAT_BY_SUFFIX = {  # without .txt, which may be lines, tabs or columns
     ".json": InputFormat.squad,
 }
 OUTPUT_SUFFIXES = (".csv", ".jsonl")
-USAGE = """python -m src.predict checkpoint=JOB_FOLDER input=FILE output=FILE.csv
+USAGE = f"""python -m {PACKAGE}.predict checkpoint=JOB_FOLDER input=FILE output=FILE.csv
 
   checkpoint=FOLDER  a completed job of texts
   input=FILE         .csv, .tsv, .jsonl, .conll (a word a line), .json (SQuAD); others with format=...; - reads stdin
@@ -63,17 +65,14 @@ class PredictOptions:
 class InputTexts(NamedTuple):
     """The texts of the input."""
 
-    first: list[str]
-    second: list[str] | None  # of pairs; of questions, their contexts
-    ids: list[str] | None = None  # of questions
+    first: Sequence[str]
+    second: Sequence[str] | None  # of pairs; of questions, their contexts
+    places: Sequence[str]  # of each in the input, for error messages
+    ids: Sequence[str] | None = None  # of questions
 
 
 def parse_options(arguments: Sequence[str]) -> PredictOptions:
-    """Read the command line.
-
-    Raises:
-        UserError: an argument that is not ``key=value``, an unknown or missing key, or a wrong value.
-    """
+    """Read the command line; a :class:`UserError` names a wrong argument."""
     known = list(PredictOptions.__dataclass_fields__)
     values: dict[str, str] = {}
     for argument in arguments:
@@ -88,11 +87,7 @@ def parse_options(arguments: Sequence[str]) -> PredictOptions:
 
 
 def check_output(options: PredictOptions) -> Path:
-    """Return the path of the output.
-
-    Raises:
-        UserError: its suffix is unknown, or it exists.
-    """
+    """Return the path of the output; refuse an unknown suffix, and a file that exists."""
     output = Path(options.output).absolute()
     if output.suffix.lower() not in OUTPUT_SUFFIXES:
         raise UserError(f"output={options.output} ends in '{output.suffix}'; allowed: {listed(OUTPUT_SUFFIXES)}")
@@ -105,14 +100,10 @@ def check_output(options: PredictOptions) -> Path:
 
 
 def read_input(options: PredictOptions, source: Any) -> InputTexts:
-    """Return the texts of the input.
-
-    Args:
-        options: the command line.
-        source: the job's data, whose settings name the columns.
+    """Return the texts of the input; the settings of ``source``, the job's data, name the columns.
 
     Raises:
-        UserError: the input cannot be read, lacks a column, or has an empty text.
+        UserError: the input cannot be read, lacks a column, or has no texts or an empty one.
     """
     origin = f"input={options.input}"
     form = input_format(options, origin)
@@ -123,26 +114,42 @@ def read_input(options: PredictOptions, source: Any) -> InputTexts:
             "allowed: format=csv, tsv, jsonl, lines"
         )
     first, second = text_columns(options, source)
-    content = read_content(options, origin)
+    if options.input == "-":
+        content = decode_utf8(sys.stdin.buffer.read(), "stdin", origin)
+    elif Path(options.input).is_file():
+        content = read_text(Path(options.input), origin)
+    else:
+        raise UserError(f"{origin}: there is no such file")
     if form is InputFormat.squad:
-        return parse_squad(content, origin)
-    if form is InputFormat.columns:
-        return parse_columns(content, source.token_column, origin)
-    if form is InputFormat.lines:
-        return parse_lines(content, second is not None, origin)
-    header = getattr(source, "header", True) if options.header is None else options.header
-    sheet = parse_sheet(content, form.name.upper(), origin, header)
-    others = None if second is None else sheet.column("second_text", second)
-    texts = InputTexts(sheet.column("text", first), others)
-    return check_texts(texts, [f"line {line}" for line in sheet.lines], origin)
+        asked = questions_in(content, origin, answered=False)
+        ids = [one.name for one in asked]
+        places = [f"question {name}" for name in ids]
+        texts = InputTexts([one.text for one in asked], [one.context for one in asked], places, ids)
+    elif form is InputFormat.columns:  # a word a line, and an empty line between two sentences
+        column = source.token_column
+        lines = (cells for _, cells in lines_of_columns(content, column + 1, origin))
+        filled = (own for has_words, own in itertools.groupby(lines, bool) if has_words)
+        texts = InputTexts([" ".join(cells[column] for cells in own) for own in filled], None, [])
+    elif form is InputFormat.lines:
+        texts = parse_lines(content, second is not None, origin)
+    else:
+        header = getattr(source, "header", True) if options.header is None else options.header
+        sheet = parse_sheet(content, form.name.upper(), origin, header)
+        others = None if second is None else sheet.column("second_text", second)
+        texts = InputTexts(sheet.column("text", first), others, [f"line {line}" for line in sheet.lines])
+    if not texts.first:
+        raise UserError(f"{origin} has no texts; allowed: at least one")
+    pairs = zip(texts.first, texts.second or texts.first, strict=True)
+    if empty := [row for row, (a, b) in enumerate(pairs) if not a.strip() or not b.strip()]:
+        place = texts.places[empty[0]]
+        raise UserError(f"{origin} has {len(empty)} empty texts, the first in {place}; allowed: a word in each")
+    return texts
 
 
 def input_format(options: PredictOptions, origin: str) -> InputFormat:
     """Return the input's format: as set, else by its suffix."""
-    if options.format is not None:
-        return options.format
-    if options.input == "-":
-        return InputFormat.lines
+    if options.format is not None or options.input == "-":
+        return options.format or InputFormat.lines
     suffix = Path(options.input).suffix.lower()
     if suffix not in FORMAT_BY_SUFFIX:
         raise UserError(
@@ -150,15 +157,6 @@ def input_format(options: PredictOptions, origin: str) -> InputFormat:
             f"format={'|'.join(InputFormat.__members__)}"
         )
     return FORMAT_BY_SUFFIX[suffix]
-
-
-def read_content(options: PredictOptions, origin: str) -> str:
-    """Return the text in the input file, or on stdin."""
-    if options.input == "-":
-        return decode_utf8(sys.stdin.buffer.read(), "stdin", origin)
-    if not Path(options.input).is_file():
-        raise UserError(f"{origin}: there is no such file")
-    return read_text(Path(options.input), origin)
 
 
 def text_columns(options: PredictOptions, source: Any) -> tuple[str, str | None]:
@@ -179,47 +177,12 @@ def parse_lines(content: str, pairs: bool, origin: str) -> InputTexts:
     lines = content.removesuffix("\n").split("\n") if content else []
     places = [f"line {number}" for number in range(1, len(lines) + 1)]
     if not pairs:
-        return check_texts(InputTexts(lines, None), places, origin)
+        return InputTexts(lines, None, places)
     cells = [line.split("\t") for line in lines]
     for place, own in zip(places, cells, strict=True):
         if len(own) != 2:
             raise UserError(f"{origin} has {len(own)} texts in {place}; allowed: two, with a tab between them")
-    return check_texts(InputTexts([a for a, _ in cells], [b for _, b in cells]), places, origin)
-
-
-def parse_columns(content: str, column: int, origin: str) -> InputTexts:
-    """Return sentences of a word a line, with an empty line between two sentences; other columns are ignored."""
-    sentences: list[list[str]] = [[]]
-    for _, cells in lines_of_columns(content, column + 1, origin):
-        if cells:
-            sentences[-1].append(cells[column])
-        else:
-            sentences.append([])
-    return check_texts(InputTexts([" ".join(words) for words in sentences if words], None), [], origin)
-
-
-def parse_squad(content: str, origin: str) -> InputTexts:
-    """Return the questions of a file in SQuAD's format; answers are not needed."""
-    found = questions_in(content, origin, answered=False)
-    texts = InputTexts([one.text for one in found], [one.context for one in found], [one.name for one in found])
-    return check_texts(texts, [f"question {one.name}" for one in found], origin)
-
-
-def check_texts(texts: InputTexts, places: Sequence[str], origin: str) -> InputTexts:
-    """Return the texts.
-
-    Raises:
-        UserError: there are none, or one is empty; ``places`` says where they are.
-    """
-    if not texts.first:
-        raise UserError(f"{origin} has no texts; allowed: at least one")
-    pairs = zip(texts.first, texts.second or texts.first, strict=True)
-    empty = [row for row, (a, b) in enumerate(pairs) if not a.strip() or not b.strip()]
-    if empty:
-        raise UserError(
-            f"{origin} has {len(empty)} empty texts, the first in {places[empty[0]]}; allowed: a word in each"
-        )
-    return texts
+    return InputTexts([a for a, _ in cells], [b for _, b in cells], places)
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -251,18 +214,14 @@ def flat_rows(rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
 
 def write(rows: Sequence[Mapping[str, Any]], output: Path) -> None:
     """Write rows as CSV or JSONL, whole or not at all."""
-    page = io.StringIO(newline="")
     if output.suffix.lower() == ".jsonl":
-        page.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        page = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     else:
-        lines = list(flat_rows(rows))
-        table = csv.DictWriter(page, list(lines[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(lines)
+        page = pd.DataFrame(flat_rows(rows)).to_csv(index=False, lineterminator="\n")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(output) as file:
-            file.write(page.getvalue().encode())
+            file.write(page.encode())
     except OSError as error:
         raise UserError(f"output={output} cannot be written: {error.strerror}") from error
 

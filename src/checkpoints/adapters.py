@@ -30,35 +30,23 @@ FORMAT = "thaw-adapter-1"
 MAX_NAMED = 40  # parameters in one sentence
 
 Factors = tuple[np.ndarray, np.ndarray]  # A (in, r), B (r, out); of a convolution (kh, kw, in, r) and (1, 1, r, out)
-Scales = float | Mapping[str, float]  # one for all modules, or one a module
 
 
 @dataclass(frozen=True, eq=False)
 class LoraAdapter:
-    """Low-rank changes by module, and the head trained with them; complete and finite, or it cannot be made.
+    """Low-rank changes by module, and the head trained with them; complete and finite, or it cannot be made."""
 
-    Attributes:
-        factors: ``{"Dense_0": (A, B)}``; ranks may differ from module to module.
-        scaling: s of each module: ``alpha / r``, or ``alpha / sqrt(r)`` if rank-stabilised.
-        head: parameters that are saved in full, by path; may be empty.
-        base: the :func:`fingerprint` of the parameters that it changes.
-        head_paths: the paths that the fingerprint leaves out, whether they are in ``head`` or not.
-        meta: facts about its training that JSON can hold: alpha, rank, ...
-    """
-
-    factors: Mapping[str, Factors]
-    scaling: Mapping[str, float]
-    head: Mapping[str, np.ndarray]
-    base: str
-    head_paths: tuple[str, ...] = ()
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    factors: Mapping[str, Factors]  # {"Dense_0": (A, B)}; ranks may differ from module to module
+    scaling: Mapping[str, float]  # s of each module: alpha / r, or alpha / sqrt(r) if rank-stabilised
+    head: Mapping[str, np.ndarray]  # parameters that are saved in full, by path; may be empty
+    base: str  # the fingerprint of the parameters that it changes
+    head_paths: tuple[str, ...] = ()  # the paths that the fingerprint leaves out, whether they are in `head` or not
+    meta: Mapping[str, Any] = field(default_factory=dict)  # facts about its training that JSON can hold
 
     def __post_init__(self) -> None:
-        wrong = [
-            *(f"{module}: A {a.shape} and B {b.shape}" for module, (a, b) in self.factors.items() if not _fit(a, b)),
-            *(f"{module}: no scale" for module in self.factors if module not in self.scaling),
-            *(f"{path}: not one of the head's paths" for path in self.head if path not in self.head_paths),
-        ]
+        wrong = [f"{module}: A {a.shape} and B {b.shape}" for module, (a, b) in self.factors.items() if not _fit(a, b)]
+        wrong += [f"{module}: no scale" for module in self.factors if module not in self.scaling]
+        wrong += [f"{path}: not one of the head's paths" for path in self.head if path not in self.head_paths]
         if wrong:
             raise UserError(f"the adapter is inconsistent: {listed(wrong, MAX_NAMED)}")
         bad = [path for path, leaf in {**self.params, **self.head}.items() if not np.isfinite(leaf).all()]
@@ -72,9 +60,7 @@ class LoraAdapter:
     def params(self) -> dict[str, np.ndarray]:
         """The factors by path, ``{"Dense_0/lora_a": A, ...}``, without the scales."""
         return {
-            f"{m}/{name}": leaf
-            for m, pair in self.factors.items()
-            for name, leaf in zip(LORA_PARAMS, pair, strict=True)
+            f"{m}/{name}": leaf for m, pair in self.factors.items() for name, leaf in zip((A, B), pair, strict=True)
         }
 
     @property
@@ -93,11 +79,9 @@ def _fit(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def fingerprint(base: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
-    """Return the first 16 hexadecimal digits of a SHA-256 over the sorted (path, shape, dtype, bytes) of parameters.
+    """Return 16 hexadecimal digits of a SHA-256 over the sorted (path, shape, dtype, bytes) of a base's parameters.
 
-    Args:
-        base: parameters and batch statistics; an adapter's factors are skipped.
-        exclude: paths of the head, which belongs to the adapter.
+    An adapter's factors are skipped, and the paths in ``exclude``: those of the head, which belongs to the adapter.
     """
     digest, excluded = hashlib.sha256(), set(exclude)
     for path in sorted(path for path in base if path not in excluded and _name(path) not in LORA_PARAMS):
@@ -111,15 +95,9 @@ def fingerprint(base: Mapping[str, Any], exclude: Iterable[str] = ()) -> str:
 
 
 def extract(
-    params: Mapping[str, Any], scaling: Scales, head_paths: Iterable[str], meta: Mapping[str, Any] | None = None
+    params: Mapping[str, Any], head_paths: Iterable[str], alpha: float, rank_stabilised: bool = False
 ) -> LoraAdapter:
-    """Take the adapter out of fine-tuned parameters.
-
-    Args:
-        params: the base with ``lora_a`` and ``lora_b`` beside kernels, and the trained head.
-        scaling: s.
-        head_paths: the parameters that were trained in full.
-        meta: see :class:`LoraAdapter`.
+    """Take the adapter out of what ``strategy=lora`` left; parameters at ``head_paths`` were trained in full.
 
     Raises:
         UserError: ``params`` holds no adapter, an incomplete one, or one that is not a sum of low-rank changes.
@@ -127,23 +105,11 @@ def extract(
     factors, rest = split_adapter(params)
     if not factors:
         raise UserError("these parameters hold no adapter: none is called lora_a or lora_b")
+    ranks = {module: a.shape[-1] for module, (a, _) in factors.items()}
+    scaling = {module: float(scale(alpha, rank, rank_stabilised)) for module, rank in ranks.items()}
     head = {path: np.asarray(rest[path]) for path in sorted(set(head_paths) & rest.keys())}
-    scales = _by_module(scaling, factors)
-    return LoraAdapter(factors, scales, head, fingerprint(rest, head), tuple(head), dict(meta or {}))
-
-
-def extract_trained(
-    params: Mapping[str, Any], head_paths: Iterable[str], alpha: float, rank_stabilised: bool
-) -> LoraAdapter:
-    """Take the adapter out of what ``strategy=lora`` left, with the scales that it was trained with.
-
-    Raises:
-        UserError: as :func:`extract`.
-    """
-    ranks = {module: a.shape[-1] for module, (a, _) in split_adapter(params)[0].items()}
-    scaling = {module: scale(alpha, rank, rank_stabilised) for module, rank in ranks.items()}
-    meta = {"alpha": alpha, "rank": max(ranks.values(), default=0), "rank_stabilised": rank_stabilised}
-    return extract(params, scaling, head_paths, meta)
+    meta = {"alpha": alpha, "rank": max(ranks.values()), "rank_stabilised": rank_stabilised}
+    return LoraAdapter(factors, scaling, head, fingerprint(rest, head), tuple(head), meta)
 
 
 def add_adapter(adapter: LoraAdapter, base: Mapping[str, Any]) -> Params:
@@ -163,27 +129,22 @@ def add_adapter(adapter: LoraAdapter, base: Mapping[str, Any]) -> Params:
     return rest | added
 
 
-def merge(params: Mapping[str, Any], scaling: Scales = 1.0) -> Params:
+def merge(params: Mapping[str, Any], scaling: Mapping[str, float] | float = 1.0) -> Params:
     """Return the parameters with ``s A B`` added to the kernels, and no factors. Without factors they are unchanged.
 
-    Args:
-        params: what :func:`add_adapter` returns, or what fine-tuning under LoRA left.
-        scaling: s; 1 for what :func:`add_adapter` returns, since ``lora_b`` includes it.
-
-    Raises:
-        UserError: the factors fit no kernel, or are not finite.
+    The scale s is 1 for what :func:`add_adapter` returns, since ``lora_b`` includes it.
     """
     factors, rest = split_adapter(params)
-    adapter = LoraAdapter(factors, _by_module(scaling, factors), {}, "")
+    scales = scaling if isinstance(scaling, Mapping) else dict.fromkeys(factors, scaling)
+    adapter = LoraAdapter(factors, scales, {}, "")
     check_modules(adapter, rest)
-    return rest | _shifted(adapter, rest, 1.0)
+    return _shifted(adapter, rest, 1.0)
 
 
 def unmerge(params: Mapping[str, Any], adapter: LoraAdapter) -> Params:
     """Return merged parameters with the adapter's change subtracted from the kernels; the head stays the adapter's.
 
-    Kernels come back to within rounding: about 1e-7 of their size in float32, 4e-3 in bfloat16. Keep the base where
-    that matters.
+    Kernels come back to within rounding: about 1e-7 of their size in float32, 4e-3 in bfloat16.
 
     Raises:
         UserError: the parameters are not merged, or modules do not fit.
@@ -192,17 +153,16 @@ def unmerge(params: Mapping[str, Any], adapter: LoraAdapter) -> Params:
     if factors:
         raise UserError(f"there is nothing to unmerge: lora_a and lora_b are beside {listed(factors)}")
     check_modules(adapter, rest)
-    return rest | _shifted(adapter, rest, -1.0)
+    return _shifted(adapter, rest, -1.0)
 
 
-def _shifted(adapter: LoraAdapter, params: Mapping[str, Any], sign: float) -> dict[str, Any]:
-    kernels = {f"{module}/kernel": np.asarray(params[f"{module}/kernel"]) for module in adapter.factors}
-    return {
-        path: (kernel.astype(np.float64) + sign * adapter.delta_weight(path.removesuffix("/kernel"))).astype(
-            kernel.dtype
-        )
-        for path, kernel in kernels.items()
-    }
+def _shifted(adapter: LoraAdapter, params: Params, sign: float) -> Params:
+    found: Any = dict(params)
+    for module in adapter.factors:
+        kernel = np.asarray(params[f"{module}/kernel"])
+        shifted = kernel.astype(np.float64) + sign * adapter.delta_weight(module)
+        found[f"{module}/kernel"] = shifted.astype(kernel.dtype)
+    return found
 
 
 def lora_call(ctx: ModuleCall) -> Array:
@@ -242,12 +202,6 @@ def split_adapter(params: Mapping[str, Any]) -> tuple[dict[str, Factors], Params
     return {m: (np.asarray(params[f"{m}/{A}"]), np.asarray(params[f"{m}/{B}"])) for m in modules}, rest
 
 
-def _by_module(scaling: Scales, modules: Iterable[str]) -> dict[str, float]:
-    if isinstance(scaling, Mapping):
-        return {module: float(s) for module, s in scaling.items()}
-    return {module: float(scaling) for module in modules}
-
-
 def scale_factor(factor: float, b: np.ndarray) -> np.ndarray:
     """Return ``factor * B`` in at least float32: bfloat16 would round it again, by up to 0.4 %."""
     if factor == 1.0:
@@ -263,7 +217,7 @@ def check_base(adapter: LoraAdapter, base: Mapping[str, Any]) -> None:
 
 
 def different_bases(expected: str, found: str) -> str:
-    """Return the sentence that refuses two fingerprints that differ."""
+    """Return the sentence that refuses another base's fingerprint."""
     return (
         f"the adapter was trained on the base {expected}, and this is the base {found}; allowed: the same base, "
         "because a low-rank change is a difference from one set of weights"
@@ -295,11 +249,7 @@ def save_adapter(adapter: LoraAdapter, path: Path) -> None:
 
 
 def load_adapter(path: Path) -> LoraAdapter:
-    """Read an adapter that :func:`save_adapter` wrote.
-
-    Raises:
-        UserError: the file cannot be read, is not an adapter, or holds numbers that are not finite.
-    """
+    """Read an adapter that :func:`save_adapter` wrote; a :class:`UserError` refuses other and damaged files."""
     leaves, metadata = read_tensors(path)
     try:
         if metadata["format"] != FORMAT:

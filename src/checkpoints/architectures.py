@@ -30,52 +30,34 @@ TOKENS: ParamNames = {"cls_token": ("class_token", False), "position_embeddings"
 Modules = tuple[tuple[str, str, ParamNames], ...]
 
 
-def names_by_number(config: TransformerConfig | ViTConfig) -> list[str]:
-    """Return the names of blocks that lie in one list: ``"0"``, ``"1"`` ..."""
-    return [str(i) for i in range(config.layers)]
+class Head(NamedTuple):
+    """A kind of head: its modules, and the classes of Hugging Face that have it."""
 
-
-def names_by_stage(config: ResNetConfig) -> list[str]:
-    """Return the names of blocks that lie in stages: ``"0.layers.0"`` ..."""
-    return [f"{stage}.layers.{i}" for stage, depth in enumerate(config.depths) for i in range(depth)]
+    modules: Modules
+    classes: tuple[str, ...]  # the first one is written
 
 
 class Architecture(NamedTuple):
-    """How Hugging Face names the parameters and sizes of a network.
+    """How Hugging Face names the parameters and sizes of a network."""
 
-    Attributes:
-        prefix: of the trunk's tensors; files may leave it out.
-        trunk, pooler: the modules below the head.
-        heads: the modules of each head, by our name of the head.
-        classes: the classes that have a head; the first one is written.
-        aliases: class -> module name in its files -> module name in the table.
-        config_keys: our name of a size -> its key in ``config.json``.
-        required: other keys of ``config.json`` -> the values that our network computes.
-        tied: tensors that some files repeat -> the tensor that they are a copy of.
-        ignored: a regular expression for parts of other networks, which are not read.
-        buffers: a regular expression for tensors that are not parameters.
-        config_class: what holds the sizes; the type of a default is the type that ``config.json`` must have.
-        block_names: the names of the blocks.
-        input_shape: a shape that inputs may have, without the batch axis.
-    """
-
-    prefix: str
-    trunk: Modules
-    pooler: Modules
-    heads: Mapping[str, Modules]
-    classes: Mapping[str, tuple[str, ...]]
-    aliases: Mapping[str, Mapping[str, str]]
-    config_keys: Mapping[str, str]
-    required: Mapping[str, tuple[Any, ...]]
-    tied: Mapping[str, str]
-    ignored: str
-    buffers: str
-    config_class: Any = TransformerConfig
-    block_names: Callable[[Any], Sequence[str]] = names_by_number
-    input_shape: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)
+    prefix: str  # of the trunk's tensors; files may leave it out
+    trunk: Modules  # below pooler and head
+    heads: Mapping[str, Head]  # by our name
+    config_keys: Mapping[str, str]  # our name of a size -> its key in config.json
+    required: Mapping[str, tuple[Any, ...]]  # other keys of config.json -> the values that our network computes
+    ignored: str  # a regular expression for parts of other networks, which are not read
+    buffers: str  # a regular expression for tensors that are not parameters
+    pooler: Modules = ()
+    aliases: Mapping[str, Mapping[str, str]] = {}  # class -> module name in its files -> module name in the table
+    tied: Mapping[str, str] = {}  # tensors that some files repeat -> the tensor that they are a copy of
+    config_class: Any = TransformerConfig  # holds the sizes; the type of a default is that of the value in config.json
+    block_names: Callable[[Any], Sequence[str]] = lambda config: [str(i) for i in range(config.layers)]
+    input_shape: Callable[[Any], tuple[int, ...]] = lambda _: (3, 1)  # that inputs may have, without the batch axis
 
 
 QKV = ("query", "key", "value")
+CLASSIFIER: Modules = (("classifier", "classifier", DENSE),)
+SPANS: Modules = (("qa_outputs", "classifier", DENSE),)
 MASKED: Modules = (
     ("cls.predictions.transform.dense", "transform", DENSE),
     ("cls.predictions.transform.LayerNorm", "transform_norm", NORM),
@@ -105,18 +87,11 @@ BERT = Architecture(
     ),
     pooler=(("pooler.dense", "pooler", DENSE),),
     heads={
-        "classify": (("classifier", "classifier", DENSE),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "masked": MASKED,
-        "pretraining": (*MASKED, ("cls.seq_relationship", "classifier", DENSE)),
-    },
-    classes={
-        "classify": ("BertForSequenceClassification", "BertForNextSentencePrediction"),
-        "tokens": ("BertForTokenClassification",),
-        "spans": ("BertForQuestionAnswering",),
-        "masked": ("BertForMaskedLM", "BertForPreTraining"),
-        "pretraining": ("BertForPreTraining",),
+        "classify": Head(CLASSIFIER, ("BertForSequenceClassification", "BertForNextSentencePrediction")),
+        "tokens": Head(CLASSIFIER, ("BertForTokenClassification",)),
+        "spans": Head(SPANS, ("BertForQuestionAnswering",)),
+        "masked": Head(MASKED, ("BertForMaskedLM", "BertForPreTraining")),
+        "pretraining": Head((*MASKED, ("cls.seq_relationship", "classifier", DENSE)), ("BertForPreTraining",)),
     },
     aliases={"BertForNextSentencePrediction": {"cls.seq_relationship": "classifier"}},
     config_keys={
@@ -152,20 +127,12 @@ GPT2 = Architecture(
         ("h.{i}.mlp.c_proj", "block_{i}/down", CONV1D),
         ("ln_f", "final_norm", NORM),
     ),
-    pooler=(),
     heads={
-        "classify": (("score", "classifier", KERNEL),),
-        "tokens": (("classifier", "classifier", DENSE),),
-        "spans": (("qa_outputs", "classifier", DENSE),),
-        "causal": (),
+        "classify": Head((("score", "classifier", KERNEL),), ("GPT2ForSequenceClassification",)),
+        "tokens": Head(CLASSIFIER, ("GPT2ForTokenClassification",)),
+        "spans": Head(SPANS, ("GPT2ForQuestionAnswering",)),
+        "causal": Head((), ("GPT2LMHeadModel", "GPT2DoubleHeadsModel")),
     },
-    classes={
-        "classify": ("GPT2ForSequenceClassification",),
-        "tokens": ("GPT2ForTokenClassification",),
-        "spans": ("GPT2ForQuestionAnswering",),
-        "causal": ("GPT2LMHeadModel", "GPT2DoubleHeadsModel"),
-    },
-    aliases={},
     config_keys={
         "vocab_size": "vocab_size",
         "width": "n_embd",
@@ -196,10 +163,7 @@ RESNET = Architecture(
         ("encoder.stages.{i}.shortcut.convolution", "block_{i}/shortcut", KERNEL),
         ("encoder.stages.{i}.shortcut.normalization", "block_{i}/shortcut_norm", BATCH_NORM),
     ),
-    pooler=(),
-    heads={"classify": (("classifier.1", "head", DENSE),)},
-    classes={"classify": ("ResNetForImageClassification",)},
-    aliases={},
+    heads={"classify": Head((("classifier.1", "head", DENSE),), ("ResNetForImageClassification",))},
     config_keys={
         "stem_width": "embedding_size",
         "widths": "hidden_sizes",
@@ -213,11 +177,10 @@ RESNET = Architecture(
         "downsample_in_first_stage": (False,),
         "downsample_in_bottleneck": (False,),
     },
-    tied={},
     ignored=r"classifier\..*",
     buffers=r".*\.num_batches_tracked",
     config_class=ResNetConfig,
-    block_names=names_by_stage,
+    block_names=lambda config: [f"{stage}.layers.{i}" for stage, n in enumerate(config.depths) for i in range(n)],
     input_shape=lambda config: (32, 32, config.channels),
 )
 
@@ -234,13 +197,9 @@ VIT = Architecture(
         ("encoder.layer.{i}.output.dense", "block_{i}/down", DENSE),
         ("layernorm", "final_norm", NORM),
     ),
-    pooler=(),
-    heads={"classify": (("classifier", "head", DENSE),)},
-    classes={"classify": ("ViTForImageClassification",)},
-    aliases={},
+    heads={"classify": Head((("classifier", "head", DENSE),), ("ViTForImageClassification",))},
     config_keys={"patch": "patch_size", "image": "image_size", "channels": "num_channels", **TRANSFORMER_KEYS},
     required={"hidden_act": ("gelu",), "qkv_bias": (True,)},
-    tied={},
     ignored=r"(pooler|classifier|decoder)\..*",
     buffers=r"embeddings\.mask_token",
     config_class=ViTConfig,
@@ -254,32 +213,22 @@ ARCHITECTURES = TEXT_ARCHITECTURES | {"resnet": RESNET, "vit": VIT}
 TensorNames = dict[str, tuple[str, bool]]
 
 
-def tensor_names(modules: Modules, blocks: Sequence[str]) -> TensorNames:
+def tensor_names(modules: Modules, blocks: Sequence[str] = ()) -> TensorNames:
     """Return the tensors of some modules, for blocks of these names."""
-    found = {}
-    for theirs, ours, params in modules:
-        for i, name in enumerate(blocks if "{i}" in theirs else ("",)):
-            for their_param, (our_param, transposed) in params.items():
-                found[f"{theirs.format(i=name)}.{their_param}"] = (f"{ours.format(i=i)}/{our_param}", transposed)
-    return found
+    return {
+        f"{theirs.format(i=name)}.{their_param}": (f"{ours.format(i=i)}/{our_param}", transposed)
+        for theirs, ours, params in modules
+        for i, name in enumerate(blocks if "{i}" in theirs else ("",))
+        for their_param, (our_param, transposed) in params.items()
+    }
 
 
 def model_tensor_names(model: NetworkModel) -> TensorNames:
     """Return the tensors of a whole model as its class writes them, with the trunk's prefix."""
     table = ARCHITECTURES[model.architecture]
     trunk = tensor_names((*table.trunk, *table.pooler), table.block_names(model.sizes))
-    head = tensor_names(table.heads[model.head_name], ())
+    head = tensor_names(table.heads[model.head_name].modules)
     return {table.prefix + name: entry for name, entry in trunk.items()} | head
-
-
-def to_our_axes(dimensions: int) -> tuple[int, ...]:
-    """Return the permutation from PyTorch's axes ``(out, in, height, width)`` to ``(height, width, in, out)``."""
-    return (*range(2, dimensions), 1, 0)
-
-
-def to_torch_axes(dimensions: int) -> tuple[int, ...]:
-    """Return the inverse of :func:`to_our_axes`."""
-    return (dimensions - 1, dimensions - 2, *range(dimensions - 2))
 
 
 def fixed_outputs(model: NetworkModel) -> int | None:
@@ -290,13 +239,7 @@ def fixed_outputs(model: NetworkModel) -> int | None:
 
 
 def param_shapes(model: NetworkModel, outputs: int, config: Any = None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by path.
-
-    Args:
-        model: the network.
-        outputs: of its head.
-        config: its sizes, where the model's own leave some to the data; ``None``: the model's own.
-    """
+    """Return the shapes of a model's parameters by path; ``config`` replaces the model's own sizes."""
     shape = ARCHITECTURES[model.architecture].input_shape(config or model.sizes)
     found = jax.eval_shape(lambda key: model.init(key, shape, outputs), jax.random.PRNGKey(0))
     return {path: leaf.shape for path, leaf in found.items()}

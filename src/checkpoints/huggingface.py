@@ -9,7 +9,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,18 +27,8 @@ from ..models.vision import MEAN, STD, Scaling, Vision, is_number
 from ..models.wrapped import Wrapped
 from ..notices import warn_once
 from ..types import Params
-from .architectures import (
-    ARCHITECTURES,
-    Architecture,
-    NetworkModel,
-    TensorNames,
-    fixed_outputs,
-    param_shapes,
-    tensor_names,
-    to_our_axes,
-    to_torch_axes,
-)
-from .tensor_files import MAX_LISTED, Tensor, misfit, open_files, read_json
+from .architectures import ARCHITECTURES, NetworkModel, TensorNames, fixed_outputs, param_shapes, tensor_names
+from .tensor_files import MAX_LISTED, Tensor, check_file, misfit, open_files, read_json
 
 CONFIG, WEIGHTS, INDEX, PICKLE = "config.json", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin"
 PREPROCESSOR = "preprocessor_config.json"  # of images
@@ -52,27 +42,23 @@ M = TypeVar("M", bound=Model)
 
 
 def folder_of(checkpoint: str) -> Path:
-    """Return the folder of a checkpoint; one on the Hugging Face Hub is downloaded unless its cache has it.
-
-    Raises:
-        UserError: there is no such folder, and the Hub does not provide it.
-    """
+    """Return the folder of a checkpoint; one on the Hugging Face Hub is downloaded unless its cache has it."""
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", checkpoint):
         raise UserError(f"model.checkpoint is '{checkpoint}', and there is no such folder")
-    return _downloaded(checkpoint)
+    return _download(checkpoint)
 
 
 @functools.cache
-def _downloaded(name: str) -> Path:
+def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, allow_patterns=list(DOWNLOADED)))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise UserError(
             f"model.checkpoint is '{name}': there is no such folder, and the Hugging Face Hub does not provide it "
             f"({type(error).__name__}); allowed: a folder, or a name that the Hub or its local cache has"
@@ -80,25 +66,11 @@ def _downloaded(name: str) -> Path:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the files that hold a checkpoint's tensors.
-
-    Raises:
-        UserError: there are none, they are pickled, or the index names files outside the folder.
-    """
-    if (folder / WEIGHTS).is_file():
+    """Return the files that hold a checkpoint's tensors; refuse pickles, and an index of files outside the folder."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        check_file(folder, WEIGHTS, "transformers'", PICKLE)
         return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        return shards(folder / INDEX)
-    if (folder / PICKLE).is_file():
-        raise UserError(
-            f"'{folder}' has {PICKLE} only, a pickle, which can run code when it is read; "
-            "allowed: model.safetensors (transformers' save_pretrained writes it)"
-        )
-    raise UserError(f"'{folder}' holds no {WEIGHTS}; allowed: a folder that transformers' save_pretrained wrote")
-
-
-def shards(index: Path) -> list[Path]:
-    """Return the files that a checkpoint's index names."""
     names = read_json(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"'{index}' names no files; allowed: an index with a weight_map")
@@ -106,9 +78,9 @@ def shards(index: Path) -> list[Path]:
     for name in files:
         if not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
             raise UserError(f"'{index}' names the file '{name}'; allowed: safetensors files beside it")
-        if not index.with_name(name).is_file():
+        if not (folder / name).is_file():
             raise UserError(f"'{index}' names the file '{name}', which does not exist")
-    return [index.with_name(name) for name in files]
+    return [folder / name for name in files]
 
 
 Stamp = tuple[tuple[str, int, int], ...]  # name, size and modification time of files
@@ -120,9 +92,7 @@ def stamp_of(files: Iterable[Path]) -> Stamp:
 
 
 def fingerprint(model: Model) -> str | None:
-    """Return 16 hexadecimal digits of a SHA-256 over a checkpoint's files and the code that reads them.
-
-    ``None`` for a model without a checkpoint.
+    """Return 16 hexadecimal digits of a SHA-256 over a checkpoint's files and the code that reads them, if any.
 
     Raises:
         UserError: the files cannot be read.
@@ -132,7 +102,7 @@ def fingerprint(model: Model) -> str | None:
     folder = folder_of(model.checkpoint)
     files = weight_files(folder)
     read_json(folder / CONFIG)
-    preprocessor = [folder / PREPROCESSOR] if (folder / PREPROCESSOR).is_file() else []
+    preprocessor = filter(Path.is_file, [folder / PREPROCESSOR])
     code = [Path(__file__), Path(__file__).with_name("architectures.py")]
     return _digest(stamp_of([folder / CONFIG, *preprocessor, *files, *code]))
 
@@ -155,9 +125,7 @@ def build_model(node: DictConfig) -> Any:
 
 
 def load_config(model: M) -> M:
-    """Return the model with the sizes of its checkpoint, and how its pixels are scaled; the weights are not read.
-
-    A model without a checkpoint is returned as it is.
+    """Return the model with the sizes of its checkpoint, if any, and the scaling of its pixels, without the weights.
 
     Raises:
         UserError: the files cannot be read, describe another architecture or a variant that the network does not
@@ -165,28 +133,20 @@ def load_config(model: M) -> M:
     """
     if not isinstance(model, Checkpointed) or model.checkpoint is None:
         return model
-    network = read_config(model.architecture, model.checkpoint)
+    folder = folder_of(model.checkpoint)
+    if not (folder / CONFIG).is_file():
+        raise UserError(f"'{folder}' has no {CONFIG}; allowed: a folder that transformers' save_pretrained wrote")
+    network = _read_config(model.architecture, stamp_of([folder / CONFIG]))
     needed = isinstance(model, Vision) and None in (model.mean, model.std)
-    scaling = read_scaling(model.checkpoint) if needed else None
+    scaling = read_scaling(folder) if needed else None
     loaded: Any = replace(model, checkpoint_config=CheckpointConfig(network, scaling))
     _ = loaded.sizes  # raises where the settings contradict the checkpoint
     return loaded
 
 
-def read_config(architecture: str, checkpoint: str) -> Any:
-    """Return the sizes in a checkpoint's ``config.json``, as the architecture's ``config_class``.
-
-    Raises:
-        UserError: another architecture, an impossible size, or a variant that the network does not compute.
-    """
-    path = folder_of(checkpoint) / CONFIG
-    if not path.is_file():
-        raise UserError(f"'{path.parent}' has no {CONFIG}; allowed: a folder that transformers' save_pretrained wrote")
-    return _config(architecture, stamp_of([path]))
-
-
 @functools.cache
-def _config(architecture: str, stamp: Stamp) -> Any:
+def _read_config(architecture: str, stamp: Stamp) -> Any:
+    """Return the sizes in ``config.json``, as the architecture's ``config_class``."""
     path = Path(stamp[0][0])
     config, table = read_json(path), ARCHITECTURES[architecture]
     if (kind := config.get("model_type")) != architecture:
@@ -211,10 +171,8 @@ def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
     """Return whether ``config.json`` may give a size this value, by the type of its default, and what it may give."""
     whole = f"a whole number from {least} to {MAX_SIZE}"
     if isinstance(default, tuple):
-        good = isinstance(value, list) and 0 < len(value) <= MAX_SIZES
-        return good and all(
-            _accepts(item, None, least)[0] for item in value
-        ), f"a list of 1 to {MAX_SIZES}, each {whole}"
+        few = isinstance(value, list) and 0 < len(value) <= MAX_SIZES
+        return few and all(_accepts(v, None, least)[0] for v in value), f"a list of 1 to {MAX_SIZES}, each {whole}"
     if isinstance(default, float):
         return isinstance(value, float) and 0 < value < 1, "a number between 0 and 1"
     if isinstance(default, str):  # if it is there at all, it is one of the values that the table requires
@@ -222,40 +180,36 @@ def _accepts(value: Any, default: Any, least: int) -> tuple[bool, str]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= MAX_SIZE, whole
 
 
-def read_scaling(checkpoint: str) -> Scaling:
-    """Return the mean and standard deviation that a checkpoint's ``preprocessor_config.json`` gives pixels from 0 to 1.
+def read_scaling(folder: Path) -> Scaling:
+    """Return the mean and standard deviation that ``preprocessor_config.json`` gives pixels from 0 to 1.
 
     Raises:
         UserError: there is no such file, its numbers are impossible, or it does not divide pixels by 255.
     """
-    path = folder_of(checkpoint) / PREPROCESSOR
+    path = folder / PREPROCESSOR
     if not path.is_file():
-        raise UserError(f"'{path.parent}' has no {PREPROCESSOR}, so model.mean and model.std must be given")
+        raise UserError(f"'{folder}' has no {PREPROCESSOR}, so model.mean and model.std must be given")
     config = read_json(path)
     factor = config.get("rescale_factor", 1 / 255)
     if config.get("do_rescale", True) is not True or not is_number(factor) or not math.isclose(factor, 1 / 255):
         raise UserError(f"'{path}' does not divide pixels by 255; allowed: do_rescale with a rescale_factor of 1/255")
     if config.get("do_normalize", True) is False:
         return Scaling((0.0,), (1.0,))
-    found = []
-    for key, check in (("image_mean", MEAN), ("image_std", STD)):
-        value = config.get(key)
-        values: list[Any] = value if isinstance(value, list) else [value]
-        if not values or not all(map(check.accepts, values)):
-            raise UserError(f"'{path}': {key} is {value!r}; allowed: {check.description}")
-        found.append(tuple(map(float, values)))
-    return Scaling(*found)
+    given = {name: config.get(name) for name in ("image_mean", "image_std")}
+    values: dict[str, list[Any]] = {name: v if isinstance(v, list) else [v] for name, v in given.items()}
+    for name, check in (("image_mean", MEAN), ("image_std", STD)):
+        if not values[name] or not all(map(check.accepts, values[name])):
+            raise UserError(f"'{path}': {name} is {given[name]!r}; allowed: {check.description}")
+    return Scaling(*(tuple(map(float, own)) for own in values.values()))
 
 
 # --- parameters ------------------------------------------------------------------------------------------------------
 
 
 def read_initial(model: Model, outputs: int) -> Params:
-    """Return the parameters, by path, that replace initial ones: a checkpoint's; ``{}`` where the model has none.
+    """Return the parameters, by path, that replace a pre-training stage's initial ones; a checkpoint's, if any.
 
-    Args:
-        model: of a pre-training stage. A wrapped network's checkpoint is read without its head.
-        outputs: of the stage's head.
+    A wrapped network's checkpoint is read without its head.
     """
     network = model.model if isinstance(model, Wrapped) else model
     if not model.has_checkpoint or not isinstance(network, NetworkModel):
@@ -266,12 +220,8 @@ def read_initial(model: Model, outputs: int) -> Params:
 def read_checkpoint(model: NetworkModel, outputs: int | None = None) -> dict[str, np.ndarray]:
     """Return a checkpoint's parameters by path, as float32. The arrays are cached and shared, so they are read-only.
 
-    The head is left out where the checkpoint has none, or one of another kind or size. A warning, given once, names
-    what is not read and what keeps its initial values.
-
-    Args:
-        model: with a ``checkpoint``, as :func:`load_config` returns it.
-        outputs: of the head; ``None``: it is left out, unless its size is the vocabulary's.
+    The head is left out without ``outputs``, unless its size is the vocabulary's, and where the checkpoint has none, or
+    one of another kind or size. A warning, given once, names what is not read and what keeps its initial values.
 
     Raises:
         UserError: the files cannot be read, or their tensors do not fit this network: all of them are named.
@@ -287,35 +237,20 @@ def _read(model: NetworkModel, outputs: int | None, stamp: Stamp) -> dict[str, n
     config, *files = (Path(name) for name, _, _ in stamp)
     table = ARCHITECTURES[model.architecture]
     classes = read_json(config).get("architectures") or []
-    found = without_aliases(table, model.head_name, list_tensors(files, table.prefix), classes)
-    names, faults, notes = match_tensors(model, outputs, found, classes)
-    if model.head_name in TIED:
-        faults += untied(table, found)
+    tensors, faults, notes = _match_tensors(model, outputs, list_tensors(files, table.prefix), classes)
     if faults:
         raise UserError(f"'{config.parent}' does not fit this network: {listed(faults, MAX_LISTED)}")
     if notes:
         warn_once(f"checkpoint '{config.parent}': {'; '.join(notes)}")
-    return {path: _parameter(found[name], transposed) for name, (path, transposed) in names.items()}
+    return {path: tensor.read(transposed) for path, (tensor, transposed) in tensors.items()}
 
 
-def _parameter(tensor: Tensor, transposed: bool) -> np.ndarray:
-    values = tensor.read()
-    values = np.ascontiguousarray(values.transpose(to_our_axes(values.ndim))) if transposed else values
-    values.flags.writeable = False
-    return values
-
-
-def list_tensors(files: Sequence[Path], prefix: str) -> dict[str, Tensor]:
-    """Return the tensors of files by their present names, without the trunk's prefix; gamma and beta are old names.
-
-    Raises:
-        UserError: a file is damaged or not safetensors, or two tensors have one name.
-    """
+def list_tensors(files: Iterable[Path], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of files by their present names, without the trunk's prefix; gamma and beta are old names."""
     found: dict[str, Tensor] = {}
     for path, file in open_files(files):
         for name in file.keys():  # noqa: SIM118  (an open file, no dict)
-            key = name.removeprefix(prefix)
-            key = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", key))
+            key = re.sub(r"\.gamma$", ".weight", re.sub(r"\.beta$", ".bias", name.removeprefix(prefix)))
             if key in found:
                 raise UserError(f"'{path.parent}' has '{key}' twice, as '{found[key].name}' and '{name}'")
             part = file.get_slice(name)
@@ -323,39 +258,33 @@ def list_tensors(files: Sequence[Path], prefix: str) -> dict[str, Tensor]:
     return found
 
 
-def without_aliases(
-    table: Architecture, head: str, found: Mapping[str, Tensor], classes: Sequence[str]
-) -> dict[str, Tensor]:
-    """Return the tensors by the table's names, where a class with this head calls some modules otherwise."""
-    given = set(classes) & set(table.classes[head])
-    names = {theirs: ours for cls in given for theirs, ours in table.aliases.get(cls, {}).items()}
-    parts = {name: name.rpartition(".") for name in found}
-    return {names.get(parts[name][0], parts[name][0]) + "".join(parts[name][1:]): found[name] for name in found}
+Matched = dict[str, tuple[Tensor, bool]]  # by our path: the tensor, and whether its axes are transposed
 
 
-def match_tensors(
-    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: Sequence[str]
-) -> tuple[TensorNames, list[str], list[str]]:
-    """Return which tensors are read, a sentence for everything that does not fit, and notes on what is left out.
+def _match_tensors(
+    model: NetworkModel, outputs: int | None, found: Mapping[str, Tensor], classes: Iterable[str]
+) -> tuple[Matched, list[str], list[str]]:
+    """Return the tensors of a model's parameters, a sentence for all that does not fit, and notes on what is left out.
 
-    Args:
-        model: the network.
-        outputs: of its head; ``None``: as in :func:`read_checkpoint`.
-        found: the checkpoint's tensors.
-        classes: the Hugging Face classes that it was saved from.
+    ``classes``: those of Hugging Face that wrote the tensors.
     """
     table, head = ARCHITECTURES[model.architecture], model.head_name
+    known = set(classes) & {name for own in table.heads.values() for name in own.classes}
+    same_head = known & set(table.heads[head].classes)
+    aliases = {theirs: ours for cls in same_head for theirs, ours in table.aliases.get(cls, {}).items()}
+    parts = {name: name.rpartition(".") for name in found}
+    found = {aliases.get(m, m) + dot + leaf: found[name] for name, (m, dot, leaf) in parts.items()}
     shapes = param_shapes(model, outputs or fixed_outputs(model) or 2)
+
+    def ours(names: TensorNames) -> TensorNames:
+        return {name: entry for name, entry in names.items() if entry[0] in shapes}
+
+    names, notes = ours(tensor_names(table.trunk, table.block_names(model.sizes))), []
     with_head = outputs is not None or head in TIED
-
-    def ours(modules: Any, blocks: Sequence[str] = ()) -> TensorNames:
-        return {name: entry for name, entry in tensor_names(modules, blocks).items() if entry[0] in shapes}
-
-    names, notes = ours(table.trunk, table.block_names(model.sizes)), []
-    for part, modules in (("pooler", table.pooler), ("head", table.heads[head] if with_head else ())):
-        own, reason = ours(modules), ""
-        if part == "head" and (others := other_classes(table, head, classes)):
-            reason = f"the file's is that of {listed(others)}"
+    for part, modules in (("pooler", table.pooler), ("head", table.heads[head].modules if with_head else ())):
+        own, reason = ours(tensor_names(modules)), ""
+        if part == "head" and known and not same_head:
+            reason = f"the file's is that of {listed(sorted(known))}"
         elif not found.keys() & own.keys():
             reason = "the file has none"
         elif part == "head" and (wrong := misfits(own, found, shapes)):
@@ -369,30 +298,16 @@ def match_tensors(
     faults += [f"{found[name].name} is unexpected" for name in rest if not re.fullmatch(table.ignored, name)]
     if ignored := sorted({name.split(".")[0] for name in rest if re.fullmatch(table.ignored, name)}):
         notes.append(f"not read: {listed(ignored)}")
-    return names, faults, notes
-
-
-def other_classes(table: Architecture, head: str, classes: Sequence[str]) -> list[str]:
-    """Return the known classes that a checkpoint was saved from, if none of them has this head."""
-    known = {name for own in table.classes.values() for name in own}
-    return [] if set(classes) & set(table.classes[head]) else [name for name in classes if name in known]
+    faults += [
+        f"{found[copy].name} differs from {found[original].name}, to which the head is tied"
+        for copy, original in table.tied.items()
+        if head in TIED and copy in found and original in found
+        if not np.array_equal(found[copy].read(), found[original].read())
+    ]
+    return {path: (found[name], axes) for name, (path, axes) in names.items() if name in found}, faults, notes
 
 
 def misfits(names: TensorNames, found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return a sentence for each of these tensors that has another shape or type than its parameter."""
-    wrong = []
-    for name, (path, transposed) in names.items():
-        if name in found:
-            shape = shapes[path]
-            shape = tuple(shape[axis] for axis in to_torch_axes(len(shape))) if transposed else shape
-            wrong.append(misfit(found[name], shape))
+    wrong = (misfit(found[name], axes, shapes[path]) for name, (path, axes) in names.items() if name in found)
     return [words for words in wrong if words]
-
-
-def untied(table: Architecture, found: Mapping[str, Tensor]) -> list[str]:
-    """Return a sentence for each tensor that should be a copy of another and differs: the network has one for both."""
-    return [
-        f"{found[copy].name} differs from {found[original].name}, to which the head is tied"
-        for copy, original in table.tied.items()
-        if copy in found and original in found and not np.array_equal(found[copy].read(), found[original].read())
-    ]

@@ -14,9 +14,9 @@ from ..errors import UserError, listed
 from ..models.resnet import Resnet
 from ..models.transformer import Transformer
 from ..models.vision import Vision
-from .architectures import ARCHITECTURES, NetworkModel, fixed_outputs, model_tensor_names, param_shapes, to_torch_axes
+from .architectures import ARCHITECTURES, NetworkModel, fixed_outputs, model_tensor_names, param_shapes
 from .huggingface import CONFIG, PREPROCESSOR, WEIGHTS, folder_of
-from .tensor_files import check_new_folder, read_json, write_json, write_tensors
+from .tensor_files import check_new_folder, read_json, to_torch_axes, write_json, write_tensors
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_FILES = (
@@ -41,12 +41,8 @@ def export(
 ) -> str:
     """Write a network as a checkpoint of Hugging Face; return the name of the class that loads it.
 
-    Args:
-        model: the network.
-        params: its parameters, without any that a strategy added.
-        out: a new or an empty folder.
-        tokenizer: a folder whose tokenizer is copied; ``None``: none.
-        pad_token_id: the id of padding; ``None``: that of the checkpoint which the network started from.
+    The parameters are without any that a strategy added. The tokenizer in a folder is copied. The default id of padding
+    is that of the checkpoint which the network started from.
 
     Raises:
         UserError: no class of Hugging Face computes this network, the padding's id is needed and unknown, or the
@@ -93,11 +89,7 @@ def check_exportable(model: NetworkModel) -> None:
 
 
 def complete_sizes(model: NetworkModel, params: Mapping[str, Any]) -> Any:
-    """Return a network's sizes; those that its settings leave to the images are read off the parameters.
-
-    Raises:
-        UserError: the images were not square.
-    """
+    """Return a network's sizes; those that its settings leave to the images are read off the parameters."""
     if isinstance(model, Transformer):
         return model.sizes
     sizes = model.sizes._replace(channels=int(np.shape(params[FIRST_KERNEL[model.architecture]])[-2]))
@@ -110,11 +102,7 @@ def complete_sizes(model: NetworkModel, params: Mapping[str, Any]) -> Any:
 
 
 def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, sizes: Any) -> dict[str, np.ndarray]:
-    """Return parameters under the names, and with the axes, of Hugging Face's class.
-
-    Raises:
-        UserError: parameters that the network does not have, or lacks.
-    """
+    """Return parameters under the names, and with the axes, of Hugging Face's class."""
     shapes = param_shapes(model, outputs, sizes)
     extra, missing = sorted(params.keys() - shapes.keys()), sorted(shapes.keys() - params.keys())
     if extra or missing:
@@ -125,10 +113,11 @@ def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, siz
         )
     found = {}
     for name, (path, transposed) in model_tensor_names(model).items():
-        if path in params:
-            values = np.asarray(params[path])
-            found[name] = values.transpose(to_torch_axes(values.ndim)) if transposed else values
-        if name.endswith(".running_var") and path in params:  # PyTorch counts batches beside them
+        if path not in params:
+            continue
+        values = np.asarray(params[path])
+        found[name] = values.transpose(to_torch_axes(values.ndim)) if transposed else values
+        if name.endswith(".running_var"):  # PyTorch counts batches beside them
             found[name.replace("running_var", "num_batches_tracked")] = np.zeros((), np.int64)
     if model.architecture == "bert" and model.sizes.types == 0:  # the class requires at least one type
         found["bert.embeddings.token_type_embeddings.weight"] = np.zeros((1, model.sizes.width), np.float32)
@@ -136,15 +125,9 @@ def to_tensors(model: NetworkModel, params: Mapping[str, Any], outputs: int, siz
 
 
 def to_config(model: NetworkModel, outputs: int, pad_token_id: int | None, sizes: Any) -> dict[str, Any]:
-    """Return the content of ``config.json``: that of the model's checkpoint, if any, with what has changed.
-
-    Raises:
-        UserError: the padding's id is unknown, and the class needs it to find the last token of an example.
-    """
+    """Return the content of ``config.json``: that of the model's checkpoint, if any, with what has changed."""
     table, is_text = ARCHITECTURES[model.architecture], isinstance(model, Transformer)
-    config: dict[str, Any] = {}
-    if is_text:
-        config["pad_token_id"] = 0 if model.architecture == "bert" else None
+    config: dict[str, Any] = {"pad_token_id": 0 if model.architecture == "bert" else None} if is_text else {}
     if model.architecture == "gpt2":
         config |= {"bos_token_id": None, "eos_token_id": None}
     if model.checkpoint is not None:
@@ -155,7 +138,7 @@ def to_config(model: NetworkModel, outputs: int, pad_token_id: int | None, sizes
     if model.architecture == "bert":
         config["type_vocab_size"] = max(model.sizes.types, 1)
     config |= {"model_type": model.architecture, "dtype": "float32"}
-    config["architectures"] = [table.classes[model.head_name][0]]
+    config["architectures"] = [table.heads[model.head_name].classes[0]]
     if model.head_name in ("classify", "tokens") and len(config.get("id2label") or {}) != outputs:
         config["id2label"] = {str(i): f"LABEL_{i}" for i in range(outputs)}
         config["label2id"] = {f"LABEL_{i}": i for i in range(outputs)}

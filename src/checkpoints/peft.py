@@ -11,8 +11,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,20 +22,11 @@ from ..models.base import head_paths
 from ..models.lowrank import scale
 from ..models.transformer import TIED, Transformer
 from ..types import Params
-from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract_trained, fingerprint
-from .architectures import ARCHITECTURES, TensorNames, fixed_outputs, model_tensor_names, param_shapes
-from .huggingface import MAX_SIZE, list_tensors, misfits, read_checkpoint
+from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract, fingerprint
+from .architectures import ARCHITECTURES, fixed_outputs, model_tensor_names, param_shapes
+from .huggingface import MAX_SIZE, Matched, list_tensors, misfits, read_checkpoint
 from .huggingface_export import check_exportable
-from .tensor_files import (
-    FLOAT_DTYPES,
-    MAX_LISTED,
-    Tensor,
-    check_new_folder,
-    misfit,
-    read_json,
-    write_json,
-    write_tensors,
-)
+from .tensor_files import MAX_LISTED, Tensor, check_file, check_new_folder, misfit, read_json, write_json, write_tensors
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -50,8 +42,7 @@ NO_EFFECT |= {"fan_in_fan_out", "modules_to_save", "exclude_modules", "layers_to
 NO_EFFECT |= {"megatron_core", "qalora_group_size", "runtime_config", "eva_config"}
 # The others (pissa, olora, corda, loftq ...) change the base's kernels, so the adapter is not one of the plain base.
 INIT_LORA_WEIGHTS = (True, False, "gaussian", "eva", "orthogonal")
-
-T = TypeVar("T")
+NO_EFFECT |= {"loftq_config", "corda_config", "lora_ga_config"}  # of initialisations that are excluded above
 
 
 class PeftAdapter(NamedTuple):
@@ -62,11 +53,7 @@ class PeftAdapter(NamedTuple):
 
     @property
     def adapter(self) -> LoraAdapter:
-        """The LoRA adapter.
-
-        Raises:
-            UserError: DoRA, which also scales the kernels.
-        """
+        """The LoRA adapter; a :class:`UserError` for DoRA, which also scales the kernels."""
         if self.magnitudes:
             raise UserError(
                 "this is a DoRA adapter, which scales the kernels, so it is not a sum of low-rank changes; "
@@ -79,43 +66,37 @@ class PeftAdapter(NamedTuple):
         magnitudes = {f"{module}/{MAGNITUDE}": leaf for module, leaf in self.magnitudes.items()}
         return {**self.lora.params, **magnitudes, **self.lora.head}
 
+    def merged_kernel(self, module: str, kernel: Any) -> Any:
+        """Return a kernel with the change in it: ``W + s A B``, of DoRA ``m (W + s A B) / ||W + s A B||``.
+
+        Computed in float64 and rounded once. Source: Liu et al., arXiv 2402.09353, equation 5.
+        """
+        whole = np.asarray(kernel, np.float64) + self.lora.delta_weight(module)
+        if module in self.magnitudes:
+            norms = np.linalg.norm(whole, axis=0)
+            whole = whole * (self.magnitudes[module] / np.where(norms > 0, norms, 1.0))  # a column of zeros stays zero
+        return whole.astype(kernel.dtype)
+
 
 def extract_peft(
     params: Mapping[str, Any], model: Transformer, alpha: float, rank_stabilised: bool = False
 ) -> tuple[PeftAdapter, Params]:
-    """Return what fine-tuning under LoRA or DoRA learned, and the base with the trained head.
-
-    Raises:
-        UserError: there are no factors, one of a pair is missing, or other parameters lie beside them.
-    """
+    """Return what fine-tuning under LoRA or DoRA learned, and the base with the trained head; raises as ``extract``."""
     end = f"/{MAGNITUDE}"
     magnitudes = {path.removesuffix(end): np.asarray(leaf) for path, leaf in params.items() if path.endswith(end)}
-    rest = {path: leaf for path, leaf in params.items() if not path.endswith(end)}
-    lora = extract_trained(rest, head_paths(model, rest), alpha, rank_stabilised)
+    rest: Any = {path: leaf for path, leaf in params.items() if not path.endswith(end)}
+    lora = extract(rest, head_paths(model, rest), alpha, rank_stabilised)
     if magnitudes and magnitudes.keys() != lora.factors.keys():
         raise UserError(f"the adapter is incomplete: {MAGNITUDE} is not beside every lora_a")
-    return PeftAdapter(lora, magnitudes), {path: leaf for path, leaf in rest.items() if path not in lora.params}  # type: ignore[return-value]
+    return PeftAdapter(lora, magnitudes), {path: leaf for path, leaf in rest.items() if path not in lora.params}
 
 
 def merge_peft(adapter: PeftAdapter, base: Mapping[str, Any]) -> Params:
-    """Return the base with the change in its kernels: ``W + s A B``, of DoRA ``m (W + s A B) / ||W + s A B||``.
-
-    Computed in float64 and rounded once. The head is the adapter's.
-
-    Raises:
-        UserError: another base, or modules that do not fit.
-    """
+    """Return the base with the change in its kernels, and the adapter's head; refuse another base."""
     check_base(adapter.lora, base)
     params = {**base, **adapter.lora.head}
-    return params | {f"{m}/kernel": _merged(adapter, m, params[f"{m}/kernel"]) for m in adapter.lora.factors}
-
-
-def _merged(adapter: PeftAdapter, module: str, kernel: Any) -> Any:
-    whole = np.asarray(kernel, np.float64) + adapter.lora.delta_weight(module)
-    if module in adapter.magnitudes:  # Liu et al., arXiv 2402.09353, equation 5; a column of zeros stays zero
-        norms = np.linalg.norm(whole, axis=0)
-        whole = whole * (adapter.magnitudes[module] / np.where(norms > 0, norms, 1.0))
-    return whole.astype(kernel.dtype)
+    kernels = {f"{module}/kernel": module for module in adapter.lora.factors}
+    return params | {path: adapter.merged_kernel(module, params[path]) for path, module in kernels.items()}
 
 
 # --- adapter_config.json ---------------------------------------------------------------------------------------------
@@ -134,29 +115,27 @@ class LoraConfig(NamedTuple):
 
     def rank(self, module: str) -> int:
         """Return r of a module: of the first pattern that matches its name, else the common one."""
-        return of_pattern(self.rank_pattern, module, self.r)
+        return _of_pattern(self.rank_pattern, module, self.r)
 
     def scaling(self, module: str) -> float:
         """Return s of a module."""
-        alpha = of_pattern(self.alpha_pattern, module, self.lora_alpha)
+        alpha = _of_pattern(self.alpha_pattern, module, self.lora_alpha)
         return float(scale(alpha, self.rank(module), self.use_rslora))
 
 
-def of_pattern(patterns: Mapping[str, T], module: str, default: T) -> T:
-    """Return the value of the first pattern that matches a name, or the end of it after a dot."""
+def _of_pattern(patterns: Mapping[str, Any], module: str, default: Any) -> Any:
     return next((value for pattern, value in patterns.items() if re.fullmatch(_end(pattern), module)), default)
 
 
 def _end(pattern: str) -> str:
-    return rf"(?:.*\.)?(?:{pattern})"
+    return rf"(?:.*\.)?(?:{pattern})"  # a whole name, or the end of it after a dot
 
 
 def read_lora_config(path: Path, model: Transformer) -> LoraConfig:
     """Return what ``adapter_config.json`` says.
 
     Raises:
-        UserError: another kind of adapter or task, an impossible value, or a key that affects the outputs in a way that
-            is not computed here.
+        UserError: another kind of adapter or task, an impossible value, or a key whose effect is not computed here.
     """
     config = read_json(path)
     tasks = {"FEATURE_EXTRACTION", TASK_TYPES.get(model.head_name)} - {None}
@@ -171,14 +150,20 @@ def read_lora_config(path: Path, model: Transformer) -> LoraConfig:
     for key, (default, values) in allowed.items():
         if (value := config.get(key, default)) not in values:
             raise UserError(f"'{path}': {key} is {value!r}; allowed: {listed(sorted(map(str, values)))}")
-    unused = ("loftq_config", "corda_config", "lora_ga_config")  # of initialisations that INIT_LORA_WEIGHTS excludes
-    if on := [key for key in config.keys() - USED - NO_EFFECT if config[key] and key not in unused]:
+    if on := [key for key in config.keys() - USED - NO_EFFECT if config[key]]:
         raise UserError(f"'{path}' asks for {listed(sorted(on))}, which is not computed here; allowed: null or false")
-    alpha, targets = config.get("lora_alpha", 8), config.get("target_modules")
+    r, alpha, targets = config.get("r", 8), config.get("lora_alpha", 8), config.get("target_modules")
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
     for key, patterns in (("rank_pattern", ranks), ("alpha_pattern", alphas)):
-        _check_patterns(path, key, patterns)
-    for key, value in (("r", config.get("r", 8)), *ranks.items()):
+        if not isinstance(patterns, dict):
+            raise UserError(f"'{path}': {key} is {patterns!r}; allowed: numbers by regular expression")
+        for pattern in patterns:
+            try:
+                re.compile(_end(pattern))
+            except (re.error, RecursionError) as error:
+                message = f"'{path}': {key} has '{pattern}', which is no regular expression ({error})"
+                raise UserError(message) from error
+    for key, value in (("r", r), *ranks.items()):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UserError(f"'{path}': the rank of '{key}' is {value!r}; allowed: a whole number >= 1")
     for key, value in (("lora_alpha", alpha), *alphas.items()):
@@ -186,18 +171,9 @@ def read_lora_config(path: Path, model: Transformer) -> LoraConfig:
             raise UserError(f"'{path}': the alpha of '{key}' is {value!r}; allowed: a number of at most {MAX_SIZE}")
     chosen = any(config.get(key) is not None for key in ("exclude_modules", "layers_to_transform"))
     ends = tuple(map(str, targets)) if isinstance(targets, list) and not chosen else ()
-    flags = bool(config.get("use_rslora")), bool(config.get("use_dora"))
-    return LoraConfig(config.get("r", 8), float(alpha), ranks, alphas, *flags, ends)
-
-
-def _check_patterns(path: Path, key: str, patterns: Any) -> None:
-    if not isinstance(patterns, dict):
-        raise UserError(f"'{path}': {key} is {patterns!r}; allowed: numbers by regular expression")
-    for pattern in patterns:
-        try:
-            re.compile(_end(pattern))
-        except (re.error, RecursionError) as error:
-            raise UserError(f"'{path}': {key} has '{pattern}', which is no regular expression ({error})") from error
+    return LoraConfig(
+        r, float(alpha), ranks, alphas, bool(config.get("use_rslora")), bool(config.get("use_dora")), ends
+    )
 
 
 # --- adapter_model.safetensors ---------------------------------------------------------------------------------------
@@ -205,24 +181,14 @@ def _check_patterns(path: Path, key: str, patterns: Any) -> None:
 
 def check_files(folder: Path) -> None:
     """Refuse a folder without PEFT's two files, and one whose tensors are pickled."""
-    for name in (CONFIG, WEIGHTS):
-        if (folder / name).is_file():
-            continue
-        if name == WEIGHTS and (folder / PICKLE).is_file():
-            raise UserError(
-                f"'{folder}' has {PICKLE} only, a pickle, which can run code when it is read; allowed: {WEIGHTS} "
-                "(PEFT's save_pretrained writes it)"
-            )
-        raise UserError(f"'{folder}' holds no {name}; allowed: a folder that PEFT's save_pretrained wrote")
+    check_file(folder, CONFIG, "PEFT's")
+    check_file(folder, WEIGHTS, "PEFT's", PICKLE)
 
 
 def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None = None) -> PeftAdapter:
-    """Read an adapter that PEFT, or :func:`write_peft`, wrote.
+    """Read an adapter that PEFT, or :func:`write_peft`, wrote; the size of its head is taken from the folder.
 
-    Args:
-        folder: with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        model: the network that it is for; the size of its head is taken from the folder.
-        base: the parameters that it changes; ``None``: those of ``model.checkpoint``.
+    ``base`` holds the parameters that it changes; ``None``: those of ``model.checkpoint``.
 
     Raises:
         UserError: the files cannot be read, ask for what is not computed here, or do not fit: all faults are named.
@@ -235,115 +201,96 @@ def read_peft(folder: Path, model: Transformer, base: Mapping[str, Any] | None =
         short = name.removeprefix(ARCHITECTURES[model.architecture].prefix)
         if (other := found.setdefault(short, tensor)) is not tensor:
             raise UserError(f"the adapter has one tensor twice, as '{other.name}' and '{tensor.name}'")
-    matched = match_tensors(found, model, config, base)
-    if matched.faults:
-        raise UserError(f"'{folder}' does not fit this network: {listed(matched.faults, MAX_LISTED)}")
-    params = {path: tensor.read() for path, tensor in matched.tensors.items()}
-    if bad := [matched.tensors[path].name for path, values in params.items() if not np.isfinite(values).all()]:
+    tensors, modules, faults = _match_tensors(found, model, config, base)
+    if faults:
+        raise UserError(f"'{folder}' does not fit this network: {listed(faults, MAX_LISTED)}")
+    params = {path: tensor.read(transposed) for path, (tensor, transposed) in tensors.items()}
+    if bad := [tensors[path][0].name for path, values in params.items() if not np.isfinite(values).all()]:
         raise UserError(
             f"'{folder}' has numbers that are not finite in {listed(bad, MAX_LISTED)}; allowed: finite ones"
         )
-    params = {path: np.ascontiguousarray(v.T) if path in matched.transposed else v for path, v in params.items()}
-    factors = {module: (params[f"{module}/{A}"], params[f"{module}/{B}"]) for module in matched.modules}
-    magnitudes = {m: params[f"{m}/{MAGNITUDE}"] for m in matched.modules if config.use_dora}
-    head = {path: values for path, values in params.items() if path.rpartition("/")[2] not in SUFFIXES.values()}
+    factors = {module: (params[f"{module}/{A}"], params[f"{module}/{B}"]) for module in modules}
+    magnitudes = {module: params[f"{module}/{MAGNITUDE}"] for module in modules if config.use_dora}
+    head = {path: values for path, values in params.items() if not _is_added(path)}
     paths = tuple(sorted({*head, *head_paths(model, base)}))
     rank = max(a.shape[-1] for a, _ in factors.values())
     meta = {"alpha": config.lora_alpha, "rank": rank, "rank_stabilised": config.use_rslora}
-    scaling = {ours: config.scaling(theirs) for ours, theirs in matched.modules.items()}
+    scaling = {ours: config.scaling(theirs) for ours, theirs in modules.items()}
     return PeftAdapter(LoraAdapter(factors, scaling, head, fingerprint(base, paths), paths, meta), magnitudes)
 
 
-class MatchedTensors(NamedTuple):
-    """Which tensor of a folder is which parameter."""
-
-    tensors: dict[str, Tensor]  # by our path
-    transposed: set[str]  # our paths
-    modules: dict[str, str]  # adapted ones: our name -> PEFT's
-    faults: list[str]  # a sentence for everything that does not fit
+def _is_added(path: str) -> bool:
+    """Return whether a parameter is a factor or a magnitude."""
+    return path.rpartition("/")[2] in SUFFIXES.values()
 
 
-def match_tensors(
+def _match_tensors(
     found: Mapping[str, Tensor], model: Transformer, config: LoraConfig, base: Mapping[str, Any]
-) -> MatchedTensors:
-    """Sort a folder's tensors into factors, magnitudes and modules saved in full, and name everything that is wrong."""
+) -> tuple[Matched, dict[str, str], list[str]]:
+    """Return a folder's tensors, PEFT's names of adapted modules by ours, and a sentence for all that does not fit."""
     table = ARCHITECTURES[model.architecture]
     names = {name.removeprefix(table.prefix): entry for name, entry in model_tensor_names(model).items()}
-    shapes = param_shapes(model, _outputs(found, model, names))
+    head = {path: found[name] for name, (path, _) in names.items() if name in found}.get("classifier/kernel")
+    outputs = head.shape[0] if head and len(head.shape) == 2 else 0
+    shapes = param_shapes(model, fixed_outputs(model) or outputs or 1)
     names = {name: entry for name, entry in names.items() if entry[0] in shapes}
-    matched = MatchedTensors({}, set(), {}, [])
+    tensors: Matched = {}
+    modules: dict[str, str] = {}
+    faults = []
     for name, tensor in found.items():
-        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
-        path, transposed = names.get(name if suffix is None else f"{name.removesuffix(suffix)}.weight", ("", False))
+        suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
+        added = SUFFIXES.get(suffix)
+        path, transposed = names.get(f"{name.removesuffix(suffix)}.weight" if added else name, ("", False))
         module, _, leaf = path.rpartition("/")
-        if path and suffix is None:
-            matched.tensors[path] = tensor
-            matched.transposed.update({path} if transposed else ())
-        elif leaf == "kernel" and suffix is not None and (config.use_dora or SUFFIXES[suffix] in LORA_PARAMS):
-            factor = f"{module}/{SUFFIXES[suffix]}"
-            matched.tensors[factor] = tensor
-            matched.transposed.update({factor} if SUFFIXES[suffix] in LORA_PARAMS else ())
-            matched.modules[module] = tensor.name.removeprefix(PREFIX).removesuffix(suffix)
+        if path and not added:
+            tensors[path] = tensor, transposed
+        elif leaf == "kernel" and added and (config.use_dora or added in LORA_PARAMS):
+            tensors[f"{module}/{added}"] = tensor, added in LORA_PARAMS
+            modules[module] = tensor.name.removeprefix(PREFIX).removesuffix(suffix)
         elif (original := table.tied.get(name)) not in names:
-            matched.faults.append(f"{tensor.name} is unexpected")
+            faults.append(f"{tensor.name} is unexpected")
         elif not _equal(tensor, found.get(original), base.get(names[original][0])):  # type: ignore[arg-type]
-            matched.faults.append(f"{tensor.name} differs from {original}, to which the head is tied")
-    matched.faults.extend(_factor_faults(matched, config, shapes))
-    matched.faults.extend(
+            faults.append(f"{tensor.name} differs from {original}, to which the head is tied")
+    faults += _factor_faults(tensors, modules, config, shapes)
+    faults += [
         f"{original} is saved in full, and its copy {copy} is not"
         for copy, original in table.tied.items()
         if model.head_name in TIED and original in found and copy not in found
-    )
-    matched.faults.extend(misfits(names, found, shapes))
-    matched.faults.extend(f"{name} is missing" for name in _missing(matched, config, names, base, table.prefix))
-    return matched
-
-
-def _outputs(found: Mapping[str, Tensor], model: Transformer, names: TensorNames) -> int:
-    """Return the number of outputs of the folder's head; 1 if it has none."""
-    if fixed := fixed_outputs(model):
-        return fixed
-    theirs = next(name for name, (path, _) in names.items() if path == "classifier/kernel")
-    shape = found[theirs].shape if theirs in found else ()
-    return shape[0] if len(shape) == 2 and shape[0] > 0 else 1
+    ]
+    faults += misfits(names, found, shapes)
+    saved = {path.rpartition("/")[0] for path in tensors if not _is_added(path)}
+    for name, (path, _) in names.items():
+        module, _, leaf = path.rpartition("/")
+        if path not in tensors and (path not in base or module in saved):
+            faults.append(f"{name} is missing")
+        targeted = any(f".{table.prefix}{name}".endswith(f".{end}.weight") for end in config.target_modules)
+        if leaf == "kernel" and targeted and module not in modules and module not in saved:
+            faults.append(f"{name.removesuffix('.weight')}.lora_A.weight is missing")
+    return tensors, modules, faults
 
 
 def _equal(copy: Tensor, original: Tensor | None, of_base: Any) -> bool:
-    """Tell whether a tied tensor equals its original, in the folder or else in the base."""
+    """Return whether a tied tensor equals its original, in the folder or else in the base."""
     other = of_base if original is None else original.read()
-    return other is not None and copy.dtype in FLOAT_DTYPES and np.array_equal(copy.read(), np.asarray(other))
+    return other is not None and not misfit(copy, False, other.shape) and np.array_equal(copy.read(), other)
 
 
-def _factor_faults(matched: MatchedTensors, config: LoraConfig, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+def _factor_faults(
+    tensors: Matched, modules: Mapping[str, str], config: LoraConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> Iterator[str]:
     """Yield a sentence for each factor or magnitude that is missing or has another shape or type."""
-    if not matched.modules:
+    if not modules:
         yield "it has no lora_A and lora_B"
-    for module, name in matched.modules.items():
+    for module, name in modules.items():
         inputs, outputs = shapes[f"{module}/kernel"]
         rank = config.rank(name)
-        expected: dict[str, tuple[int, ...]] = {A: (rank, inputs), B: (outputs, rank)}
-        expected |= {MAGNITUDE: (outputs,)} if config.use_dora else {}
+        expected: dict[str, tuple[int, ...]] = {A: (inputs, rank), B: (rank, outputs), MAGNITUDE: (outputs,)}
         for suffix, ours in SUFFIXES.items():
-            if ours not in expected:
-                continue
-            tensor = matched.tensors.get(f"{module}/{ours}")
-            fault = f"{name}{suffix} is missing" if tensor is None else misfit(tensor, expected[ours])
-            if fault:
+            entry = tensors.get(f"{module}/{ours}")
+            if entry is None and (config.use_dora or ours != MAGNITUDE):
+                yield f"{name}{suffix} is missing"
+            elif entry and (fault := misfit(*entry, expected[ours])):
                 yield fault
-
-
-def _missing(
-    matched: MatchedTensors, config: LoraConfig, names: TensorNames, base: Mapping[str, Any], prefix: str
-) -> Iterator[str]:
-    """Yield the names of parameters that neither folder nor base has, and of factors that a target module lacks."""
-    saved = {path.rpartition("/")[0] for path in matched.tensors if path.rpartition("/")[2] not in SUFFIXES.values()}
-    for name, (path, _) in names.items():
-        module, _, leaf = path.rpartition("/")
-        if path not in matched.tensors and (path not in base or module in saved):
-            yield name
-        targeted = any(f".{prefix}{name}".endswith(f".{end}.weight") for end in config.target_modules)
-        if leaf == "kernel" and targeted and module not in matched.modules and module not in saved:
-            yield f"{name.removesuffix('.weight')}.lora_A.weight"
 
 
 # --- writing ---------------------------------------------------------------------------------------------------------
@@ -358,15 +305,10 @@ def write_peft(
     *,
     dropout: float = 0.0,
 ) -> None:
-    """Write an adapter as PEFT's ``save_pretrained`` would. The head is saved in full, any change of it merged.
+    """Write an adapter of ``base`` as PEFT's ``save_pretrained`` would, with the head in full and its change merged.
 
-    Args:
-        folder: a new or an empty one.
-        adapter: what was learned.
-        model: the network that it is for.
-        base: the parameters that it changes.
-        base_name: the checkpoint that holds them, which PEFT loads: a folder, or a name on the Hugging Face Hub.
-        dropout: of the adapter's input, for further training.
+    PEFT loads the base from ``base_name``: a folder, or a name on the Hugging Face Hub. ``dropout`` of the adapter's
+    input is for further training.
 
     Raises:
         UserError: the network is not one of Hugging Face's, the adapter does not fit it, or the folder is not empty.
@@ -375,29 +317,28 @@ def write_peft(
     check_exportable(model)
     check_new_folder(folder)
     _check_fit(adapter, model, base)
-    adapter = merge_into_head(adapter)
-    factors, saved = to_tensors(adapter, model, base)
+    adapter = _merge_into_head(adapter)
+    factors, saved = _to_tensors(adapter, model, base)
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, {PREFIX + name: leaf for name, leaf in (factors | saved).items()}, {"format": "pt"})
     names = {"base_model_name_or_path": base_name, "lora_dropout": dropout}
-    write_json(folder / CONFIG, to_config(adapter, model, saved) | names)
+    write_json(folder / CONFIG, _to_config(adapter, model, saved) | names)
 
 
-def to_tensors(
+def _to_tensors(
     adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Return factors with magnitudes, and what is saved in full, under PEFT's names without :data:`PREFIX`."""
-    names = model_tensor_names(model)
+    names, suffixes = model_tensor_names(model), {ours: suffix for suffix, ours in SUFFIXES.items()}
     theirs = {path: (name, transposed) for name, (path, transposed) in names.items()}
     factors, saved = {}, {}
     for path, leaf in adapter.params().items():
         module, _, last = path.rpartition("/")
-        suffix = next((suffix for suffix, ours in SUFFIXES.items() if ours == last), None)
-        name, transposed = theirs[path if suffix is None else f"{module}/kernel"]
-        if suffix is None:
-            saved[name] = leaf.T if transposed else leaf
+        name, transposed = theirs[f"{module}/kernel" if last in suffixes else path]
+        if last in suffixes:
+            factors[name.removesuffix(".weight") + suffixes[last]] = leaf.T if last in LORA_PARAMS else leaf
         else:
-            factors[name.removesuffix(".weight") + suffix] = leaf.T if last in LORA_PARAMS else leaf
+            saved[name] = leaf.T if transposed else leaf
     # PEFT loads a module that is saved in full only with its copies of tied tensors.
     modules, table = _modules(saved), ARCHITECTURES[model.architecture]
     for copy, original in table.tied.items() if model.head_name in TIED else ():
@@ -413,14 +354,14 @@ def _modules(saved: Iterable[str]) -> list[str]:
     return [module for module in modules if not any(module.startswith(f"{other}.") for other in modules)]
 
 
-def merge_into_head(adapter: PeftAdapter) -> PeftAdapter:
+def _merge_into_head(adapter: PeftAdapter) -> PeftAdapter:
     """Return the adapter with its changes of kernels that are saved in full merged into these."""
-    lora = adapter.lora
-    inside = [module for module in lora.factors if f"{module}/kernel" in lora.head]
-    head = {**lora.head, **{f"{m}/kernel": _merged(adapter, m, lora.head[f"{m}/kernel"]) for m in inside}}
-    factors = {module: pair for module, pair in lora.factors.items() if module not in inside}
-    magnitudes = {module: leaf for module, leaf in adapter.magnitudes.items() if module not in inside}
-    return PeftAdapter(LoraAdapter(factors, lora.scaling, head, lora.base, lora.head_paths, lora.meta), magnitudes)
+    head, factors, magnitudes = dict(adapter.lora.head), dict(adapter.lora.factors), dict(adapter.magnitudes)
+    for module in [module for module in factors if f"{module}/kernel" in head]:
+        head[f"{module}/kernel"] = adapter.merged_kernel(module, head[f"{module}/kernel"])
+        del factors[module]
+        magnitudes.pop(module, None)
+    return PeftAdapter(replace(adapter.lora, factors=factors, head=head), magnitudes)
 
 
 def _check_fit(adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]) -> None:
@@ -444,20 +385,16 @@ def _check_fit(adapter: PeftAdapter, model: Transformer, base: Mapping[str, Any]
     check_base(lora, {**base, **lora.head})
 
 
-def to_config(adapter: PeftAdapter, model: Transformer, saved: Iterable[str]) -> dict[str, Any]:
+def _to_config(adapter: PeftAdapter, model: Transformer, saved: Iterable[str]) -> dict[str, Any]:
     """Return the content of ``adapter_config.json``: the commonest rank and alpha, and patterns of full names."""
     lora = adapter.lora
+    theirs = {path: (name.removesuffix(".weight"), axes) for name, (path, axes) in model_tensor_names(model).items()}
     use_rslora = bool(lora.meta.get("rank_stabilised", False))
-    theirs = {
-        path: (name.removesuffix(".weight"), transposed)
-        for name, (path, transposed) in model_tensor_names(model).items()
-    }
-    names = {module: theirs[f"{module}/kernel"][0] for module in lora.factors}
-    ranks = {names[module]: rank for module, rank in lora.ranks.items()}
-    alphas = {
-        names[module]: _number(lora.scaling[module] * (math.sqrt(rank) if use_rslora else rank))
-        for module, rank in lora.ranks.items()
-    }
+    ranks, alphas = {}, {}
+    for module, rank in lora.ranks.items():
+        name = theirs[f"{module}/kernel"][0]
+        alpha = float(f"{lora.scaling[module] * (math.sqrt(rank) if use_rslora else rank):.12g}")  # 16, not 15.99...98
+        ranks[name], alphas[name] = rank, int(alpha) if alpha.is_integer() else alpha
     (r, _), (alpha, _) = (Counter(values.values()).most_common(1)[0] for values in (ranks, alphas))
     return {
         "peft_type": "LORA",
@@ -475,9 +412,3 @@ def to_config(adapter: PeftAdapter, model: Transformer, saved: Iterable[str]) ->
         "use_dora": bool(adapter.magnitudes),
         "init_lora_weights": True,
     }
-
-
-def _number(alpha: float) -> int | float:
-    """Return an alpha without the rounding of its scale: 16, not 15.999999999999998."""
-    rounded = float(f"{alpha:.12g}")
-    return int(rounded) if rounded.is_integer() else rounded

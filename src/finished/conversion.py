@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from ..checkpoints import huggingface, peft
 from ..checkpoints.adapters import fingerprint, load_adapter, save_adapter
@@ -20,7 +20,7 @@ from ..checkpoints.tensor_files import MAX_LISTED, check_new_folder, read_json
 from ..errors import UserError, listed
 from ..models.base import same_bits
 from ..models.transformer import Transformer
-from .jobs import read_job
+from .jobs import FinishedJob, read_job
 
 STRATEGIES = ("lora", "dora")
 
@@ -28,11 +28,7 @@ STRATEGIES = ("lora", "dora")
 def export_job(folder: Path, out: Path, tokenizer: Path | None = None, pad_token_id: int | None = None) -> str:
     """Write a finished job's network as a checkpoint of Hugging Face, LoRA merged; return the class that loads it.
 
-    Args:
-        folder: the job's.
-        out: a new or an empty folder.
-        tokenizer: a folder whose tokenizer is copied; ``None``: the job's, where ``data.tokenizer`` is a folder.
-        pad_token_id: the id of padding; ``None``: the tokenizer's, or the checkpoint's.
+    The defaults of ``tokenizer``, a folder, and of ``pad_token_id`` are the job's and the tokenizer's.
 
     Raises:
         UserError: no finished job, a network that no class of Hugging Face computes, or a folder that is not empty.
@@ -40,26 +36,22 @@ def export_job(folder: Path, out: Path, tokenizer: Path | None = None, pad_token
     job = read_job(folder)
     if not isinstance(job.model, NetworkModel):
         raise UserError(f"'{folder}' has model={job.config.model.name}; allowed: {listed(ARCHITECTURES)}")
-    tokenizer = tokenizer or tokenizer_folder(job.config)
-    pad_token_id = padding_id(tokenizer) if pad_token_id is None else pad_token_id
-    return export(job.model, job.merged_params(), out, tokenizer, pad_token_id)
+    return export(job.model, job.merged_params(), out, *_tokenizer_of(job, tokenizer, pad_token_id))
 
 
-def tokenizer_folder(config: DictConfig) -> Path | None:
-    """Return the folder of a job's tokenizer; ``None`` where ``data.tokenizer`` is not a folder with one."""
-    name = OmegaConf.select(config, "data.tokenizer")
-    return Path(name) if name and (Path(name) / TOKENIZER).is_file() else None
+def _tokenizer_of(job: FinishedJob, tokenizer: Path | None, pad_token_id: int | None) -> tuple[Path | None, int | None]:
+    """Return the folder of the tokenizer, by default the job's, and the id of padding, by default the tokenizer's."""
+    name = OmegaConf.select(job.config, "data.tokenizer")
+    if tokenizer is None and name and (Path(name) / TOKENIZER).is_file():
+        tokenizer = Path(name)
+    return tokenizer, padding_id(tokenizer) if pad_token_id is None else pad_token_id
 
 
 def job_to_peft(folder: Path, out: Path, base_out: Path | None = None, pad_token_id: int | None = None) -> str:
     """Write what a finished job learned as an adapter of PEFT; return the name of its base.
 
-    Args:
-        folder: the job's.
-        out: a new or an empty folder.
-        base_out: a folder for the base as a checkpoint of Hugging Face. ``None``: the base is the checkpoint that the
-            job started from, and must still equal it.
-        pad_token_id: of the base that is written; ``None``: the tokenizer's, or the checkpoint's.
+    The base is written to ``base_out`` as a checkpoint of Hugging Face, with this id of padding. Without ``base_out``
+    it is the checkpoint that the job started from, and must still equal it.
 
     Raises:
         UserError: no finished job of LoRA or DoRA on a model of text, or a base that PEFT could not load.
@@ -72,24 +64,19 @@ def job_to_peft(folder: Path, out: Path, base_out: Path | None = None, pad_token
         raise UserError(f"'{folder}' has strategy={strategy.name}; allowed: {listed(STRATEGIES)}")
     stabilised = bool(strategy.get("rank_stabilised", False))
     adapter, base = extract_peft(job.read_params(), model, float(strategy.alpha), stabilised)
-    base_name = str(base_out)
     if base_out is None:
         adapter, base_name = rebase_on_checkpoint(adapter, base, model), str(model.checkpoint)
     else:
         check_new_folder(base_out)
+        base_name = str(base_out)
     write_peft(out, adapter, model, base, base_name, dropout=float(strategy.get("dropout") or 0.0))
     if base_out is not None:
-        tokenizer = tokenizer_folder(job.config)
-        export(model, base, base_out, tokenizer, padding_id(tokenizer) if pad_token_id is None else pad_token_id)
+        export(model, base, base_out, *_tokenizer_of(job, None, pad_token_id))
     return base_name
 
 
 def rebase_on_checkpoint(adapter: PeftAdapter, base: Mapping[str, Any], model: Transformer) -> PeftAdapter:
-    """Return an adapter of ``model.checkpoint`` that gives the same network: what the files lack is saved in full.
-
-    Raises:
-        UserError: there is no checkpoint, or the base no longer equals it.
-    """
+    """Return an adapter of ``model.checkpoint`` that gives the same network: what the files lack is saved in full."""
     hint = "allowed with --base-out, which writes the base too"
     if model.checkpoint is None:
         raise UserError(f"the job started from no checkpoint, so PEFT could load no base; {hint}")
@@ -107,33 +94,25 @@ def rebase_on_checkpoint(adapter: PeftAdapter, base: Mapping[str, Any], model: T
 
 
 def checkpoint_model(checkpoint: str, head: str | None) -> Transformer:
-    """Return the model of a checkpoint with a head; ``None``: the checkpoint's own.
-
-    Raises:
-        UserError: another architecture, a head that it cannot have, or an unknown one.
-    """
+    """Return the text model of a checkpoint with a head; ``None``: the checkpoint's own."""
     path = folder_of(checkpoint) / huggingface.CONFIG
     config = read_json(path)
     kind = config.get("model_type")
     if kind not in TEXT_ARCHITECTURES:
         raise UserError(f"'{path}' describes a model of type '{kind}'; allowed: {listed(TEXT_ARCHITECTURES)}")
-    classes = TEXT_ARCHITECTURES[kind].classes
+    heads = TEXT_ARCHITECTURES[kind].heads
     given = set(config.get("architectures") or [])
-    head = head or next((name for name, own in classes.items() if given & set(own)), None)
-    if head not in classes:
+    head = head or next((name for name, own in heads.items() if given & set(own.classes)), None)
+    if head not in heads:
         what = f"--head is '{head}'" if head else "--head is missing"
-        raise UserError(f"{what}, and '{checkpoint}' is a {kind}; allowed: {listed(classes)}")
+        raise UserError(f"{what}, and '{checkpoint}' is a {kind}; allowed: {listed(heads)}")
     return build_model(OmegaConf.create({"name": kind, "checkpoint": checkpoint, "head": head}))
 
 
 def convert_from_peft(folder: Path, checkpoint: str, out: Path, head: str | None = None) -> None:
     """Write PEFT's adapter as a file of ours (``.safetensors``), or as a checkpoint with the change merged in.
 
-    Args:
-        folder: PEFT's.
-        checkpoint: the base, a folder or a name on the Hugging Face Hub.
-        out: the file or the new folder.
-        head: of the network; ``None``: that of the folder's task, or of the checkpoint's class.
+    The base is ``checkpoint``, with a head: by default that of the folder's task, or of the checkpoint's class.
 
     Raises:
         UserError: the folder cannot be read or does not fit, or DoRA is to become a file of ours.
@@ -150,10 +129,6 @@ def convert_from_peft(folder: Path, checkpoint: str, out: Path, head: str | None
 
 
 def convert_to_peft(file: Path, checkpoint: str, out: Path, head: str | None = None) -> None:
-    """Write an adapter's file, a weighted sum for instance, as an adapter of PEFT.
-
-    Raises:
-        UserError: the file cannot be read, or the checkpoint is not the adapter's base.
-    """
+    """Write an adapter's file, a weighted sum for instance, as an adapter of PEFT; refuse another base."""
     model, adapter = checkpoint_model(checkpoint, head), load_adapter(file)
     write_peft(out, adapter, model, read_checkpoint(model), checkpoint)

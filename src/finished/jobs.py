@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from ..checkpoints.adapters import LoraAdapter, extract_trained, merge, split_adapter
+from ..checkpoints.adapters import LoraAdapter, extract, merge, split_adapter
 from ..checkpoints.huggingface import build_model
 from ..checkpoints.tensor_files import read_tensors
 from ..config.choices import Kind
@@ -40,11 +40,7 @@ class FinishedJob:
 
     @functools.cached_property
     def record(self) -> Job:
-        """The job's record.
-
-        Raises:
-            UserError: the job is not completed.
-        """
+        """The job's record; a :class:`UserError` if it is not completed."""
         record = load_job(self.folder, self.folder.name)
         if record.status != "completed":
             raise UserError(f"'{self.folder}' is {record.status}; allowed: a completed job")
@@ -68,11 +64,7 @@ class FinishedJob:
 
     @functools.cached_property
     def data(self) -> Transfer:
-        """The job's data.
-
-        Raises:
-            UserError: the data changed since the job ran.
-        """
+        """The job's data; a :class:`UserError` if they changed since the job ran."""
         data, recorded = _load_data(self.plan.source), self.record.data_fingerprint
         if recorded not in (None, data.fingerprint):
             raise UserError(f"the data of '{self.folder}' changed since: {data.fingerprint}, recorded {recorded}")
@@ -80,16 +72,12 @@ class FinishedJob:
 
     @functools.cached_property
     def adapter(self) -> LoraAdapter:
-        """The LoRA adapter in the parameters, with the model's last group as its head.
-
-        Raises:
-            UserError: the job's strategy left no LoRA adapter.
-        """
+        """The LoRA adapter in the parameters, with the model's last group as its head; raises if there is none."""
         strategy, params = self.config.strategy, self.read_params()
         if not split_adapter(params)[0] or strategy.get("alpha") is None:
             raise UserError(f"'{self.folder}' holds no LoRA adapter: its strategy is '{strategy.get('name')}'")
         stabilised = bool(strategy.get("rank_stabilised", False))
-        return extract_trained(params, head_paths(self.model, params), float(strategy.alpha), stabilised)
+        return extract(params, head_paths(self.model, params), float(strategy.alpha), stabilised)
 
     @functools.cached_property
     def base(self) -> Params:
@@ -97,11 +85,7 @@ class FinishedJob:
         return split_adapter(self.read_params())[1]
 
     def merged_params(self) -> Params:
-        """Return the parameters with a LoRA adapter, if any, merged into the kernels.
-
-        Raises:
-            UserError: the strategy's change of the kernels is not a sum of low-rank changes.
-        """
+        """Return the parameters with a LoRA adapter, if any, merged into the kernels; refuse DoRA."""
         params = self.read_params()
         return merge(params, self.adapter.scaling) if split_adapter(params)[0] else params
 
@@ -112,11 +96,7 @@ def _load_data(source: DataSource) -> Transfer:
 
 
 def read_job(folder: Path) -> FinishedJob:
-    """Return a job's folder with its configuration read.
-
-    Raises:
-        UserError: it is not a job's folder.
-    """
+    """Return a job's folder with its configuration read; a :class:`UserError` if it is not a job's."""
     path = folder / ".hydra" / "config.yaml"
     if not path.is_file():
         raise UserError(f"'{folder}' is no job's folder: it has no .hydra/config.yaml")

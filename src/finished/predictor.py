@@ -27,7 +27,6 @@ from ..models.transformer import Transformer
 from ..objectives.supervised import Classification
 from ..optim.partition import split
 from ..recipe.resolve import finetune_stage
-from ..recipe.spec import Recipe
 from ..tracking.record import SUMMARY
 from ..training.feature_cache import chunks
 from ..training.stage import Stage, frozen_paths, traced
@@ -59,7 +58,7 @@ class Predictor:
     max_length: int  # tokens of a row
 
     def predict(self, first: Sequence[str], second: Sequence[str] | None) -> Prediction:
-        """Return the predictions for texts, or for pairs of texts; of question answering, questions and contexts.
+        """Return the predictions for texts or pairs of texts; of question answering, for questions and contexts.
 
         Rows have ``label`` and ``probabilities`` (by class), ``value`` (in the units of the job's files), ``words`` and
         ``tags`` (``None`` beyond the row's end), or ``answer``.
@@ -76,8 +75,8 @@ class Predictor:
         others = [None] * len(ids) if second is None else self.vocabulary.encode(second)
         framed = [build_example(self.vocabulary, a, b, self.max_length) for a, b in zip(ids, others, strict=True)]
         outputs = self.outputs([example for example, _ in framed])
-        row = self._class_row if self.labels else self._value_row
-        return Prediction([row(own) for own in outputs], sum(cut for _, cut in framed), self.max_length)
+        rows = [self._class_row(own) if self.labels else {"value": self._value(own)} for own in outputs]
+        return Prediction(rows, sum(cut for _, cut in framed), self.max_length)
 
     def _class_row(self, outputs: Float[np.ndarray, " K"]) -> dict[str, Any]:
         powers = np.exp(outputs.astype(np.float64) - outputs.max())
@@ -86,9 +85,9 @@ class Predictor:
         label = self.labels[int(np.argmax(probabilities))]
         return {"label": label, "probabilities": dict(zip(self.labels, written, strict=True))}
 
-    def _value_row(self, outputs: Float[np.ndarray, " 1"]) -> dict[str, Any]:
+    def _value(self, outputs: Float[np.ndarray, " 1"]) -> float:
         mean, deviation = self.scale
-        return {"value": float(outputs[0]) * deviation + mean}
+        return float(outputs[0]) * deviation + mean
 
     def predict_tags(self, sentences: Sequence[str]) -> Prediction:
         """Return the tag of each word of sentences, whose words are separated by white space."""
@@ -103,13 +102,10 @@ class Predictor:
 
     def predict_answers(self, questions: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of each context that answers its question, over all windows of the context."""
-        source: Squad = replace(self.source, max_seq_len=self.max_length)
-        max_length = min(source.question_length, self.max_length // 2)
-        stride = min(source.stride, self.max_length - max_length - 3)
-        settings = replace(source, question_length=max_length, stride=stride)
-        asked = [
-            SquadQuestion("", text, context, (), IGNORE) for text, context in zip(questions, contexts, strict=True)
-        ]
+        max_length = min(self.source.question_length, self.max_length // 2)
+        stride = min(self.source.stride, self.max_length - max_length - 3)
+        settings: Squad = replace(self.source, max_seq_len=self.max_length, question_length=max_length, stride=stride)
+        asked = [SquadQuestion("", *texts, (), IGNORE) for texts in zip(questions, contexts, strict=True)]
         examples = windows(asked, self.vocabulary, settings)
         _, kept = window_rows(examples, asked, self.max_length, self.vocabulary.pad)
         outputs = np.zeros((len(examples), self.max_length, 2), np.float32)
@@ -154,20 +150,15 @@ def load_predictor(folder: Path) -> Predictor:
         raise UserError(f"'{folder}' has no {TOKENIZER}, so it is of another version; allowed: the job run again")
     facts = json.loads((folder / SUMMARY).read_text("utf-8"))["data"]
     labels, (mean, deviation) = tuple(facts.get("labels", ())), facts.get("scale", (0.0, 1.0))
+    recipe = replace(job.plan.recipe, model=replace(model, examples=1))
+    # Of the data, evaluation needs only the number of outputs.
+    stage = finetune_stage(recipe, 2 if name == "squad" else len(labels) or 1, Classification())
     return Predictor(
         source=source,
-        stage=last_stage(
-            replace(job.plan.recipe, model=replace(model, examples=1)), 2 if name == "squad" else len(labels) or 1
-        ),
+        stage=replace(stage, phase=len(recipe.strategy.tables(recipe.model.groups())) - 1),
         params=job.read_params(),
         vocabulary=load_vocabulary(str(folder / TOKENIZER)),
         labels=labels,
         scale=(mean, deviation),
         max_length=min(source.max_seq_len, model.sizes.positions),  # type: ignore[attr-defined]
     )
-
-
-def last_stage(recipe: Recipe, outputs: int) -> Stage:
-    """Return the stage that fine-tuning ended in, for evaluation: of the data it needs only the number of outputs."""
-    stage = finetune_stage(recipe, outputs, Classification())
-    return replace(stage, phase=len(recipe.strategy.tables(recipe.model.groups())) - 1)

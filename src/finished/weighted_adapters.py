@@ -6,6 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,16 +15,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import ArrayLike, Float, Int
 
-from ..checkpoints.adapters import (
-    LORA_OPTIONS,
-    MAX_NAMED,
-    B,
-    Factors,
-    LoraAdapter,
-    add_adapter,
-    different_bases,
-    scale_factor,
-)
+from ..checkpoints.adapters import LORA_OPTIONS, MAX_NAMED, B, LoraAdapter, add_adapter, different_bases, scale_factor
 from ..errors import UserError, listed
 from ..models.base import Model, same_bits
 from ..objectives.base import Objective
@@ -39,9 +31,7 @@ def add_weighted_adapter(parts: Weighted, head: int | None = None) -> LoraAdapte
     ``B = [w_1 s_1 B_1; w_2 s_2 B_2; ...]`` with s = 1. Its type ``linear``, ``(sum A_i)(sum B_i)``, adds cross terms
     ``A_i B_j``. A negative weight subtracts an adapter's change.
 
-    Args:
-        parts: adapters of one base with their weights.
-        head: index of the adapter whose head is taken; needed where their heads differ.
+    The head is that of the adapter at the index ``head``, which is needed where their heads differ.
 
     Raises:
         UserError: no adapters, several bases, kernels of different shapes, weights that are not finite, or different
@@ -55,12 +45,18 @@ def add_weighted_adapter(parts: Weighted, head: int | None = None) -> LoraAdapte
     for adapter in adapters:
         if adapter.base != adapters[0].base:
             raise UserError(different_bases(adapter.base, adapters[0].base))
-    _check_shapes(adapters)
-    modules = dict.fromkeys(module for adapter in adapters for module in adapter.factors)
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for adapter in adapters:
+        for module, (a, b) in adapter.factors.items():
+            shapes.setdefault(module, set()).add((*a.shape[:-1], b.shape[-1]))
+    if wrong := [f"{module} has {listed(map(str, sorted(own)))}" for module, own in shapes.items() if len(own) > 1]:
+        raise UserError(
+            f"the adapters change kernels of different shapes: {listed(wrong, MAX_NAMED)}; allowed: one a module"
+        )
     composed = [{"weight": weight, **adapter.meta} for adapter, weight in zip(adapters, weights, strict=True)]
     return LoraAdapter(
-        factors={module: _concatenate(parts, module) for module in modules},
-        scaling=dict.fromkeys(modules, 1.0),
+        factors={module: _concatenate(parts, module) for module in shapes},
+        scaling=dict.fromkeys(shapes, 1.0),
         head=_choose_head(adapters, head),
         base=adapters[0].base,
         head_paths=tuple(sorted({path for adapter in adapters for path in adapter.head_paths})),
@@ -68,23 +64,11 @@ def add_weighted_adapter(parts: Weighted, head: int | None = None) -> LoraAdapte
     )
 
 
-def _concatenate(parts: Weighted, module: str) -> Factors:
+def _concatenate(parts: Weighted, module: str) -> tuple[np.ndarray, np.ndarray]:
     own = [(adapter, weight) for adapter, weight in parts if module in adapter.factors]
     a = [adapter.factors[module][0] for adapter, _ in own]
     b = [scale_factor(weight * adapter.scaling[module], adapter.factors[module][1]) for adapter, weight in own]
     return np.concatenate(a, axis=-1), np.concatenate(b, axis=-2)
-
-
-def _check_shapes(adapters: Sequence[LoraAdapter]) -> None:
-    shapes: dict[str, set[tuple[int, ...]]] = {}
-    for adapter in adapters:
-        for module, (a, b) in adapter.factors.items():
-            shapes.setdefault(module, set()).add((*a.shape[:-1], b.shape[-1]))
-    wrong = [f"{module} has {listed(map(str, sorted(found)))}" for module, found in shapes.items() if len(found) > 1]
-    if wrong:
-        raise UserError(
-            f"the adapters change kernels of different shapes: {listed(wrong, MAX_NAMED)}; allowed: one a module"
-        )
 
 
 def _choose_head(adapters: Sequence[LoraAdapter], head: int | None) -> Mapping[str, np.ndarray]:
@@ -124,32 +108,23 @@ def truncate(adapter: LoraAdapter, rank: int) -> TruncatedAdapter:
         raise UserError(f"rank is {rank}; allowed: a whole number >= 1")
     factors, lost, norms = {}, {}, {}
     for module, (a, b) in adapter.factors.items():
-        factors[module], values = _truncate(adapter.scaling[module], a, b, rank)
+        q_a, r_a = np.linalg.qr(a.reshape(-1, a.shape[-1]).astype(np.float64))
+        q_b, r_b = np.linalg.qr((adapter.scaling[module] * b.reshape(b.shape[-2:]).astype(np.float64)).T)
+        u, values, v = np.linalg.svd(r_a @ r_b.T)
+        r = min(rank, len(values))
+        root = np.sqrt(values[:r])
+        new_a, new_b = q_a @ u[:, :r] * root[None], root[:, None] * (v[:r] @ q_b.T)
+        dtype = np.result_type(a.dtype, b.dtype, np.float32)
+        shape_a, shape_b = (*a.shape[:-1], r), (*b.shape[:-2], r, b.shape[-1])
+        factors[module] = new_a.reshape(shape_a).astype(dtype), new_b.reshape(shape_b).astype(dtype)
         norms[module], lost[module] = np.linalg.norm(values), np.linalg.norm(values[rank:])
-    scaling, meta = dict.fromkeys(factors, 1.0), {**adapter.meta, "truncated": rank}
+    total = math.hypot(*norms.values())
+    meta = {**adapter.meta, "truncated": rank}
     return TruncatedAdapter(
-        LoraAdapter(factors, scaling, adapter.head, adapter.base, adapter.head_paths, meta),
-        _ratio(math.hypot(*lost.values()), math.hypot(*norms.values())),
-        {module: _ratio(lost[module], norms[module]) for module in factors},
+        replace(adapter, factors=factors, scaling=dict.fromkeys(factors, 1.0), meta=meta),
+        math.hypot(*lost.values()) / total if total > 0 else 0.0,
+        {module: float(lost[module] / norm) if norm > 0 else 0.0 for module, norm in norms.items()},
     )
-
-
-def _truncate(scale: float, a: np.ndarray, b: np.ndarray, rank: int) -> tuple[Factors, np.ndarray]:
-    """Return the factors of a rank, with the scale in them, and all singular values."""
-    left, right = a.reshape(-1, a.shape[-1]).astype(np.float64), scale * b.reshape(b.shape[-2:]).astype(np.float64)
-    q_a, r_a = np.linalg.qr(left)
-    q_b, r_b = np.linalg.qr(right.T)
-    u, values, v = np.linalg.svd(r_a @ r_b.T)
-    r = min(rank, len(values))
-    root = np.sqrt(values[:r])
-    new_a, new_b = q_a @ u[:, :r] * root[None], root[:, None] * (v[:r] @ q_b.T)
-    dtype = np.result_type(a.dtype, b.dtype, np.float32)
-    pair = new_a.reshape(*a.shape[:-1], r).astype(dtype), new_b.reshape(*b.shape[:-2], r, b.shape[-1]).astype(dtype)
-    return pair, values
-
-
-def _ratio(part: Any, whole: Any) -> float:
-    return float(part / whole) if whole > 0 else 0.0
 
 
 # --- the choice of weights -----------------------------------------------------------------------------------------
@@ -172,24 +147,15 @@ def search_weights(
     head: int | None = None,
     batch_size: int = 16,
 ) -> pd.DataFrame:
-    """Evaluate weighted sums of adapters, all points of a grid in one program.
+    """Evaluate weighted sums of adapters of ``base``, all points of a grid (:func:`weight_grid`) in one program.
 
     The weights are arguments of that program: the adapters' ranks lie side by side, and a point scales the rows of B.
-
-    Args:
-        model: the network.
-        base: the parameters that the adapters were trained on.
-        adapters: of that base.
-        data: validation rows.
-        objective: computes the loss and the other metrics.
-        outputs: units of the head.
-        grid: a row of weights for each point (:func:`weight_grid`).
-        head: index of the adapter whose head is taken, see :func:`add_weighted_adapter`.
-        batch_size: points that are computed side by side; memory grows with it.
+    ``batch_size`` points are computed side by side; memory grows with it. The head is chosen as in
+    :func:`add_weighted_adapter`.
 
     Returns:
         A row a point, the lowest loss first: ``weight_0``, ``weight_1``, ..., ``loss``, and the objective's other
-        metrics (``accuracy`` or ``r2``).
+        metrics.
 
     Raises:
         UserError: a grid of another width or with numbers that are not finite, or adapters that cannot be added.
@@ -209,9 +175,8 @@ def search_weights(
     batches = padded.reshape(-1, batch_size, len(adapters))
     metrics = jax.device_get(_evaluate(model, objective, outputs, add_adapter(total, base), owners, data, batches))
     table = {f"weight_{i}": points[:, i] for i in range(len(adapters))}
-    # JAX returns dictionaries with sorted keys; the loss goes first.
-    names = sorted(metrics, key=lambda name: name != "loss")
-    table |= {name: metrics[name].reshape(-1)[: len(points)] for name in names}
+    for name in sorted(metrics, key=lambda name: name != "loss"):  # the loss goes first
+        table[name] = metrics[name].reshape(-1)[: len(points)]
     return pd.DataFrame(table).sort_values("loss", kind="stable", ignore_index=True)
 
 

@@ -1,6 +1,6 @@
 """Networks with a convolution in them, and adapters whose B is not zero: with a zero B every claim would hold."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import numpy as np
@@ -69,7 +69,8 @@ def adapter(ranks, seed, scales=1.0, base=None, head=True, **options) -> LoraAda
     """An adapter of a base, with a head of its own unless told otherwise."""
     base = network() if base is None else base
     tuned = {**base, **leaves(ranks, seed, **options), **(fresh_head(seed) if head else {})}
-    return extract(tuned, scales, HEAD)
+    found = extract(tuned, HEAD, alpha=1.0)
+    return replace(found, scaling=scales if isinstance(scales, dict) else dict.fromkeys(ranks, scales), meta={})
 
 
 def dense(a, b):

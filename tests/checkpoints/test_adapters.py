@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -100,9 +101,12 @@ def test_adding_replaces_another_adapter():
 
 def test_extract_is_the_inverse_of_add_adapter():
     own = adapter(MIXED, 1, SCALES)
-    again = extract(add_adapter(own, network()), 1.0, HEAD, {"alpha": 2.0})
-    assert (again.base, again.ranks, again.meta) == (own.base, MIXED, {"alpha": 2.0})
-    assert all(far(again.delta_weight(module), own.delta_weight(module)) < 1e-6 for module in MIXED)
+    again = extract(add_adapter(own, network()), HEAD, alpha=2.0)
+    assert (again.base, again.ranks) == (own.base, MIXED)
+    assert again.meta == {"alpha": 2.0, "rank": 5, "rank_stabilised": False}
+    assert again.scaling == {module: 2.0 / rank for module, rank in MIXED.items()}
+    for module in MIXED:
+        assert far(again.delta_weight(module) / again.scaling[module], own.delta_weight(module)) < 1e-6
     assert all(same_bits(again.head[path], own.head[path]) for path in HEAD)
 
 
@@ -177,7 +181,7 @@ def test_numbers_that_are_not_finite(path, value):
     tuned = {**network(), **leaves(MIXED, 1), **fresh_head(1)}
     tuned[path] = np.full_like(tuned[path], value)
     with pytest.raises(UserError, match=f"not finite in {path}; allowed"):
-        extract(tuned, 1.0, HEAD)
+        extract(tuned, HEAD, 1.0)
     if "lora" in path:
         with pytest.raises(UserError, match=f"not finite in {path}; allowed"):
             merge(tuned)
@@ -186,17 +190,17 @@ def test_numbers_that_are_not_finite(path, value):
 def test_scales_must_exist_and_be_finite():
     tuned = {**network(), **leaves(MIXED, 1)}
     with pytest.raises(UserError, match="not finite in the scale of Conv_0, the scale of Conv_1, the scale of Dense_0"):
-        extract(tuned, math.nan, HEAD)
+        extract(tuned, HEAD, math.nan)
     with pytest.raises(UserError, match="is inconsistent: Conv_1: no scale, Dense_0: no scale"):
-        extract(tuned, {"Conv_0": 1.0}, HEAD)
+        replace(adapter(MIXED, 1), scaling={"Conv_0": 1.0})
 
 
 def test_changes_that_are_not_low_rank_sums_are_refused():
     tuned = {**network(), **leaves(MIXED, 1)}
     with pytest.raises(UserError, match="hold no adapter"):
-        extract(network(), 1.0, HEAD)
+        extract(network(), HEAD, 1.0)
     with pytest.raises(UserError, match="incomplete: Conv_0/lora_a missing"):
-        extract({path: leaf for path, leaf in tuned.items() if path != "Conv_0/lora_a"}, 1.0, HEAD)
+        extract({path: leaf for path, leaf in tuned.items() if path != "Conv_0/lora_a"}, HEAD, 1.0)
     with pytest.raises(UserError, match="Dense_0/magnitude beside lora_a and lora_b: the change is not a sum"):
         merge({**tuned, "Dense_0/magnitude": np.ones(7, np.float32)})
     with pytest.raises(UserError, match=r"Dense_0: A \(4, 3\) and B \(2, 7\)"):
@@ -210,7 +214,8 @@ def test_parameters_beside_the_head_may_be_saved_in_full():
     tuned = {**base, **leaves(MIXED, 1), **fresh_head(1)}
     tuned["Dense_0/bias"] = tuned["Dense_0/bias"] + 1e-3
     tuned["BatchNorm_0/mean"] = tuned["BatchNorm_0/mean"] * 2
-    whole = extract(tuned, 1.0, (*HEAD, "Dense_0/bias", "BatchNorm_0/mean"))
+    whole = extract(tuned, (*HEAD, "Dense_0/bias", "BatchNorm_0/mean"), alpha=1.0)
+    whole = replace(whole, scaling=dict.fromkeys(MIXED, 1.0))
     assert far(outputs(add_adapter(whole, base), LORA_OPTIONS), outputs(tuned, LORA_OPTIONS)) == 0
 
 

@@ -115,8 +115,8 @@ def test_kernels_of_linear_are_transposed_and_those_of_conv1d_are_not():
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_no_two_names_are_one_parameter(name):
     table = ARCHITECTURES[name]
-    for lines in table.heads.values():
-        entries = tensor_names((*table.trunk, *table.pooler, *lines), [str(i) for i in range(12)])
+    for head in table.heads.values():
+        entries = tensor_names((*table.trunk, *table.pooler, *head.modules), [str(i) for i in range(12)])
         assert len({path for path, _ in entries.values()}) == len(entries)
 
 

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from src.checkpoints import huggingface
-from src.checkpoints.architectures import to_our_axes, to_torch_axes
 from src.checkpoints.huggingface import fingerprint, load_config, read_checkpoint, read_initial
 from src.checkpoints.huggingface_export import export
+from src.checkpoints.tensor_files import to_our_axes, to_torch_axes
 from src.errors import UserError
 from src.finished.conversion import checkpoint_model
 from src.models.base import ApplyOptions

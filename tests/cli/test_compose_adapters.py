@@ -78,7 +78,7 @@ def test_the_adapter_of_a_job(tmp_path):
     assert job.adapter.ranks == {"Dense_0": 4, "Dense_1": 4}
     assert job.adapter.head_paths == HEAD
     assert job.adapter.meta == {"alpha": 6.0, "rank": 4, "rank_stabilised": True}
-    expected = extract(params, 3.0, HEAD)
+    expected = extract(params, HEAD, alpha=6.0)
     assert job.adapter.base == expected.base
     assert all(same_bits(job.adapter.params[path], params[path]) for path in expected.params)
     assert all(same_bits(job.base[path], params[path]) for path in job.base)

@@ -86,7 +86,7 @@ def agreement(job: Path, names: list[str]) -> dict[str, dict[str, float]]:
     """Return how the estimates at the pre-trained weights of a job compare with the exact one."""
     from dataclasses import replace
 
-    from ...finished.finetuned import pretraining_of, read_finetuned_job
+    from ...finished.average_jobs import pretraining_of, read_finetuned_job
     from ...recipe.finetune import source_task
     from ...recipe.resolve import resolve
     from ...retention.ewc import Ewc

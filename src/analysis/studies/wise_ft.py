@@ -73,9 +73,8 @@ def study(table: pd.DataFrame, history: pd.DataFrame | None, folder: Path) -> Re
 
 def measure_seed(best: Path, members: Sequence[Path]) -> tuple[dict[str, dict[str, float]], pd.DataFrame, float]:
     """Return the accuracies by name for the weights made from one seed's jobs, the path, and the chosen alpha."""
-    from ...finished.averaging import greedy_soup, stack, uniform_soup
-    from ...finished.evaluation import evaluate_weights, validation_loss
-    from ...finished.finetuned import read_finetuned, read_finetuned_job
+    from ...finished.average_jobs import read_finetuned, read_finetuned_job
+    from ...finished.averaging import evaluate_weights, greedy_soup, stack, uniform_soup, validation_loss
 
     finetuned = read_finetuned([read_finetuned_job(folder) for folder in members])
     chosen = finetuned[list(members).index(best)]
@@ -86,7 +85,7 @@ def measure_seed(best: Path, members: Sequence[Path]) -> tuple[dict[str, dict[st
     both = (path["val_accuracy"] + path["source_val_accuracy"]).to_numpy()
     place = int(np.flatnonzero(both == both.max())[-1])  # a tie goes to the point closest to fine-tuned
     weights = [one.params for one in finetuned]
-    greedy = greedy_soup(weights, validation_loss(target)).params
+    greedy, _ = greedy_soup(weights, validation_loss(target))
     soups = evaluate_weights(stack([uniform_soup(weights), greedy]), tasks)
     last = len(path) - 1
     points = {START: path.iloc[0], END: path.iloc[last], HALF: path.iloc[last // 2], BY_VALIDATION: path.iloc[place]}
