@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import UserError
-from ..tracking.records import Job, job_folders, load_jobs, relative_name
+from ..tracking.record_reader import Job, job_folders, load_jobs, relative_name
 
 # Order of the columns: the job, its configuration, the results, the cost, the origin. src/analysis/comparison.py relies
 # on the configuration columns being those between `status` and `objective`.

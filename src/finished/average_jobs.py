@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import UserError, listed
 from ..models.base import is_statistic, same_bits
-from ..tracking.records import job_folders, natural_key
+from ..tracking.record_reader import job_folders, natural_key
 from ..types import Params
 from .averaging import greedy_soup, interpolate, shared, stack, uniform_soup
 from .evaluation import evaluate_weights, recompute_statistics, validation_loss

@@ -13,8 +13,8 @@ from ..config.choices import Resume
 from ..environment import code_digest, numeric_sources, versions
 from ..errors import UserError
 from ..files import atomic_write, to_json_page
-from ..tracking.record import SUMMARY
-from ..tracking.records import load_job
+from ..tracking.record_reader import load_job
+from ..tracking.record_writer import SUMMARY
 
 MANIFEST, LOCK = "sweep.json", ".lock"
 SWEEP_FILES = {MANIFEST, LOCK, "multirun.yaml"}

@@ -173,7 +173,7 @@ class Fused:
         for planned, (_, pretrain_rows), run_rows, result in zip(chunk, shared, rows, results, strict=True):
             with sweep.track(planned.job) as tracking:
                 tracking.start_tracker(planned.plan.tracker)
-                stages = [pretrain_rows, StageRows.of("finetune", run_rows)]
+                stages = [pretrain_rows, StageRows("finetune", run_rows)]
                 tracking.record_rows(stages, sweep.folder.path.name, first.data.fingerprint)
                 complete(tracking, result, first.data, first.trainable, **times)
 
@@ -188,7 +188,7 @@ class Fused:
         for part in _batched(list(missing), self.settings.batch_size or MAX_RUNS):
             found = pretrain_together([missing[key] for key in part], cache, axis)
             for key, pre in zip(part, found, strict=True):
-                self.pretrained[key] = pre, StageRows.of("pretrain", pre.rows)
+                self.pretrained[key] = pre, StageRows("pretrain", pre.rows)
         return [self.pretrained[key] for key in keys]
 
 

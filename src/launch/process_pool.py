@@ -25,8 +25,8 @@ from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, check_value
 from ..errors import UserError
 from ..files import atomic_write, to_json_page
 from ..tracking.job import now
-from ..tracking.record import SUMMARY
-from ..tracking.records import Job, load_job
+from ..tracking.record_reader import Job, load_job
+from ..tracking.record_writer import SUMMARY
 
 CONSOLE = "console.log"
 POLL = 0.05  # seconds between two checks of the children

@@ -21,8 +21,8 @@ from ..config.schema import StudyConfig, typed
 from ..errors import UserError
 from ..tracking.console import echo, relative_path
 from ..tracking.job import JobTracking
-from ..tracking.record import SUMMARY
-from ..tracking.records import Job, load_job
+from ..tracking.record_reader import Job, load_job
+from ..tracking.record_writer import SUMMARY
 from .composing import CachingConfigLoader, ComposedJob
 from .folder import ENDED, SweepFolder
 from .table import show_table

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..tracking.console import console, echo, relative_path
-from ..tracking.records import Job
+from ..tracking.record_reader import Job
 
 COLOURS = {"completed": "green", "diverged": "yellow", "failed": "red", "unfinished": "red", "damaged": "red"}
 

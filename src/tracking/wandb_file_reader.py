@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from wandb.proto import wandb_internal_pb2
 
 from ..errors import UserError
-from .records import Job
+from .record_reader import Job
 from .wandb_runs import job_from_run
 
 Record: Any = getattr(wandb_internal_pb2, "Record")  # noqa: B009  (made at import, which no type checker sees)

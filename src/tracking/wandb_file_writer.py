@@ -22,7 +22,7 @@ from typing import Any
 import wandb
 from wandb.sdk.lib.runid import generate_id
 
-from .records import STAGES
+from .record_reader import STAGES
 from .wandb_file_reader import BLOCK, FIRST, FRAGMENT, FULL, HEADER, LAST, MIDDLE, Record
 
 MIN_CONSUMER = "0.70.0"  # the oldest version of W&B's service that can read the file

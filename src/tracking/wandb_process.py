@@ -20,7 +20,7 @@ import threading
 from typing import Any, TextIO
 
 from ..errors import first_line
-from .records import STAGES
+from .record_reader import STAGES
 
 SERVICE_SETTINGS = {  # switches off what the record on disk contains already
     "console": "off",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from .records import STAGES, Job, RecordRow, number
+from .record_reader import STAGES, Job, RecordRow, number
 
 # The fields of a record that a run's summary may contain beside its metrics.
 RECORD_FIELDS = (

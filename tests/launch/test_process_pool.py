@@ -16,7 +16,7 @@ import pytest
 from src.config.schema import typed
 from src.errors import UserError
 from src.launch.process_pool import IsolatedSettings, JobCommand, JobResult, OnError, run_commands
-from src.tracking.records import load_job
+from src.tracking.record_reader import load_job
 from tests.commands import running
 
 PRELUDE = """

@@ -17,8 +17,7 @@ from typing import ClassVar
 import pytest
 import wandb
 
-from src.tracking.options import Wandb
-from src.tracking.publisher import Publisher
+from src.tracking.trackers import Publisher, Wandb
 from src.tracking.wandb_file_reader import BLOCK, FRAGMENT, HEADER, read_records, read_run
 from src.tracking.wandb_file_writer import framed, write_offline_run
 from src.tracking.wandb_process import RunWriter

@@ -1,9 +1,10 @@
-"""Sends each job's rows to the process that talks to W&B, and waits for it only at the end."""
+"""``tracker=disk`` and ``tracker=wandb``: their options, and the connection to the process that talks to W&B."""
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -12,11 +13,37 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from ..config.hparams import POSITIVE, hparam
 from ..environment import PACKAGE, ROOT
-from .options import Wandb, WandbMode
+
+WandbMode = Enum("WandbMode", ["auto", "online", "offline", "disabled"])
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Only the record on disk."""
+
+
+@dataclass(frozen=True)
+class Wandb:
+    """One W&B run per job. ``mode=auto`` is online if an API key is found, else offline; it never prompts."""
+
+    mode: WandbMode = hparam(WandbMode.auto)
+    project: str = hparam("thaw")
+    entity: str | None = hparam(None)
+    group: str | None = hparam(None)
+    tags: tuple[str, ...] = hparam(())
+    timeout: float = hparam(10.0, POSITIVE)
+
+    def effective_mode(self) -> str:
+        """Return the mode; ``auto`` defers to ``WANDB_MODE``."""
+        given = os.environ.get("WANDB_MODE", "").replace("dryrun", "offline")
+        return given if self.mode is WandbMode.auto and given in WandbMode.__members__ else self.mode.name
 
 
 class Publisher:
@@ -40,15 +67,15 @@ class Publisher:
 
     def start(self, options: Wandb, run: Mapping[str, Any]) -> None:
         """Begin a run; ``run`` are keyword arguments of ``wandb.init``."""
-        self._send(op="start", mode=_mode(options), timeout=options.timeout, run=dict(run))
+        self._send("start", mode=options.effective_mode(), timeout=options.timeout, run=run)
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Log a row under its stage's own step axis."""
-        self._send(op="log", row=_staged(stage, row))
+        self._send("log", row=_prefixed(stage, row))
 
     def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
         """End the current run."""
-        self._send(op="finish", summary=dict(summary), exit_code=exit_code)
+        self._send("finish", summary=summary, exit_code=exit_code)
 
     def record(
         self,
@@ -59,18 +86,15 @@ class Publisher:
         exit_code: int,
     ) -> None:
         """Make the complete run of a job that has ended; the arguments are those of the other methods."""
-        lines = [_staged(stage, row) for stage, row in rows]
-        end = {"rows": lines, "summary": dict(summary), "exit_code": exit_code}
-        self._send(op="record", mode=_mode(options), timeout=options.timeout, run=dict(run), **end)
+        end = {"rows": [_prefixed(stage, row) for stage, row in rows], "summary": summary, "exit_code": exit_code}
+        self._send("record", mode=options.effective_mode(), timeout=options.timeout, run=run, **end)
 
-    def _send(self, **message: Any) -> None:
+    def _send(self, op: str, **message: Any) -> None:
         assert self._process.stdin is not None
-        line = json.dumps(message) + "\n"
-        try:
+        line = json.dumps({"op": op, **message}) + "\n"
+        with contextlib.suppress(BrokenPipeError, ValueError):  # a process that died is reported by close()
             self._process.stdin.write(line)
             self._process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            pass  # the process has died, which close() reports; the record on disk is complete
 
     def close(self) -> list[dict[str, Any]]:
         """Wait until everything is written; return the process's answers: folders, addresses, warnings."""
@@ -84,38 +108,20 @@ class Publisher:
         return found
 
 
-def _mode(options: Wandb) -> str:
-    """Return the options' mode; ``auto`` defers to ``WANDB_MODE``."""
-    modes = {"offline": "offline", "dryrun": "offline", "online": "online"}
-    mode = options.mode.name
-    return modes.get(os.environ.get("WANDB_MODE", ""), mode) if options.mode is WandbMode.auto else mode
-
-
-def _staged(stage: str, row: Mapping[str, float]) -> dict[str, float]:
+def _prefixed(stage: str, row: Mapping[str, float]) -> dict[str, float]:
     return {f"{stage}/{name}": value for name, value in row.items()}
 
 
-_publisher: Publisher | None = None
-
-
+@functools.cache
 def publisher() -> Publisher:
     """Return this process's publisher, started at the first call and closed at exit."""
-    global _publisher
-    if _publisher is None:
-        _publisher = Publisher()
-        atexit.register(_report, _publisher)
-    return _publisher
-
-
-def enabled(options: Any) -> bool:
-    """Tell whether a tracker uses W&B."""
-    if not isinstance(options, Wandb) or options.mode is WandbMode.disabled:
-        return False
-    return not (options.mode is WandbMode.auto and os.environ.get("WANDB_MODE") == "disabled")
+    started = Publisher()
+    atexit.register(_report, started)
+    return started
 
 
 def _report(closing: Publisher) -> None:
-    from .console import echo
+    from .console import echo, relative_path
 
     answers = closing.close()
     for warning in dict.fromkeys(answer["warning"] for answer in answers if "warning" in answer):
@@ -126,21 +132,9 @@ def _report(closing: Publisher) -> None:
     if online:
         echo(f"W&B: {online[0]}" + (f" and {len(online) - 1} more runs" if len(online) > 1 else ""))
     if offline:
-        echo(
-            f"W&B: {len(offline)} run{'s' * (len(offline) > 1)} kept offline; to upload: wandb sync {_pattern(offline)}"
-        )
-
-
-def _pattern(folders: list[str]) -> str:
-    """Return a path, or the shell pattern of several jobs' runs, relative to the current folder if inside it."""
-    from .console import relative_path
-
-    if len(folders) == 1:
-        return shell_word(relative_path(Path(folders[0])))
-    jobs = os.path.commonpath([str(Path(folder).parents[1]) for folder in folders])
-    return f"{shell_word(relative_path(Path(jobs)))}/*/wandb/offline-run-*"
-
-
-def shell_word(path: str) -> str:
-    """Quote a path for a shell if necessary."""
-    return shlex.quote(glob.escape(path) if "[" in path else path)
+        several = len(offline) > 1
+        folder = os.path.commonpath([Path(run).parents[1] for run in offline]) if several else offline[0]
+        path = relative_path(Path(folder))
+        word = shlex.quote(glob.escape(path) if "[" in path else path)
+        pattern = f"{word}/*/wandb/offline-run-*" if several else word
+        echo(f"W&B: {len(offline)} run{'s' * several} kept offline; to upload: wandb sync {pattern}")
