@@ -1,4 +1,4 @@
-"""A sweep's folder: its lock, the versions that its jobs were run with, and which of them have ended."""
+"""A sweep's folder: its lock, the versions that its jobs were run with, and which jobs have ended."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class SweepFolder:
         now = {"code": code_digest(numeric_sources()), "versions": versions(), "data": {}}
         if not path.exists():
             entries = [entry for entry in self.path.iterdir() if entry.name not in SWEEP_FILES]
-            foreign = [entry.name for entry in entries if not is_job(entry)]
+            foreign = [e.name for e in entries if not ((e / SUMMARY).exists() or (e / ".hydra").is_dir())]
             if foreign:
                 raise UserError(
                     f"{self.path} was not made by a sweep (it contains {foreign[0]}); "
@@ -103,8 +103,3 @@ class SweepFolder:
             return False
         job = load_job(folder, folder.name)
         return job.status in ENDED and job.job_id == job_id
-
-
-def is_job(path: Path) -> bool:
-    """Tell whether a path is a job's folder."""
-    return path.is_dir() and ((path / SUMMARY).exists() or (path / ".hydra").is_dir())

@@ -13,7 +13,8 @@ from ..config.schema import typed
 from ..environment import PACKAGE, SWEEP_VARIABLE
 from ..tracking.console import echo
 from ..tracking.job import blank_summary
-from .process_pool import IsolatedSettings, JobCommand, JobResult, run_commands
+from ..tracking.record_reader import Job
+from .process_pool import IsolatedSettings, JobCommand, run_commands
 from .sweep import Sweep, SweepJob
 
 # Overrides of Hydra's own configuration that apply to the sweep and not to its jobs.
@@ -29,10 +30,10 @@ class Isolated:
     def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
         """Run jobs; every job that was started has a record afterwards, however it ended."""
 
-        def on_end(job: JobCommand, result: JobResult) -> None:
-            attempts = f" after {result.attempts} attempts" if result.attempts > 1 else ""
-            detail = f"val loss {result.objective:.4f}" if result.status == "completed" else result.error or ""
-            echo(f"  {result.status}{attempts}: {job.label}  {detail}")
+        def on_end(job: JobCommand, record: Job, attempts: int) -> None:
+            repeated = f" after {attempts} attempts" if attempts > 1 else ""
+            detail = f"val loss {record.objective:.4f}" if record.status == "completed" else record.error or ""
+            echo(f"  {record.status}{repeated}: {job.label}  {detail}")
 
         os.environ[SWEEP_VARIABLE] = sweep.folder.path.name  # the children inherit it
         try:
