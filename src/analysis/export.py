@@ -42,7 +42,7 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     files = list({file.resolve(): file for file in files}.values())  # `latest-run` is a link to one of them
     if not files:
         return list(jobs.values())
-    from ..tracking.wandb_file_reader import load_wandb_files
+    from ..tracking.wandb_files import load_wandb_files
 
     described = {folder for folder in folders if any(folder in file.parents for file in files)}
     for folder in described:

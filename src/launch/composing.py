@@ -102,7 +102,6 @@ class Composition:
         self._converted: dict[Any, Any] = {}
         self._resolved = resolved(cfg)
         self._interpolates = "${" in OmegaConf.to_yaml(without_hydra(cfg))
-        self._scalars: dict[Any, str] = {}
         plain: Any = OmegaConf.to_container(cfg, enum_to_str=True)
         hydra = {"hydra": plain.pop("hydra")}
         self.subdir = hydra["hydra"]["sweep"]["subdir"]
@@ -148,29 +147,28 @@ class Composition:
     def yaml_files(self, job: ComposedJob, number: int, folder: str) -> dict[str, str]:
         """Return the three files of ``.hydra`` for a job with its number in the sweep and its folder."""
         values = (override_dirname(job.overrides, self.dirname), str(number), number, folder)
-        hydra = {key: self._scalar(key, value) for key, value in zip(JOB_KEYS, values, strict=True)}
-        items = {i: self._scalar("hydra.overrides.task", line, item=True) for i, line in enumerate(job.overrides)}
+        hydra = {key: _scalar(key, value) for key, value in zip(JOB_KEYS, values, strict=True)}
+        items = {i: _scalar("hydra.overrides.task", line, item=True) for i, line in enumerate(job.overrides)}
         unquoted = all(map(UNQUOTED.fullmatch, job.overrides))
         lines = "".join(f"- {line}\n" for line in job.overrides)
         return {
-            "config.yaml": _filled(self._config_yaml, {key: self._scalar(key, v) for key, v in job.scalars.items()}),
+            "config.yaml": _filled(self._config_yaml, {key: _scalar(key, v) for key, v in job.scalars.items()}),
             "hydra.yaml": _filled(self._hydra_yaml, {**hydra, **items}),
             "overrides.yaml": lines if unquoted else OmegaConf.to_yaml(list(job.overrides)),
         }
 
-    def _scalar(self, key: str, value: Any, item: bool = False) -> str:
-        """Return a scalar's YAML at its key, on which the folding of a long text depends."""
-        if isinstance(value, str) and UNQUOTED.fullmatch(value):
-            return value
-        given = (key, type(value), value)
-        if given not in self._scalars:
-            nested: Any = [value] if item else value
-            for name in reversed(key.split(".")):
-                nested = {name: nested}
-            text = OmegaConf.to_yaml(nested)
-            start = "- " if item else f"{key.rpartition('.')[2]}: "
-            self._scalars[given] = text[text.index(start) + len(start) :].removesuffix("\n")
-        return self._scalars[given]
+
+@functools.lru_cache(maxsize=None, typed=True)  # typed: 1 and 1.0 are equal
+def _scalar(key: str, value: Any, item: bool = False) -> str:
+    """Return a scalar's YAML at its key, on which the folding of a long text depends."""
+    if isinstance(value, str) and UNQUOTED.fullmatch(value):
+        return value
+    nested: Any = [value] if item else value
+    for name in reversed(key.split(".")):
+        nested = {name: nested}
+    text = OmegaConf.to_yaml(nested)
+    start = "- " if item else f"{key.rpartition('.')[2]}: "
+    return text[text.index(start) + len(start) :].removesuffix("\n")
 
 
 def override_dirname(overrides: Sequence[str], settings: Mapping[str, Any]) -> str:

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ..config.schema import typed
 from ..environment import PACKAGE, SWEEP_VARIABLE
 from ..tracking.console import echo
@@ -55,8 +53,7 @@ def job_command(job: SweepJob, sweep: Sweep) -> JobCommand:
         f"hydra.job.id='{job.number}'",
     ]
     command = (sys.executable, "-m", f"{PACKAGE}.train", "--config-name", str(hydra.job.config_name), *arguments)
-    overrides = OmegaConf.to_container(OmegaConf.create(list(job.composed.overrides)))
-    summary = {**blank_summary(job.composed.config), "overrides": overrides}
+    summary = {**blank_summary(job.composed.config), "overrides": list(job.composed.overrides)}
     return JobCommand(job.label, command, job.folder, summary)
 
 

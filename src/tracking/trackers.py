@@ -12,7 +12,6 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 
 from ..config.hparams import POSITIVE, hparam
 from ..environment import PACKAGE, ROOT
+from .console import echo, relative_path
 
 WandbMode = Enum("WandbMode", ["auto", "online", "offline", "disabled"])
 
@@ -65,31 +65,8 @@ class Publisher:
             start_new_session=True,  # Ctrl-C ends the training; this process must still finish its run
         )
 
-    def start(self, options: Wandb, run: Mapping[str, Any]) -> None:
-        """Begin a run; ``run`` are keyword arguments of ``wandb.init``."""
-        self._send("start", mode=options.effective_mode(), timeout=options.timeout, run=run)
-
-    def log(self, stage: str, row: Mapping[str, float]) -> None:
-        """Log a row under its stage's own step axis."""
-        self._send("log", row=_prefixed(stage, row))
-
-    def finish(self, summary: Mapping[str, Any], exit_code: int) -> None:
-        """End the current run."""
-        self._send("finish", summary=summary, exit_code=exit_code)
-
-    def record(
-        self,
-        options: Wandb,
-        run: Mapping[str, Any],
-        rows: Iterable[tuple[str, Mapping[str, float]]],
-        summary: Mapping[str, Any],
-        exit_code: int,
-    ) -> None:
-        """Make the complete run of a job that has ended; the arguments are those of the other methods."""
-        end = {"rows": [_prefixed(stage, row) for stage, row in rows], "summary": summary, "exit_code": exit_code}
-        self._send("record", mode=options.effective_mode(), timeout=options.timeout, run=run, **end)
-
-    def _send(self, op: str, **message: Any) -> None:
+    def send(self, op: str, **message: Any) -> None:
+        """Send a message (see ``wandb_process.py``)."""
         assert self._process.stdin is not None
         line = json.dumps({"op": op, **message}) + "\n"
         with contextlib.suppress(BrokenPipeError, ValueError):  # a process that died is reported by close()
@@ -108,10 +85,6 @@ class Publisher:
         return found
 
 
-def _prefixed(stage: str, row: Mapping[str, float]) -> dict[str, float]:
-    return {f"{stage}/{name}": value for name, value in row.items()}
-
-
 @functools.cache
 def publisher() -> Publisher:
     """Return this process's publisher, started at the first call and closed at exit."""
@@ -121,8 +94,6 @@ def publisher() -> Publisher:
 
 
 def _report(closing: Publisher) -> None:
-    from .console import echo, relative_path
-
     answers = closing.close()
     for warning in dict.fromkeys(answer["warning"] for answer in answers if "warning" in answer):
         echo(f"warning: {warning}", style="yellow")

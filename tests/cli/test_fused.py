@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from src.config.choices import CacheMode
-from src.tracking.wandb_file_reader import read_run
+from src.tracking.wandb_files import read_run
 from src.training.stage_cache import StageCache
 from tests.commands import ROOT, rows, running, summary, sweep
 

@@ -10,7 +10,7 @@ import yaml
 from wandb.wandb_agent import Agent
 
 from src.config.schema import CONF
-from src.tracking.wandb_file_reader import read_run
+from src.tracking.wandb_files import read_run
 from tests.commands import ROOT, summary, train
 
 FILES = sorted((CONF / "sweep").glob("*.yaml"))
