@@ -42,9 +42,8 @@ class SweepFolder:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(
-                f"another sweep ({owner}) is writing to {self.path}; wait for it, or give this one another name"
-            ) from None
+            busy = f"another sweep ({owner}) is writing to {self.path}"
+            raise UserError(f"{busy}; wait for it, or give this one another name") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
@@ -58,14 +57,11 @@ class SweepFolder:
             entries = [entry for entry in self.path.iterdir() if entry.name not in SWEEP_FILES]
             foreign = [e.name for e in entries if not ((e / SUMMARY).exists() or (e / ".hydra").is_dir())]
             if foreign:
-                raise UserError(
-                    f"{self.path} was not made by a sweep (it contains {foreign[0]}); "
-                    "give hydra.sweep.dir another folder"
-                )
+                other = f"{self.path} was not made by a sweep (it contains {foreign[0]})"
+                raise UserError(f"{other}; give hydra.sweep.dir another folder")
             if entries and self.resume is Resume.auto:
-                raise UserError(
-                    f"{self.path} contains jobs of an unknown version of the code; resume=force continues with them"
-                )
+                unknown = f"{self.path} contains jobs of an unknown version of the code"
+                raise UserError(f"{unknown}; resume=force continues with them")
             return self._write_manifest(now)
         try:
             then = json.loads(path.read_text())

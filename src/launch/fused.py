@@ -56,7 +56,6 @@ class PlannedJob(NamedTuple):
 
     job: SweepJob
     plan: Plan
-    group: Any  # what its program depends on
 
 
 class Fused:
@@ -75,8 +74,8 @@ class Fused:
         groups: dict[Any, list[PlannedJob]] = {}
         for job in jobs:
             try:
-                planned = PlannedJob(job, *self.plans.plan(job.composed))
-                groups.setdefault(planned.group, []).append(planned)
+                plan, group = self.plans.plan(job.composed)
+                groups.setdefault(group, []).append(PlannedJob(job, plan))
             except UserError as error:
                 sweep.fail(job, error)
         for key, values in self.plans.static_values.items():
@@ -160,19 +159,16 @@ class Fused:
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
         pretrained = [pre for pre, _ in shared]
         results = finetune_together(runs, pretrained, [run_rows.append for run_rows in rows], axis, cache)
-        seconds = round((time.perf_counter() - started) / len(chunk), 4)
-        compile_seconds = round((Compiled.seconds - compiling) / len(chunk), 4)
+        times = {"seconds": time.perf_counter() - started, "compile_seconds": Compiled.seconds - compiling}
+        times = {name: round(value / len(chunk), 4) for name, value in times.items()}
         for planned, (_, pretrain_rows), run_rows, result in zip(chunk, shared, rows, results, strict=True):
             with sweep.track(planned.job) as tracking:
                 tracking.start_tracker(planned.plan.tracker)
                 stages = [pretrain_rows, StageRows("finetune", run_rows)]
                 tracking.record_rows(stages, sweep.folder.path.name, first.data.fingerprint)
-                end = {"seconds": seconds, "compile_seconds": compile_seconds}
-                complete(tracking, result, first.data, first.trainable, **end)
+                complete(tracking, result, first.data, first.trainable, **times)
 
-    def pretrain(
-        self, runs: list[ResolvedRun], cache: StageCache | None, axis: RunAxis
-    ) -> list[tuple[Pretrained, StageRows]]:
+    def pretrain(self, runs: list[ResolvedRun], cache: StageCache, axis: RunAxis) -> list[tuple[Pretrained, StageRows]]:
         """Return each run's pre-training; those that this sweep has not computed yet are computed together."""
         from ..recipe.run import pretrain_together
 
@@ -232,10 +228,9 @@ def load(source: Any) -> Transfer:
 
 
 def max_runs_in_memory(first: ResolvedRun, axis: RunAxis) -> int:
-    """Estimate how many runs fit in a quarter of the free memory.
+    """Estimate how many runs fit in a quarter of the free memory: parameters, optimizer state and their successors.
 
-    A run needs its parameters, its optimizer state and their successors; with ``vmap`` also a batch's activations,
-    estimated as the width of the largest layer times the number of layers, forward and backward.
+    With ``vmap`` also a batch's activations: the width of the largest layer times the number of layers, twice.
     """
     from ..training.vectorize import RunAxis
 

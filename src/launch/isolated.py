@@ -42,22 +42,16 @@ class Isolated:
 
 def job_command(job: SweepJob, sweep: Sweep) -> JobCommand:
     """Return the command line that runs a job and writes its record to the job's folder."""
-    hydra = sweep.config.hydra
-    passed_on = [line for line in hydra.overrides.hydra if not line.lstrip("+~").startswith(SWEEP_ONLY)]
-    arguments = [
-        *job.composed.overrides,
-        *passed_on,
+    hydra, overrides = sweep.config.hydra, job.composed.overrides
+    folder = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
+    command = (
+        *(sys.executable, "-m", f"{PACKAGE}.train", "--config-name", str(hydra.job.config_name)),
+        *overrides,
+        *(line for line in hydra.overrides.hydra if not line.lstrip("+~").startswith(SWEEP_ONLY)),
         "hydra.mode=RUN",
-        f"hydra.run.dir={quoted(str(job.folder))}",
+        f"hydra.run.dir='{folder}'",  # quoted: paths may contain `=`, `,` and spaces
         f"hydra.job.num={job.number}",
         f"hydra.job.id='{job.number}'",
-    ]
-    command = (sys.executable, "-m", f"{PACKAGE}.train", "--config-name", str(hydra.job.config_name), *arguments)
-    summary = {**blank_summary(job.composed.config), "overrides": list(job.composed.overrides)}
+    )
+    summary = {**blank_summary(job.composed.config), "overrides": list(overrides)}
     return JobCommand(job.label, command, job.folder, summary)
-
-
-def quoted(text: str) -> str:
-    """Quote a value for Hydra's grammar: paths may contain ``=``, ``,`` and spaces."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

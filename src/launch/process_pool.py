@@ -1,7 +1,6 @@
-"""Runs commands in child processes, several at a time; one that is killed does not affect the others.
+"""Runs jobs in child processes, several at a time; one that is killed does not affect the others.
 
-A child writes its own ``summary.json`` when it ends normally; for one that dies, the summary is written here. One loop
-in the main thread starts, watches and ends all children.
+A child writes its own ``summary.json`` when it ends normally; for one that dies, the summary is written here.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ class IsolatedSettings:
 
     def __post_init__(self) -> None:
         if self.devices and len(self.devices) != self.slots:
-            raise UserError(
-                f"devices has {len(self.devices)} entries and slots is {self.slots}; allowed: one per slot, or none"
-            )
+            given = f"devices has {len(self.devices)} entries and slots is {self.slots}"
+            raise UserError(f"{given}; allowed: one per slot, or none")
 
 
 # Called once per job when it ends, with its record and the number of attempts: 0 if it was skipped.
@@ -99,8 +97,7 @@ def run_commands(jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end:
     """Run every job in its own process, started in order. Must be called in the main thread.
 
     Ctrl-C, SIGTERM and SIGHUP end every child with its whole process group and are then handled as they were before;
-    jobs that were running are left without a summary, so that they count as unfinished, and are not reported. A signal
-    that this process ignores, such as SIGHUP under ``nohup``, stays ignored.
+    jobs that were running count as unfinished. A signal that this process ignores (``nohup``) stays ignored.
     """
     pool = _ProcessPool(jobs, settings, on_end)
     with _recorded_signals(STOPPING) as received:
@@ -120,8 +117,8 @@ def run_commands(jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end:
 def _recorded_signals(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
     """Record signals instead of being interrupted by them, so that no child is started and then lost."""
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in signals}
-    replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    handlers = {number: signal.getsignal(number) for number in signals}
+    replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in replaced:
             signal.signal(number, lambda number, _frame: received.append(number))

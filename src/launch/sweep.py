@@ -1,7 +1,4 @@
-"""A sweep: the jobs that are still missing, the table at its end and the report.
-
-How jobs are executed is up to the runner: :class:`.fused.Fused` or :class:`.isolated.Isolated`.
-"""
+"""A sweep: the jobs that are still missing, the table at its end and the report."""
 
 from __future__ import annotations
 
@@ -46,7 +43,7 @@ class SweepJob:
 
 
 class Runner(Protocol):
-    """Executes the jobs of a sweep."""
+    """Executes the jobs of a sweep: :class:`.fused.Fused` or :class:`.isolated.Isolated`."""
 
     def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
         """Run jobs; each that was started has a record afterwards."""

@@ -1,7 +1,4 @@
-"""Reads the records of jobs from disk, one :class:`Job` per job's folder (docs/architecture.md).
-
-This module imports neither JAX nor pandas, because launchers use it to find the jobs that have ended.
-"""
+"""Reads the records of jobs from disk, one :class:`Job` per job's folder; imports neither JAX nor pandas."""
 
 from __future__ import annotations
 
@@ -77,10 +74,8 @@ def job_folders(sweep_dir: Path) -> Iterator[Path]:
 def load_jobs(sweep_dir: Path | str) -> list[Job]:
     """Read every job below a sweep's folder, sorted by name (``2`` before ``10``).
 
-    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file.
-
-    Raises:
-        UserError: ``sweep_dir`` is not a folder.
+    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file. Raises a
+    :class:`UserError` if ``sweep_dir`` is not a folder.
     """
     sweep_dir = Path(sweep_dir)
     if not sweep_dir.is_dir():
@@ -114,7 +109,7 @@ def load_job(folder: Path, name: str) -> Job:
 
 
 def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]]) -> Job:
-    """Make a job from the content of its ``summary.json``; a missing or wrong part is a :class:`ValueError`."""
+    """Make a job from its summary; a missing or wrong part is a :class:`ValueError`."""
     if not isinstance(summary, Mapping) or summary.get("status") not in STATUSES[:3]:
         raise ValueError(f"its status is not one of {', '.join(STATUSES[:3])}")
     part = {}
@@ -159,8 +154,7 @@ def read_hydra_config(path: Path) -> dict[str, Any]:
 def read_rows(path: Path) -> list[RecordRow]:
     """Read a job's logged steps, without an incomplete last line (of a killed job); a missing file has no rows.
 
-    Raises:
-        UserError: another line is not a JSON object.
+    Raises a :class:`UserError` if another line is not a JSON object.
     """
     if not path.exists():
         return []

@@ -46,8 +46,7 @@ to_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode  # 
 def read_records(path: Path) -> Iterator[Any]:
     """Yield the records of a ``.wandb`` file, without an incomplete record at its end (of a killed process).
 
-    Raises:
-        UserError: the file is not W&B's, or a checksum is wrong.
+    Raises a :class:`UserError` if the file is not W&B's, or a checksum is wrong.
     """
     try:
         content = path.read_bytes()
@@ -120,7 +119,7 @@ def update(target: dict[str, Any], items: Iterable[Any], removed: Iterable[Any] 
 
 
 def read_run(path: Path | str) -> OfflineRun:
-    """Read one ``.wandb`` file; errors are those of :func:`read_records`."""
+    """Read one ``.wandb`` file."""
     run = OfflineRun(Path(path))
     for record in read_records(run.path):
         match record.WhichOneof("record_type"):
@@ -163,15 +162,13 @@ def load_wandb_files(paths: Iterable[Path | str]) -> list[Job]:
     Status: ``unfinished`` without an exit code, ``completed`` with exit code 0, else ``failed``. A file that
     cannot be read becomes a job of status ``damaged`` whose ``error`` names it.
     """
-    jobs, files = [], {}
+    damaged, files = [], {}
     for path in map(Path, paths):
         try:
             run = read_run(path)
+            files.setdefault((run.project, run.run_id or str(path)), []).append(run)
         except UserError as error:
-            jobs.append(Job(path.stem, "damaged", error=str(error)))
-            continue
-        files.setdefault((run.project, run.run_id or str(path)), []).append(run)
-    whole = [merge(runs) for runs in files.values()]
+            damaged.append(Job(path.stem, "damaged", error=str(error)))
     return [
         job_from_run(
             name=run.name,
@@ -183,8 +180,8 @@ def load_wandb_files(paths: Iterable[Path | str]) -> list[Job]:
             git_commit=run.commit,
             started=datetime.fromtimestamp(run.started, UTC).isoformat(timespec="seconds") if run.started else None,
         )
-        for run in whole
-    ] + jobs
+        for run in map(merge, files.values())
+    ] + damaged
 
 
 def write_offline_run(

@@ -7,21 +7,15 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import UserError
-from .record_reader import STAGES, Job, RecordRow, number
+from .record_reader import NUMBERS, STAGES, Job, RecordRow, number, numbers
 
 # The fields of a record that a run's summary may contain beside its metrics.
-RECORD_FIELDS = (
-    "objective",
-    "last_finite_step",
-    "trainable_parameters",
-    "total_parameters",
-    "flops_per_step",
-    "seconds",
-    "seconds_per_update",
-    "compile_seconds",
-)
+RECORD_FIELDS = (*NUMBERS, "last_finite_step", "trainable_parameters", "total_parameters")
 # Of a run's state on the server. "crashed" means that it lost its connection: whether it failed is unknown.
 STATUS = {"finished": "completed", "failed": "failed"}
+
+
+History = Callable[[], Iterable[Mapping[str, Any]]]
 
 
 def load_wandb_project(path: str, api: Any = None) -> list[Job]:
@@ -64,9 +58,10 @@ def job_from_run(
     name: str,
     run_id: str,
     status: str,
+    *,
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
-    history: Callable[[], Iterable[Mapping[str, Any]]],
+    history: History,
     **more: Any,
 ) -> Job:
     """Make a job of a run.
@@ -78,7 +73,7 @@ def job_from_run(
     fields |= {key: number(summary[key]) for key in RECORD_FIELDS if summary.get(key) is not None}
     config = {key: value for key, value in config.items() if not key.startswith("_")}
     others = ("_", *(f"{stage}/" for stage in STAGES))
-    numbers = {key: value for key, value in flat_numbers(summary).items() if key not in RECORD_FIELDS}
+    flat = {key: value for key, value in flat_numbers(summary).items() if key not in RECORD_FIELDS}
     diverged = status == "completed" and fields.get("objective") == math.inf
     return Job(
         name=name or run_id,
@@ -86,7 +81,7 @@ def job_from_run(
         job_id=str(config.pop("job_id", run_id)),  # Thaw adds this and the next to the run's configuration
         data_fingerprint=config.pop("data_fingerprint", None),
         config=config,
-        metrics={key: value for key, value in numbers.items() if not key.startswith(others)},
+        metrics={key: value for key, value in flat.items() if not key.startswith(others)},
         rows=lambda: stage_rows(history()),
         **fields,
         **more,
@@ -96,8 +91,7 @@ def job_from_run(
 def flat_numbers(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return a nested mapping's numbers under dotted names, without media (``_type``), text and lists."""
     flat: dict[str, Any] = {}
-    for key, given in values.items():
-        value = number(given)
+    for key, value in numbers(values).items():
         if isinstance(value, Mapping) and "_type" not in value:
             flat |= flat_numbers(value, f"{prefix}{key}.")
         elif isinstance(value, int | float):
