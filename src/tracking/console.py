@@ -120,24 +120,13 @@ def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
 
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
 SPLITS |= {"source_test": "source before", "source_after": "source after"}
-METRICS = [
-    "loss",
-    "perplexity",
-    "accuracy",
-    "macro_f1",
-    "entity_f1",
-    "exact_match",
-    "f1",
-    "r2",
-    "pearson",
-    "ece",
-    "brier",
-]  # those shown
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "entity_f1", "exact_match")
+SHOWN += ("f1", "r2", "pearson", "ece", "brier")
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
     """Return a table of the metrics: one row per split, one column per metric; source rows are of its test split."""
-    names = [name for name in METRICS if {f"test_{name}", f"source_test_{name}"} & metrics.keys()]
+    names = [name for name in SHOWN if {f"test_{name}", f"source_test_{name}"} & metrics.keys()]
     table = Table("", *names, title="result", title_justify="left")
     for split, label in SPLITS.items():
         if f"{split}_loss" in metrics:
