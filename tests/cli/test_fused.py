@@ -84,6 +84,18 @@ def test_records_are_those_of_one_job_at_a_time(tmp_path, basic, mode):
             }
 
 
+def test_frozen_and_masked_are_the_same_computation_to_the_bit(basic):
+    found = {}
+    for folder in jobs(basic).values():
+        config = summary(folder)["config"]
+        params = folder / "model.safetensors"
+        tensors = {path: leaf.tobytes() for path, leaf in load_file(params).items()} if params.exists() else None
+        content = (folder / "metrics.jsonl").read_text(), tensors
+        found.setdefault(config["strategy"]["name"], {})[config["lr_fine"], config["seed"]] = content
+    assert found["frozen"] == found["masked"] != found["discriminative"]
+    assert len(found["frozen"]) == 6
+
+
 def visible(row: dict) -> dict:
     return {key: value for key, value in row.items() if not key.startswith("_")}
 

@@ -21,7 +21,13 @@ def point(parameters):
     return {key: {"value": p["values"][-1] if "values" in p else p["max"] / 2} for key, p in parameters.items()}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(f, marks=pytest.mark.slow, id=f.stem) if f.stem == "grid" else pytest.param(f, id=f.stem)
+        for f in FILES
+    ],
+)
 def test_an_agent_runs_a_point(file, tmp_path, monkeypatch):
     sweep = yaml.safe_load(file.read_text())
     asked = point(sweep["parameters"])
