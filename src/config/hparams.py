@@ -43,26 +43,13 @@ def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool =
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
-def check_value(spec: Any, path: str, value: Any) -> None:
-    """Check a value against the field at a dotted path of a dataclass."""
-    *above, name = path.split(".")
-    for part in above:
-        spec = getattr(spec, part)
-    (f,) = (f for f in dataclasses.fields(spec) if f.name == name)
-    _apply(f, value, path)
-
-
 def check_values(spec: Any, key: str = "") -> None:
     """Apply each field's check; a :class:`UserError` contains key, value and what is allowed."""
     for f in dataclasses.fields(spec):
-        _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
-
-
-def _apply(f: dataclasses.Field[Any], value: Any, path: str) -> None:
-    check = f.metadata.get("check")
-    for element in value if isinstance(value, tuple) else (value,):
-        if check is not None and element is not None and not check.accepts(element):
-            raise UserError(f"{path} is {value}; allowed: {check.description}")
+        value, check = getattr(spec, f.name), f.metadata.get("check")
+        for element in value if isinstance(value, tuple) else (value,):
+            if check is not None and element is not None and not check.accepts(element):
+                raise UserError(f"{f'{key}.' if key else ''}{f.name} is {value}; allowed: {check.description}")
 
 
 def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:

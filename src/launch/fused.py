@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import OmegaConf
 
 from ..config.choices import Kind
-from ..config.hparams import COUNT, bind, check_value, hparam, hyperparameters, static_part
+from ..config.hparams import COUNT, bind, check_values, hparam, hyperparameters, static_part
 from ..config.schema import typed
 from ..errors import UserError, first_line
 from ..recipe.configure import Plan, make_plan
@@ -203,9 +204,9 @@ class PlanCache:
         if (key, static) not in self._known:
             self._known[key, static] = self._make(composed)
         plan, group, traced = self._known[key, static]
-        for name, value in swept.items():
-            check_value(plan.recipe, name, value)
         recipe = bind(plan.recipe, {name: type(traced[name])(value) for name, value in swept.items()})
+        for owner in {name.rpartition(".")[0]: None for name in swept}:
+            check_values(operator.attrgetter(owner)(recipe) if owner else recipe, owner)
         return dataclasses.replace(plan, recipe=recipe), group
 
     def _make(self, composed: ComposedJob) -> tuple[Plan, Any, dict[str, Any]]:
