@@ -15,7 +15,7 @@ import _root  # noqa: F401
 
 from src.analysis.export import check_format, history_table, jobs_table, load_sweep, write_table
 from src.errors import UserError, listed, run_script
-from src.tracking.records import STATUSES, Job
+from src.tracking.record_reader import STATUSES, Job
 
 
 def read_arguments() -> argparse.Namespace:

@@ -1,7 +1,6 @@
 """The command line: ``python -m src.train [-m] key=value ...`` (see conf/config.yaml for the keys).
 
-Hydra composes the configuration and calls :func:`train` with it, for a single run and for each job of a sweep that its
-launcher runs alone (``src/launch``). JAX is imported after the configuration was checked, so errors appear quickly.
+JAX is imported after the configuration was checked, so errors appear quickly.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import gc
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -31,11 +29,7 @@ register_resolvers()
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def train(cfg: DictConfig) -> float:
-    """Run the job of a composed configuration.
-
-    Returns:
-        The objective for Hydra's sweeper: the validation loss, infinite when the run diverged.
-    """
+    """Run a composed job, alone or of a sweep; return the objective for Hydra's sweeper (:func:`run_job`)."""
     job = HydraConfig.get()
     single = job.mode == RunMode.RUN
     sweep = os.environ.get(SWEEP_VARIABLE) if single else Path(job.sweep.dir).name
@@ -53,15 +47,11 @@ def main() -> None:
     with report_errors():
         train()
     if "joblib" not in sys.modules:  # joblib must end its workers
-        exit_quickly()
-
-
-def exit_quickly() -> NoReturn:
-    """End the process without destroying every object, which takes JAX a quarter of a second."""
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+        # End without destroying every object, which takes JAX a quarter of a second.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":

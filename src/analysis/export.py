@@ -11,7 +11,7 @@ import pandas as pd
 
 from ..errors import UserError
 from ..files import atomic_write
-from ..tracking.records import Job, job_folders, load_jobs, relative_name
+from ..tracking.record_reader import Job, job_folders, load_jobs, relative_name
 
 # Order of the columns: the job, its configuration, the results, the cost, the origin. src/analysis/comparison.py relies
 # on the configuration columns being those between `status` and `objective`.
@@ -37,7 +37,7 @@ def load_sweep(sweep_dir: Path | str) -> list[Job]:
     files = list({file.resolve(): file for file in files}.values())  # `latest-run` is a link to one of them
     if not files:
         return list(jobs.values())
-    from ..tracking.wandb_file_reader import load_wandb_files
+    from ..tracking.wandb_files import load_wandb_files
 
     described = {relative_name(f, sweep_dir) for f in folders if any(f in file.parents for file in files)}
     return [*(job for name, job in jobs.items() if name not in described), *load_wandb_files(files)]

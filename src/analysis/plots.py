@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from ..tracking.records import STAGES
+from ..tracking.record_reader import STAGES
 from .comparison import Arm, Comparison
 from .formatting import in_words, show, show_choice
 from .statistics import ConfidenceInterval

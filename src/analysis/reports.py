@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..config.identity import VOLATILE
 from ..environment import PACKAGE
 from ..errors import UserError, did_you_mean, listed
-from ..tracking.records import STATUSES, natural_key
+from ..tracking.record_reader import STATUSES, natural_key
 
 if TYPE_CHECKING:
     import pandas as pd

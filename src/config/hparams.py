@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from typing import Any
 
@@ -43,38 +43,25 @@ def hparam(default: Any = MISSING, check: Check | None = None, *, traced: bool =
     return field(metadata=metadata) if default is MISSING else field(default=default, metadata=metadata)
 
 
-def check_value(spec: Any, path: str, value: Any) -> None:
-    """Check a value against the field at a dotted path of a dataclass."""
-    *above, name = path.split(".")
-    for part in above:
-        spec = getattr(spec, part)
-    (f,) = (f for f in dataclasses.fields(spec) if f.name == name)
-    _apply(f, value, path)
-
-
 def check_values(spec: Any, key: str = "") -> None:
-    """Apply each field's check.
-
-    Raises:
-        UserError: a value is not allowed; the message contains key, value and what is allowed.
-    """
+    """Apply each field's check; a :class:`UserError` contains key, value and what is allowed."""
     for f in dataclasses.fields(spec):
-        _apply(f, getattr(spec, f.name), f"{key}.{f.name}" if key else f.name)
-
-
-def _apply(f: dataclasses.Field[Any], value: Any, path: str) -> None:
-    check = f.metadata.get("check")
-    for element in value if isinstance(value, tuple) else (value,):
-        if check is not None and element is not None and not check.accepts(element):
-            raise UserError(f"{path} is {value if isinstance(value, tuple) else element}; allowed: {check.description}")
+        value, check = getattr(spec, f.name), f.metadata.get("check")
+        for element in value if isinstance(value, tuple) else (value,):
+            if check is not None and element is not None and not check.accepts(element):
+                raise UserError(f"{f'{key}.' if key else ''}{f.name} is {value}; allowed: {check.description}")
 
 
 def hyperparameters(spec: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the traced values of a dataclass and its nested dataclasses, by dotted path.
-
-    A traced field that is ``None`` is switched off; that is static.
-    """
-    return {path: getattr(owner, name) for path, owner, name in _traced_fields(spec, prefix)}
+    """Return a dataclass's traced values by dotted path; a traced field that is ``None`` is off, which is static."""
+    values: dict[str, Any] = {}
+    for f in dataclasses.fields(spec):
+        path, value = f"{prefix}{f.name}", getattr(spec, f.name)
+        if dataclasses.is_dataclass(value):
+            values |= hyperparameters(value, f"{path}.")
+        elif f.metadata.get("traced") and value is not None:
+            values[path] = value
+    return values
 
 
 def bind(spec: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
@@ -92,12 +79,3 @@ def bind(spec: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 def static_part(spec: Any) -> Any:
     """Return ``spec`` with every traced value set to 0: the part that a compiled program depends on, hashable."""
     return bind(spec, dict.fromkeys(hyperparameters(spec), 0))
-
-
-def _traced_fields(spec: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    for f in dataclasses.fields(spec):
-        value = getattr(spec, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _traced_fields(value, f"{prefix}{f.name}.")
-        elif f.metadata.get("traced") and value is not None:
-            yield f"{prefix}{f.name}", spec, f.name

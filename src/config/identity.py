@@ -1,8 +1,4 @@
-"""Job ids: a hash of everything in the resolved configuration that can change a job's numbers.
-
-A job's folder is named by its id, so a job has the same folder in a sweep whatever its position in the grid and
-whichever launcher runs it.
-"""
+"""Job ids, which name the jobs' folders: a hash of everything in a configuration that can change a job's numbers."""
 
 from __future__ import annotations
 
@@ -26,10 +22,14 @@ def job_id(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def without_hydra(cfg: DictConfig) -> DictConfig:
+    """Return a copy of a configuration without Hydra's own node."""
+    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
 def resolved(cfg: DictConfig) -> dict[str, Any]:
     """Return a configuration as plain data, with interpolations resolved and without Hydra's own node."""
-    keys = [str(key) for key in cfg if key != "hydra"]
-    masked = OmegaConf.masked_copy(cfg, keys)
+    masked = without_hydra(cfg)
     masked._set_parent(cfg._get_parent())
     plain = OmegaConf.to_container(masked, resolve=True, enum_to_str=True)
     return {str(key): value for key, value in dict(plain).items()}  # type: ignore[call-overload]
@@ -49,10 +49,7 @@ def job_folder(cfg: DictConfig) -> str:
 
 
 def register_resolvers() -> None:
-    """Register ``${job_folder:}``, ``${study_folder:...}`` and ``${updates:rows,batch_size}`` with OmegaConf.
-
-    The last is for presets that compare batch sizes over the same number of rows.
-    """
+    """Register the resolvers of ``conf/``; ``${updates:rows,batch_size}`` is the number of updates of one epoch."""
     OmegaConf.register_new_resolver("job_folder", lambda *, _root_: job_folder(_root_), replace=True)
     OmegaConf.register_new_resolver("study_folder", lambda name, time: time if name is None else name, replace=True)
     OmegaConf.register_new_resolver("updates", lambda rows, batch: -(-int(rows) // int(batch)), replace=True)

@@ -18,14 +18,11 @@ from .schema import CONF, type_message
 
 @contextlib.contextmanager
 def report_errors() -> Iterator[None]:
-    """Print a user's mistake that leaves the block as one sentence to stderr and exit with code 1.
-
-    Hydra raises its exceptions only if ``HYDRA_FULL_ERROR`` is set, so it is set within the block.
-    """
+    """Print a user's mistake that leaves the block as one sentence to stderr and exit with code 1."""
     if wants_traceback():
         yield
         return
-    os.environ["HYDRA_FULL_ERROR"] = "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # without it, Hydra does not raise its exceptions
     try:
         yield
     except (UserError, CompactHydraException, OmegaConfBaseException) as error:
@@ -56,12 +53,8 @@ def sentence(error: Exception) -> str:
 
 
 def _unknown_key(text: str) -> str | None:
-    for pattern in (
-        r"Could not override '([^']+)'",
-        r"Could not append to config.*?'([^']+)'",
-        r"In '[^']+': .*?Key '([^']+)'",
-    ):
-        if found := re.search(pattern, text, re.DOTALL):
+    for start in ("Could not override ", "Could not append to config.*?", "In '[^']+': .*?Key "):
+        if found := re.search(f"{start}'([^']+)'", text, re.DOTALL):
             return found[1].removeprefix("/")
     return None
 

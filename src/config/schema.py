@@ -1,9 +1,7 @@
 """The typed schema: builds objects from configuration nodes and checks their values.
 
 An option of a config group is a dataclass in the file of the same name: ``strategy=discriminative`` is the class
-``Discriminative`` of ``src/strategies/discriminative.py``. Its fields are declared with :func:`hparam`, which states
-the allowed values and whether the field is *traced*: an argument of the compiled program, so that one compilation
-serves all its values.
+``Discriminative`` of ``src/strategies/discriminative.py``. Its fields are declared with :func:`hparam`.
 """
 
 from __future__ import annotations
@@ -38,7 +36,7 @@ CONFIG_GROUPS = {
     "schedule": "optim.schedules",
     "trainer": "training.trainer",
     "retention": "retention.{name}",
-    "tracker": "tracking.options",
+    "tracker": "tracking.trackers",
 }
 
 # Options whose class is not named after them (``None`` cannot be a class's name).
@@ -73,15 +71,13 @@ class StudyConfig:
 
 
 def register_schema() -> None:
-    """Register the types of the top-level keys with Hydra, which then checks them during composition.
-
-    The groups are checked when they are built (:func:`build`), by the dataclass of the chosen option.
-    """
-    fields = [*dataclasses.fields(RecipeConfig), *dataclasses.fields(StudyConfig)]
-    hints = {**typing.get_type_hints(RecipeConfig), **typing.get_type_hints(StudyConfig)}
-    plain_fields = [(f.name, hints[f.name], f.default) for f in fields]
-    groups = [(group, Any, OMITTED) for group in CONFIG_GROUPS]
-    ConfigStore.instance().store(name="schema", node=dataclasses.make_dataclass("Config", [*plain_fields, *groups]))
+    """Register the types of the top-level keys with Hydra; :func:`build` checks the groups."""
+    fields: list[Any] = []
+    for cls in (RecipeConfig, StudyConfig):
+        hints = typing.get_type_hints(cls)
+        fields += [(f.name, hints[f.name], f.default) for f in dataclasses.fields(cls)]
+    fields += [(group, Any, OMITTED) for group in CONFIG_GROUPS]
+    ConfigStore.instance().store(name="schema", node=dataclasses.make_dataclass("Config", fields))
 
 
 def option_class(group: str, name: str) -> type:
@@ -114,24 +110,23 @@ def option_name(option: Any) -> str:
 
 
 def build(group: str, node: DictConfig, key: str | None = None) -> Any:
-    """Build the frozen dataclass of a group's node and check every value.
-
-    Args:
-        group: the config group, for instance ``"optimizer"``.
-        node: the composed node, with its ``name``.
-        key: the node's key in the configuration, for error messages (default: ``group``).
+    """Build the frozen dataclass of a group's node, whose key in the configuration is ``key`` (default: the group's).
 
     Raises:
         UserError: unknown option or field, a value of the wrong type or outside what is allowed.
     """
     key = key or group
     cls = option_class(group, str(node.get("name")))
-    values = {name: value for name, value in settings(node).items() if name != "name"}
-    nested = {name: build(name, values.pop(name), f"{key}.{name}") for name in list(values) if is_option(values[name])}
     hints = typing.get_type_hints(cls)
-    for name in [n for n in values if dataclasses.is_dataclass(hints.get(n)) and isinstance(values[n], DictConfig)]:
-        nested[name] = typed(hints[name], settings(values.pop(name)), f"{key}.{name}")  # a nested dataclass
-    return typed(cls, values, key, **nested)
+    values, built = {}, {}
+    for name, value in settings(node).items():
+        if isinstance(value, DictConfig) and "name" in value:  # an option of another group, as `pretrain.optimizer`
+            built[name] = build(name, value, f"{key}.{name}")
+        elif isinstance(value, DictConfig) and dataclasses.is_dataclass(hints.get(name)):
+            built[name] = typed(hints[name], settings(value), f"{key}.{name}")
+        elif name != "name":
+            values[name] = value
+    return typed(cls, values, key, **built)
 
 
 def settings(node: DictConfig) -> dict[str, Any]:
@@ -144,19 +139,10 @@ def settings(node: DictConfig) -> dict[str, Any]:
     return {str(name): value(str(name)) for name in node}
 
 
-def is_option(value: Any) -> bool:
-    """Tell whether a value is itself an option of a group (``pretrain.optimizer``)."""
-    return isinstance(value, DictConfig) and "name" in value
-
-
 def typed(cls: type, values: Mapping[str, Any], key: str, **ready: Any) -> Any:
-    """Create a ``cls`` from plain values with OmegaConf's conversion and the fields' checks.
+    """Create a ``cls``, declared with :func:`hparam`, from the plain values below a key (``""`` at the top level).
 
-    Args:
-        cls: a dataclass declared with :func:`hparam`.
-        values: the configured values.
-        key: their key in the configuration, ``""`` at the top level.
-        ready: fields that are objects already.
+    Fields that are objects already are given as ``ready``.
 
     Raises:
         UserError: unknown field, wrong type, or a value that is not allowed.

@@ -26,7 +26,7 @@ from ..recipe.pretrain import Pretrained, pretrain_or_load
 from ..recipe.resolve import finetune_stage, resolve
 from ..strategies.full import Full
 from ..tracking.cache import stage_cache
-from ..tracking.records import job_folders, natural_key
+from ..tracking.record_reader import job_folders, natural_key
 from ..training.calls import execute
 from ..training.stage import Stage
 from ..types import Params, ignore

@@ -17,8 +17,8 @@ from ..data.base import DataSource, Transfer
 from ..errors import UserError, listed
 from ..models.base import Model, head_paths
 from ..recipe.configure import Plan, make_plan
-from ..tracking.record import CHECKPOINT
-from ..tracking.records import Job, load_job
+from ..tracking.record_reader import Job, load_job
+from ..tracking.record_writer import CHECKPOINT
 from ..types import Params
 
 

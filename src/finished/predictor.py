@@ -27,7 +27,7 @@ from ..models.transformer import Transformer
 from ..objectives.supervised import Classification
 from ..optim.partition import split
 from ..recipe.resolve import finetune_stage
-from ..tracking.record import SUMMARY
+from ..tracking.record_writer import SUMMARY
 from ..training.feature_cache import chunks
 from ..training.stage import Stage, frozen_paths, traced
 from ..training.vectorize import programs

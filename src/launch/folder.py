@@ -1,4 +1,4 @@
-"""A sweep's folder: its lock, the versions that its jobs were run with, and which of them have ended."""
+"""A sweep's folder: its lock, the versions that its jobs were run with, and which jobs have ended."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..config.choices import Resume
 from ..environment import code_digest, numeric_sources, versions
 from ..errors import UserError
 from ..files import atomic_write, to_json_page
-from ..tracking.record import SUMMARY
-from ..tracking.records import load_job
+from ..tracking.record_reader import load_job
+from ..tracking.record_writer import SUMMARY
 
 MANIFEST, LOCK = "sweep.json", ".lock"
 SWEEP_FILES = {MANIFEST, LOCK, "multirun.yaml"}
@@ -42,9 +42,8 @@ class SweepFolder:
             lock.seek(0)
             owner = lock.read().strip() or "another process"
             lock.close()
-            raise UserError(
-                f"another sweep ({owner}) is writing to {self.path}; wait for it, or give this one another name"
-            ) from None
+            busy = f"another sweep ({owner}) is writing to {self.path}"
+            raise UserError(f"{busy}; wait for it, or give this one another name") from None
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
@@ -56,16 +55,13 @@ class SweepFolder:
         now = {"code": code_digest(numeric_sources()), "versions": versions(), "data": {}}
         if not path.exists():
             entries = [entry for entry in self.path.iterdir() if entry.name not in SWEEP_FILES]
-            foreign = [entry.name for entry in entries if not is_job(entry)]
+            foreign = [e.name for e in entries if not ((e / SUMMARY).exists() or (e / ".hydra").is_dir())]
             if foreign:
-                raise UserError(
-                    f"{self.path} was not made by a sweep (it contains {foreign[0]}); "
-                    "give hydra.sweep.dir another folder"
-                )
+                other = f"{self.path} was not made by a sweep (it contains {foreign[0]})"
+                raise UserError(f"{other}; give hydra.sweep.dir another folder")
             if entries and self.resume is Resume.auto:
-                raise UserError(
-                    f"{self.path} contains jobs of an unknown version of the code; resume=force continues with them"
-                )
+                unknown = f"{self.path} contains jobs of an unknown version of the code"
+                raise UserError(f"{unknown}; resume=force continues with them")
             return self._write_manifest(now)
         try:
             then = json.loads(path.read_text())
@@ -103,8 +99,3 @@ class SweepFolder:
             return False
         job = load_job(folder, folder.name)
         return job.status in ENDED and job.job_id == job_id
-
-
-def is_job(path: Path) -> bool:
-    """Tell whether a path is a job's folder."""
-    return path.is_dir() and ((path / SUMMARY).exists() or (path / ".hydra").is_dir())

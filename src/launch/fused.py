@@ -1,14 +1,15 @@
 """``hydra/launcher=fused``: jobs that differ in traced values only run together in one program.
 
-Jobs are grouped by what their programs depend on. Each group runs in chunks, and a chunk's records are written when it
-ends, so a kill loses at most the chunk in progress. Pre-training is computed once for all jobs that share it, across
-groups and strategies. Jobs that cannot run together run one by one, and the console says why.
+Jobs are grouped by what their programs depend on. Each group runs in chunks, whose records are written when they end.
+Pre-training is computed once for all jobs that share it. Jobs that cannot run together run one by one.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import operator
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from omegaconf import OmegaConf
 
 from ..config.choices import Kind
-from ..config.hparams import COUNT, bind, check_value, hparam, hyperparameters, static_part
+from ..config.hparams import COUNT, bind, check_values, hparam, hyperparameters, static_part
 from ..config.schema import typed
 from ..errors import UserError, first_line
 from ..recipe.configure import Plan, make_plan
@@ -28,7 +29,7 @@ from ..tracking.console import ProgressBar, echo
 from ..tracking.job import StageRows
 from .composing import ComposedJob
 from .job import complete
-from .sweep import Sweep, SweepJob, run_alone
+from .sweep import Sweep, SweepJob
 
 if TYPE_CHECKING:
     from ..data.base import Transfer
@@ -56,7 +57,6 @@ class PlannedJob(NamedTuple):
 
     job: SweepJob
     plan: Plan
-    group: Any  # what its program depends on
 
 
 class Fused:
@@ -75,37 +75,31 @@ class Fused:
         groups: dict[Any, list[PlannedJob]] = {}
         for job in jobs:
             try:
-                planned = PlannedJob(job, *self.plans.plan(job.composed))
+                plan, group = self.plans.plan(job.composed)
+                groups.setdefault(group, []).append(PlannedJob(job, plan))
             except UserError as error:
                 sweep.fail(job, error)
-                continue
-            groups.setdefault(planned.group, []).append(planned)
         for key, values in self.plans.static_values.items():
             if len(values) > 1:
                 echo(f"{key} is compiled in: each of its {len(values)} values compiles its own program")
+        ended = (count for group in groups.values() for count in self.run_group(group, sweep))
         with ProgressBar({"jobs": len(jobs)}, bool(sweep.config.progress)) as bar:
-            done = 0
-            for group in groups.values():
-                for ended in self.run_group(group, sweep):
-                    done += ended
-                    bar.update("jobs", {"step": done})
+            for done in itertools.accumulate(ended):
+                bar.update("jobs", {"step": done})
 
     def run_group(self, group: list[PlannedJob], sweep: Sweep) -> Iterator[int]:
         """Run the jobs of one program; yield the number of jobs that ended, chunk by chunk."""
         remaining = {planned.job.number: planned for planned in group}
-        if group[0].plan.recipe.recipe is Kind.sequence:  # long runs, one by one; they share compiled programs
-            for planned in group:
-                run_alone(planned.job, sweep)
-                yield 1
-            return
         try:
-            first = self.resolve(group[0], sweep)
+            # A sequence is a long run: its jobs run one by one and share compiled programs.
+            alone = group[0].plan.recipe.recipe is Kind.sequence
+            first = None if alone else self.resolve(group[0], sweep)
         except UserError as error:  # the same for all
             for planned in group:
                 sweep.fail(planned.job, error)
             yield len(group)
             return
-        if len(group) > 1:
+        if first is not None and len(group) > 1:
             try:
                 for chunk in self.chunks(group, first):
                     self.run_chunk(chunk, first, sweep)
@@ -121,7 +115,7 @@ class Fused:
                 reason = f"{len(remaining)} jobs could not run as one program ({first_line(error)})"
                 echo(f"{reason}: running them one by one", "yellow")
         for planned in remaining.values():
-            run_alone(planned.job, sweep)
+            sweep.run_alone(planned.job)
             yield 1
 
     def resolve(self, planned: PlannedJob, sweep: Sweep) -> ResolvedRun:
@@ -166,20 +160,16 @@ class Fused:
         rows: list[list[dict[str, float]]] = [[] for _ in chunk]
         pretrained = [pre for pre, _ in shared]
         results = finetune_together(runs, pretrained, [run_rows.append for run_rows in rows], axis, cache)
-        times = {
-            "seconds": round((time.perf_counter() - started) / len(chunk), 4),
-            "compile_seconds": round((Compiled.seconds - compiling) / len(chunk), 4),
-        }
+        times = {"seconds": time.perf_counter() - started, "compile_seconds": Compiled.seconds - compiling}
+        times = {name: round(value / len(chunk), 4) for name, value in times.items()}
         for planned, (_, pretrain_rows), run_rows, result in zip(chunk, shared, rows, results, strict=True):
             with sweep.track(planned.job) as tracking:
                 tracking.start_tracker(planned.plan.tracker)
-                stages = [pretrain_rows, StageRows.of("finetune", run_rows)]
+                stages = [pretrain_rows, StageRows("finetune", run_rows)]
                 tracking.record_rows(stages, sweep.folder.path.name, first.data.fingerprint)
                 complete(tracking, result, first.data, first.trainable, **times)
 
-    def pretrain(
-        self, runs: list[ResolvedRun], cache: StageCache | None, axis: RunAxis
-    ) -> list[tuple[Pretrained, StageRows]]:
+    def pretrain(self, runs: list[ResolvedRun], cache: StageCache, axis: RunAxis) -> list[tuple[Pretrained, StageRows]]:
         """Return each run's pre-training; those that this sweep has not computed yet are computed together."""
         from ..recipe.run import pretrain_together
 
@@ -188,7 +178,7 @@ class Fused:
         for part in _batched(list(missing), self.settings.batch_size or MAX_RUNS):
             found = pretrain_together([missing[key] for key in part], cache, axis)
             for key, pre in zip(part, found, strict=True):
-                self.pretrained[key] = pre, StageRows.of("pretrain", pre.rows)
+                self.pretrained[key] = pre, StageRows("pretrain", pre.rows)
         return [self.pretrained[key] for key in keys]
 
 
@@ -200,26 +190,23 @@ class PlanCache:
         self.static_values: dict[str, set[Any]] = {}  # swept scalars that are compiled in, by key
 
     def plan(self, composed: ComposedJob) -> tuple[Plan, Any]:
-        """Return a job's plan, and what its program depends on.
-
-        Raises:
-            UserError: a value that is not allowed.
-        """
+        """Return a job's plan, and what its program depends on."""
         key = id(composed.composition)
         if key not in self._known:
             self._known[key] = self._make(composed)
         _, _, traced = self._known[key]
-        swept = {name: value for name, value in composed.scalars.items() if _fits(value, traced.get(name))}
-        static = tuple((name, value) for name, value in composed.scalars.items() if name not in swept)
+        scalars = composed.scalars
+        swept = {name: scalars[name] for name in scalars if name in traced and _fits(scalars[name], traced[name])}
+        static = tuple((name, value) for name, value in scalars.items() if name not in swept)
         for name, value in static:
             if not name.startswith("tracker."):
                 self.static_values.setdefault(name, set()).add(value)
         if (key, static) not in self._known:
             self._known[key, static] = self._make(composed)
         plan, group, traced = self._known[key, static]
-        for name, value in swept.items():
-            check_value(plan.recipe, name, value)
         recipe = bind(plan.recipe, {name: type(traced[name])(value) for name, value in swept.items()})
+        for owner in {name.rpartition(".")[0]: None for name in swept}:
+            check_values(operator.attrgetter(owner)(recipe) if owner else recipe, owner)
         return dataclasses.replace(plan, recipe=recipe), group
 
     def _make(self, composed: ComposedJob) -> tuple[Plan, Any, dict[str, Any]]:
@@ -231,10 +218,8 @@ class PlanCache:
 
 
 def _fits(value: Any, traced: Any) -> bool:
-    """Tell whether a value can replace a traced one without conversion; ``traced`` is ``None`` if there is none."""
-    if traced is None or isinstance(value, bool):
-        return False
-    return isinstance(value, int if isinstance(traced, int) else (int, float))
+    """Tell whether a value can replace a traced one without conversion."""
+    return isinstance(value, int if isinstance(traced, int) else (int, float)) and not isinstance(value, bool)
 
 
 @functools.lru_cache(maxsize=8)
@@ -244,10 +229,9 @@ def load(source: Any) -> Transfer:
 
 
 def max_runs_in_memory(first: ResolvedRun, axis: RunAxis) -> int:
-    """Estimate how many runs fit in a quarter of the free memory.
+    """Estimate how many runs fit in a quarter of the free memory: parameters, optimizer state and their successors.
 
-    A run holds its parameters, its optimizer state and their successors; with ``vmap`` also the activations of a batch,
-    estimated as the width of the largest layer times the number of layers, forward and backward.
+    With ``vmap`` also a batch's activations: the width of the largest layer times the number of layers, twice.
     """
     from ..training.vectorize import RunAxis
 

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from ..config.schema import typed
 from ..environment import PACKAGE, SWEEP_VARIABLE
 from ..tracking.console import echo
 from ..tracking.job import blank_summary
-from .process_pool import IsolatedSettings, JobCommand, JobResult, run_commands
+from ..tracking.record_reader import Job
+from .process_pool import IsolatedSettings, JobCommand, run_commands
 from .sweep import Sweep, SweepJob
 
 # Overrides of Hydra's own configuration that apply to the sweep and not to its jobs.
@@ -29,10 +28,10 @@ class Isolated:
     def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
         """Run jobs; every job that was started has a record afterwards, however it ended."""
 
-        def on_end(job: JobCommand, result: JobResult) -> None:
-            attempts = f" after {result.attempts} attempts" if result.attempts > 1 else ""
-            detail = f"val loss {result.objective:.4f}" if result.status == "completed" else result.error or ""
-            echo(f"  {result.status}{attempts}: {job.label}  {detail}")
+        def on_end(job: JobCommand, record: Job, attempts: int) -> None:
+            repeated = f" after {attempts} attempts" if attempts > 1 else ""
+            detail = f"val loss {record.objective:.4f}" if record.status == "completed" else record.error or ""
+            echo(f"  {record.status}{repeated}: {job.label}  {detail}")
 
         os.environ[SWEEP_VARIABLE] = sweep.folder.path.name  # the children inherit it
         try:
@@ -43,23 +42,16 @@ class Isolated:
 
 def job_command(job: SweepJob, sweep: Sweep) -> JobCommand:
     """Return the command line that runs a job and writes its record to the job's folder."""
-    hydra = sweep.config.hydra
-    passed_on = [line for line in hydra.overrides.hydra if not line.lstrip("+~").startswith(SWEEP_ONLY)]
-    arguments = [
-        *job.composed.overrides,
-        *passed_on,
+    hydra, overrides = sweep.config.hydra, job.composed.overrides
+    folder = str(job.folder).replace("\\", "\\\\").replace("'", "\\'")
+    command = (
+        *(sys.executable, "-m", f"{PACKAGE}.train", "--config-name", str(hydra.job.config_name)),
+        *overrides,
+        *(line for line in hydra.overrides.hydra if not line.lstrip("+~").startswith(SWEEP_ONLY)),
         "hydra.mode=RUN",
-        f"hydra.run.dir={quoted(str(job.folder))}",
+        f"hydra.run.dir='{folder}'",  # quoted: paths may contain `=`, `,` and spaces
         f"hydra.job.num={job.number}",
         f"hydra.job.id='{job.number}'",
-    ]
-    command = (sys.executable, "-m", f"{PACKAGE}.train", "--config-name", str(hydra.job.config_name), *arguments)
-    overrides = OmegaConf.to_container(OmegaConf.create(list(job.composed.overrides)))
-    summary = {**blank_summary(job.composed.config), "overrides": overrides}
+    )
+    summary = {**blank_summary(job.composed.config), "overrides": list(overrides)}
     return JobCommand(job.label, command, job.folder, summary)
-
-
-def quoted(text: str) -> str:
-    """Quote a value for Hydra's grammar: paths may contain ``=``, ``,`` and spaces."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

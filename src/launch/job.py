@@ -13,6 +13,8 @@ from ..config.identity import resolved
 from ..config.schema import build
 from ..files import atomic_write
 from ..recipe.configure import make_plan
+from ..tracking import console
+from ..tracking.cache import stage_cache
 from ..tracking.job import JobTracking
 
 if TYPE_CHECKING:
@@ -23,16 +25,10 @@ if TYPE_CHECKING:
 
 
 def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | None) -> float:
-    """Run one job and write its record.
+    """Run one job of a composed configuration and write its record to its folder.
 
-    Args:
-        cfg: the composed configuration.
-        folder: where the record is written.
-        overrides: the job's overrides on the command line.
-        sweep: the sweep's name; ``None`` for a single run, which prints more.
-
-    Returns:
-        The objective: the validation loss, infinite when the run diverged.
+    ``sweep`` is the sweep's name, and ``None`` for a single run, which prints more. Returns the objective: the
+    validation loss, infinite when the run diverged.
     """
     with JobTracking(folder, resolved(cfg), overrides) as tracking:
         tracking.start_tracker(build("tracker", cfg.tracker))  # first, so that W&B starts while the rest is prepared
@@ -42,8 +38,6 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
         from ..recipe.resolve import resolve
         from ..recipe.run import run
         from ..recipe.sequence import resolve_sequence, run_sequence
-        from ..tracking import console
-        from ..tracking.cache import stage_cache
         from ..training.compiled import Compiled, prepare_jax
 
         prepare_jax()
@@ -64,8 +58,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
                 tracking.log(stage, row)
                 bar.update(stage, row)
 
-            cache = stage_cache(plan.study)
-            result = run_sequence(resolved_run, log) if sequence else run(resolved_run, log, cache)
+            result = run_sequence(resolved_run, log) if sequence else run(resolved_run, log, stage_cache(plan.study))
         summary = complete(tracking, result, data, trainable, compile_seconds=round(Compiled.seconds, 4))
     if sweep is None:
         console.show_summary(summary, result.seconds, folder)
@@ -83,7 +76,7 @@ def complete(
 ) -> dict[str, Any]:
     """Write a job's checkpoint, unless it diverged, and its summary, to which ``more`` is added; return the summary."""
     if not result.diverged:
-        tracking.record.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
+        tracking.record_writer.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
         for name, content in data.files().items():
             with atomic_write(tracking.folder / name) as file:
                 file.write(content.encode())

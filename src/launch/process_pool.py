@@ -1,7 +1,6 @@
-"""Runs commands in child processes, several at a time; one that is killed does not affect the others.
+"""Runs jobs in child processes, several at a time; one that is killed does not affect the others.
 
-A child writes its own ``summary.json`` when it ends normally; for one that dies, the summary is written here. One loop
-in the main thread starts, watches and ends all children.
+A child writes its own ``summary.json`` when it ends normally; for one that dies, the summary is written here.
 """
 
 from __future__ import annotations
@@ -21,12 +20,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, check_values, hparam
+from ..config.hparams import COUNT, NATURAL, NON_NEGATIVE, POSITIVE, hparam
 from ..errors import UserError
-from ..files import atomic_write, to_json_page
 from ..tracking.job import now
-from ..tracking.record import SUMMARY
-from ..tracking.records import Job, load_job
+from ..tracking.record_reader import Job, load_job
+from ..tracking.record_writer import SUMMARY, write_summary
 
 CONSOLE = "console.log"
 POLL = 0.05  # seconds between two checks of the children
@@ -66,37 +64,17 @@ OnError = Enum("OnError", {"continue": 1, "stop": 2})  # in this form because `c
 
 @dataclass(frozen=True)
 class JobCommand:
-    """A job as a command line.
+    """A job as a command line."""
 
-    Attributes:
-        label: its name on the console, for instance ``"#3 lr_fine=0.1 seed=0"``.
-        command: the child's arguments, the program first.
-        folder: the job's folder, where the child writes its ``summary.json`` unless it dies.
-        summary: the fields of the summary that are known beforehand (``job_id``, ``config``, ``overrides``).
-    """
-
-    label: str
-    command: tuple[str, ...]
-    folder: Path
-    summary: Mapping[str, Any]
+    label: str  # for the console, for instance "#3 lr_fine=0.1 seed=0"
+    command: tuple[str, ...]  # the child's arguments, the program first
+    folder: Path  # where the child writes its summary.json unless it dies
+    summary: Mapping[str, Any]  # the fields of the summary that are known beforehand
 
 
 @dataclass(frozen=True)
 class IsolatedSettings:
-    """Settings of ``hydra/launcher=isolated``.
-
-    Attributes:
-        slots: jobs at a time.
-        devices: ``CUDA_VISIBLE_DEVICES`` of each slot (``"0"``, or ``"0,1"`` for two devices per job); empty leaves the
-            environment unchanged.
-        stagger: seconds between two starts.
-        on_error: after a failure, ``continue`` with the other jobs or ``stop``: start no further job.
-        retries: further attempts at a job that failed or was killed.
-        timeout: seconds per attempt; one that takes longer is ended and counts as failed.
-
-    Raises:
-        UserError: the number of devices is neither 0 nor the number of slots.
-    """
+    """Settings of ``hydra/launcher=isolated``, described in ``hydra_plugins/thaw_launcher/launchers.py``."""
 
     slots: int = hparam(1, COUNT)
     devices: tuple[str, ...] = hparam(())
@@ -107,53 +85,24 @@ class IsolatedSettings:
 
     def __post_init__(self) -> None:
         if self.devices and len(self.devices) != self.slots:
-            raise UserError(
-                f"devices has {len(self.devices)} entries and slots is {self.slots}; allowed: one per slot, or none"
-            )
+            given = f"devices has {len(self.devices)} entries and slots is {self.slots}"
+            raise UserError(f"{given}; allowed: one per slot, or none")
 
 
-@dataclass(frozen=True)
-class JobResult:
-    """How a job ended.
-
-    Attributes:
-        status: ``completed``, ``diverged``, ``failed``, or ``skipped`` when it was never started.
-        objective: the job's objective, infinite unless it completed.
-        error: the reason of a failure, in one line.
-        attempts: how often it was started.
-    """
-
-    status: str
-    objective: float = math.inf
-    error: str | None = None
-    attempts: int = 0
+# Called once per job when it ends, with its record and the number of attempts: 0 if it was skipped.
+OnEnd = Callable[[JobCommand, Job, int], None]
 
 
-def run_commands(
-    jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end: Callable[[JobCommand, JobResult], None]
-) -> list[JobResult]:
-    """Run every job in its own process. Must be called in the main thread.
+def run_commands(jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end: OnEnd) -> None:
+    """Run every job in its own process, started in order. Must be called in the main thread.
 
     Ctrl-C, SIGTERM and SIGHUP end every child with its whole process group and are then handled as they were before;
-    jobs that were running are left without a summary, so that they count as unfinished. A signal that this process
-    ignores, such as SIGHUP under ``nohup``, stays ignored.
-
-    Args:
-        jobs: the jobs, started in this order.
-        settings: how many at a time, and what happens when one fails.
-        on_end: called once per job when it ends, except for jobs that a signal cut short.
-
-    Returns:
-        The results in the order of ``jobs``.
-
-    Raises:
-        UserError: a setting outside what is allowed.
+    jobs that were running count as unfinished. A signal that this process ignores (``nohup``) stays ignored.
     """
-    check_values(settings)
     pool = _ProcessPool(jobs, settings, on_end)
     with _recorded_signals(STOPPING) as received:
         try:
-            while pool.busy() and not received:
+            while (pool.waiting or pool.running) and not received:
                 pool.advance()
                 time.sleep(POLL)
         finally:
@@ -162,15 +111,14 @@ def run_commands(
         pool.skip_waiting()
         signal.raise_signal(received[0])
         raise KeyboardInterrupt  # if the caller's handler returned
-    return [pool.results[index] for index in range(len(jobs))]
 
 
 @contextlib.contextmanager
 def _recorded_signals(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
     """Record signals instead of being interrupted by them, so that no child is started and then lost."""
     received: list[int] = []
-    before = {number: signal.getsignal(number) for number in signals}
-    replaced = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    handlers = {number: signal.getsignal(number) for number in signals}
+    replaced = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in replaced:
             signal.signal(number, lambda number, _frame: received.append(number))
@@ -181,65 +129,55 @@ def _recorded_signals(signals: Sequence[signal.Signals]) -> Iterator[list[int]]:
 
 
 class _ProcessPool:
-    """The jobs that wait, run and have ended, by their index."""
+    """The jobs that wait and run."""
 
-    def __init__(
-        self, jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end: Callable[[JobCommand, JobResult], None]
-    ) -> None:
-        self.jobs, self.settings, self.on_end = jobs, settings, on_end
-        self.waiting = deque((index, 1) for index in range(len(jobs)))  # with the number of the next attempt
+    def __init__(self, jobs: Sequence[JobCommand], settings: IsolatedSettings, on_end: OnEnd) -> None:
+        self.settings, self.on_end = settings, on_end
+        self.waiting = deque((job, 1) for job in jobs)  # with the number of the next attempt
         self.free_slots = deque(range(settings.slots))
-        self.running: dict[int, _Attempt] = {}
-        self.results: dict[int, JobResult] = {}
+        self.running: list[_Attempt] = []
         self._next_start = -math.inf
-
-    def busy(self) -> bool:
-        """Tell whether any job waits or runs."""
-        return bool(self.waiting or self.running)
 
     def advance(self) -> None:
         """Collect the jobs that have ended and start those that can be started."""
-        for index in self._ended():
-            attempt = self.running.pop(index)
+        for attempt in self._ended():
+            self.running.remove(attempt)
             self.free_slots.append(attempt.slot)
-            self._collect(index, attempt)
+            self._collect(attempt)
         while self.waiting and self.free_slots and time.monotonic() >= self._next_start:
-            index, number = self.waiting.popleft()
-            self.running[index] = _Attempt(self.jobs[index], number, self.free_slots.popleft(), self.settings)
+            job, number = self.waiting.popleft()
+            self.running.append(_Attempt(job, number, self.free_slots.popleft(), self.settings))
             self._next_start = time.monotonic() + self.settings.stagger
 
-    def _ended(self) -> list[int]:
-        return [index for index, attempt in self.running.items() if attempt.ended()]
+    def _ended(self) -> list[_Attempt]:
+        return [attempt for attempt in self.running if attempt.ended()]
 
-    def _collect(self, index: int, attempt: _Attempt) -> None:
-        result = attempt.result()
-        if result.status == "failed" and attempt.number <= self.settings.retries:
+    def _collect(self, attempt: _Attempt) -> None:
+        record = attempt.result()
+        if record.status == "failed" and attempt.number <= self.settings.retries:
             attempt.remove_failed_summary()  # until its last attempt, a job is unfinished
-            self.waiting.appendleft((index, attempt.number + 1))
+            self.waiting.appendleft((attempt.job, attempt.number + 1))
             return
-        self._finish(index, result)
-        if result.status == "failed" and self.settings.on_error is OnError["stop"]:
+        self.on_end(attempt.job, record, attempt.number)
+        if record.status == "failed" and self.settings.on_error is OnError["stop"]:
             self.skip_waiting()
-
-    def _finish(self, index: int, result: JobResult) -> None:
-        self.results[index] = result
-        self.on_end(self.jobs[index], result)
 
     def skip_waiting(self) -> None:
         """Skip the jobs that were never started; a job between two attempts keeps its next one."""
-        unstarted = [index for index, number in self.waiting if number == 1]
-        self.waiting = deque((index, number) for index, number in self.waiting if number > 1)
-        for index in unstarted:
-            self._finish(index, JobResult("skipped"))
+        unstarted = [job for job, number in self.waiting if number == 1]
+        self.waiting = deque((job, number) for job, number in self.waiting if number > 1)
+        for job in unstarted:
+            self.on_end(job, Job(job.label, "skipped"), 0)
 
     def end_all(self) -> None:
         """End every child; those that had not finished keep no summary."""
-        for attempt in self.running.values():
+        for attempt in self.running:
             attempt.end()
         deadline = time.monotonic() + 2 * GRACE  # a process that hangs in a driver cannot be killed
         while self.running and time.monotonic() < deadline:
-            for index in self._ended():
-                self.running.pop(index).remove_failed_summary()
+            for attempt in self._ended():
+                self.running.remove(attempt)
+                attempt.remove_failed_summary()
             time.sleep(POLL)
 
 
@@ -307,17 +245,24 @@ class _Attempt:
         if self._recorded().status == "failed":
             (self.job.folder / SUMMARY).unlink()
 
-    def result(self) -> JobResult:
-        """Return the result from the child's summary, which is written here if the child died without one."""
-        job = self._recorded()
-        if job.status == "completed":
-            return JobResult("completed", math.inf if job.objective is None else job.objective, None, self.number)
-        if job.status == "diverged" or (job.status == "failed" and not self.timed_out):
-            return JobResult(job.status, error=job.error, attempts=self.number)
-        lines = self._log_lines()
-        error = self._cause(next((line.strip() for line in reversed(lines) if not NOISE.match(line.strip())), ""))
-        self._write_summary(error, lines)
-        return JobResult("failed", error=error, attempts=self.number)
+    def result(self) -> Job:
+        """Return the child's record, whose summary is written here if the child died without one."""
+        record = self._recorded()
+        if record.status in ("completed", "diverged") or (record.status == "failed" and not self.timed_out):
+            return record
+        with (self.job.folder / CONSOLE).open("rb") as log:
+            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+            lines = log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
+        last_line = next((line.strip() for line in reversed(lines) if not NOISE.match(line.strip())), "")
+        end = {
+            "status": "failed",
+            "error": self._cause(last_line),
+            "seconds": round(time.monotonic() - self.start_time, 4),
+            "started": self.started,
+            "log_tail": lines,
+        }
+        write_summary(self.job.folder, {**self.job.summary, **end})
+        return self._recorded()
 
     def _recorded(self) -> Job:
         return load_job(self.job.folder, self.job.label)
@@ -335,22 +280,3 @@ class _Attempt:
             names = {int(number): number.name for number in signal.Signals}
             return f"killed by {names.get(-code, f'signal {-code}')}{detail}"
         return f"exit code {code}{detail}" if code else f"ended without a summary{detail}"
-
-    def _log_lines(self) -> list[str]:
-        """Return the last lines that this attempt printed."""
-        with (self.job.folder / CONSOLE).open("rb") as log:
-            log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-            return log.read().decode(errors="replace").splitlines()[-TAIL_LINES:]
-
-    def _write_summary(self, error: str, lines: list[str]) -> None:
-        unknown = dict.fromkeys(("objective", "last_finite_step", "parameters", "flops_per_step", "data"))
-        known = {
-            "status": "failed",
-            "error": error,
-            "metrics": {},
-            "seconds": round(time.monotonic() - self.start_time, 4),
-            "started": self.started,
-            "log_tail": lines,
-        }
-        with atomic_write(self.job.folder / SUMMARY) as file:
-            file.write(to_json_page({**self.job.summary, **unknown, **known}).encode())

@@ -1,10 +1,8 @@
-"""A sweep: its folder, the jobs that are still missing, the summary table and the report.
-
-How jobs are executed is up to the runner: :class:`.fused.Fused` or :class:`.isolated.Isolated`.
-"""
+"""A sweep: the jobs that are still missing, the table at its end and the report."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +17,14 @@ from ..analysis.reports import check_report, write_study
 from ..config.identity import job_folder_name, job_id
 from ..config.schema import StudyConfig, typed
 from ..errors import UserError
-from ..tracking.console import echo, relative_path
+from ..tracking.console import console, echo, relative_path
 from ..tracking.job import JobTracking
-from ..tracking.record import SUMMARY
-from ..tracking.records import Job, load_job
+from ..tracking.record_reader import Job, load_job
+from ..tracking.record_writer import SUMMARY
 from .composing import CachingConfigLoader, ComposedJob
 from .folder import ENDED, SweepFolder
-from .table import show_table
+
+COLOURS = {"completed": "green", "diverged": "yellow", "failed": "red", "unfinished": "red", "damaged": "red"}
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,12 @@ class SweepJob:
 
     @property
     def label(self) -> str:
-        """Its number and its overrides, for the console."""
+        """For the console."""
         return f"#{self.number} {' '.join(self.composed.overrides)}"
 
 
 class Runner(Protocol):
-    """Executes the jobs of a sweep."""
+    """Executes the jobs of a sweep: :class:`.fused.Fused` or :class:`.isolated.Isolated`."""
 
     def run(self, jobs: Sequence[SweepJob], sweep: Sweep) -> None:
         """Run jobs; each that was started has a record afterwards."""
@@ -112,16 +111,15 @@ class Sweep:
         with self.track(job) as tracking:
             tracking.fail(error)
 
-
-def run_alone(job: SweepJob, sweep: Sweep) -> None:
-    """Run a job in this process as Hydra's own launcher would."""
-    run_hydra_job(
-        hydra_context=sweep.context,
-        task_function=sweep.task,
-        config=sweep.full_config(job.number, job.composed.overrides),
-        job_dir_key="hydra.sweep.dir",
-        job_subdir_key="hydra.sweep.subdir",
-    )
+    def run_alone(self, job: SweepJob) -> None:
+        """Run a job in this process as Hydra's own launcher would."""
+        run_hydra_job(
+            hydra_context=self.context,
+            task_function=self.task,
+            config=self.full_config(job.number, job.composed.overrides),
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        )
 
 
 def job_return(job: SweepJob, records: Mapping[Path, Job]) -> JobReturn:
@@ -142,17 +140,37 @@ def job_return(job: SweepJob, records: Mapping[Path, Job]) -> JobReturn:
 
 
 def show_report(name: str, sweep: Path) -> None:
-    """Write a sweep's report and print its conclusion; an error is printed and leaves the jobs' records as they are."""
+    """Write a sweep's report and print its conclusion, or why there is none."""
     try:
         report, page = write_study(name, sweep)
     except Exception as error:  # noqa: BLE001  (hours of jobs must not fail with their report)
         reason = " ".join(str(error).split()) or repr(error)
-        echo(
-            f"report={name} could not be written ({reason}); all records are kept; repeat the command to try again",
-            "red",
-        )
+        text = f"report={name} could not be written ({reason}); all records are kept; repeat the command to try again"
+        echo(text, "red")
         return
     for remark in report.remarks:
         echo(remark, "yellow")
     echo(report.conclusion, "bold")
     echo(f"report: {relative_path(page)}")
+
+
+def show_table(jobs: Sequence[Job], sweep: Path) -> None:
+    """Print how a sweep's jobs ended."""
+    counts = Counter(job.status for job in jobs)
+    parts = [f"[{COLOURS[status]}]{counts[status]} {status}[/]" for status in COLOURS if counts[status]]
+    console().print(f"\n{len(jobs)} jobs: {', '.join(parts)}")
+    completed = [job for job in jobs if job.status == "completed" and job.objective is not None]
+    best: dict[str, Job] = {}  # each strategy's best job by validation loss, the best of them first
+    for job in sorted(completed, key=lambda job: job.objective or 0.0):
+        best.setdefault(job.config.get("strategy", {}).get("name", ""), job)
+    width = max(map(len, best), default=0)
+    for name, job in best.items():
+        echo(f"best {name:<{width}}  validation loss {job.objective:.4f}  {job.name}")
+    for job in jobs:
+        if job.status not in ("completed", "diverged"):
+            echo(f"{job.status}: {job.error or 'its process ended before its summary was written'}", "red")
+            echo(f"  {relative_path(sweep / job.name)}")
+    for job in [job for job in jobs if job.status == "diverged"][:10]:
+        echo(f"diverged after update {job.last_finite_step}: {relative_path(sweep / job.name)}", "yellow")
+    if counts["diverged"] > 10:
+        echo(f"and {counts['diverged'] - 10} more diverged", "yellow")

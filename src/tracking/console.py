@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from rich.tree import Tree
 
@@ -47,7 +48,7 @@ def _grow(tree: Tree, node: Any) -> None:
             _grow(branch, {k: v for k, v in value.items() if k != "name"})
         else:
             text = "null" if value is None else value.name if isinstance(value, Enum) else str(value)
-            tree.add(f"{key} = [cyan]{text.replace('[', chr(92) + '[')}[/]")
+            tree.add(f"{key} = [cyan]{escape(text)}[/]")
 
 
 def show_trainable(
@@ -55,11 +56,7 @@ def show_trainable(
 ) -> None:
     """Print which parameters each pattern of the strategy matched, phase by phase, and how many are trainable.
 
-    Args:
-        phases: the parameters that each pattern matched, in each phase of fine-tuning.
-        updates: the number of updates of each phase.
-        sizes: the number of values of each parameter, by path.
-        trainable: the number of values that are trainable in some phase.
+    ``sizes`` are the parameters' numbers of values; ``trainable`` is the number that are trainable in some phase.
     """
     first = 0
     for labels, count in zip(phases, updates, strict=True):
@@ -69,7 +66,7 @@ def show_trainable(
         for pattern, multiplier, paths in labels.matched:
             rate = "frozen" if multiplier is FROZEN else f"{float(multiplier):.4g} x lr_fine"
             matched = listed(paths) if paths else "nothing that an earlier pattern had not matched"
-            table.add_row(pattern.replace("[", "\\["), rate, f"{sum(sizes[path] for path in paths):,}", matched)
+            table.add_row(escape(pattern), rate, f"{sum(sizes[path] for path in paths):,}", matched)
         console().print(table)
         first += count
     total = sum(sizes.values())
@@ -77,13 +74,7 @@ def show_trainable(
 
 
 def show_summary(summary: Mapping[str, Any], seconds: Mapping[str, float], folder: Path) -> None:
-    """Print how a single run ended.
-
-    Args:
-        summary: the fields of its ``summary.json``.
-        seconds: the wall time of each stage.
-        folder: the job's folder.
-    """
+    """Print how a single run ended, from the fields of its ``summary.json`` and the seconds of each stage."""
     metrics = summary["metrics"]
     if matrix := summary.get("accuracy_matrix"):  # empty where the first task diverged
         console().print(_matrix_table(matrix))
@@ -127,27 +118,10 @@ def _matrix_table(matrix: Sequence[Sequence[float]]) -> Table:
     return table
 
 
-SPLITS = {
-    "train": "train",
-    "val": "validation",
-    "test": "test",
-    "source_test": "source before",
-    "source_after": "source after",
-}
-# The record contains more.
-SHOWN = (
-    "loss",
-    "perplexity",
-    "accuracy",
-    "macro_f1",
-    "entity_f1",
-    "exact_match",
-    "f1",
-    "r2",
-    "pearson",
-    "ece",
-    "brier",
-)
+SPLITS = {"train": "train", "val": "validation", "test": "test"}
+SPLITS |= {"source_test": "source before", "source_after": "source after"}
+SHOWN = ("loss", "perplexity", "accuracy", "macro_f1", "entity_f1", "exact_match")
+SHOWN += ("f1", "r2", "pearson", "ece", "brier")
 
 
 def _result_table(metrics: Mapping[str, float]) -> Table:
@@ -173,14 +147,9 @@ class ProgressBar:
         if enabled and console().is_terminal:
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-            self._progress = Progress(
-                TextColumn("{task.description:>9}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=console(),
-                transient=True,
-            )
+            name, note = TextColumn("{task.description:>9}"), TextColumn("{task.fields[note]}")
+            columns = (name, BarColumn(), MofNCompleteColumn(), note)
+            self._progress = Progress(*columns, console=console(), transient=True)
             for stage, steps in stages.items():
                 self._tasks[stage] = self._progress.add_task(stage, total=steps, note="", start=False)
             self._progress.start()

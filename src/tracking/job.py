@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..config.identity import job_id
 from ..environment import git_state, versions
 from ..errors import first_line
-from .options import Wandb
-from .publisher import Publisher, enabled, publisher
-from .record import JobRecord, as_lines
+from .record_writer import RecordWriter, as_lines
+from .trackers import Publisher, Wandb, publisher
 
 
 class JobTracking:
@@ -26,39 +26,34 @@ class JobTracking:
         self._clock = time.perf_counter()
         self._publisher: Publisher | None = None
         self._options = Wandb()
-        self._run: dict[str, Any] | None = None  # the arguments of `wandb.init`
-        self._rows: list[tuple[str, Mapping[str, float]]] | None = None  # of a job recorded after its end
+        self._start: dict[str, Any] | None = None  # the message that begins the W&B run
+        self._rows: list[dict[str, float]] | None = None  # of a job recorded after its end
         self._ended = False
-        self.record = JobRecord(folder)
+        self.record = RecordWriter(folder)
 
     def start_tracker(self, options: Any) -> None:
         """Start the process that the job's tracker needs; the W&B run begins with :meth:`start_run`."""
-        if enabled(options):
+        if isinstance(options, Wandb) and options.effective_mode() != "disabled":
             self._options, self._publisher = options, publisher()
 
     def start_run(self, group: str | None, fingerprint: str) -> None:
-        """Begin the job's W&B run, if its tracker is W&B.
-
-        Args:
-            group: the sweep's name.
-            fingerprint: of the data; added to the run's configuration with the job's id.
-        """
+        """Begin the job's W&B run, if its tracker is W&B; ``group`` is the sweep's name, ``fingerprint`` the data's."""
         if self._publisher is not None:
-            self._run = self._describe(group, fingerprint)
-            self._publisher.start(self._options, self._run)
+            self._start = self._describe(group, fingerprint)
+            self._publisher.send("start", **self._start)
 
     def log(self, stage: str, row: Mapping[str, float]) -> None:
         """Record a logged step of a stage."""
-        self.record.log(stage, row)
-        if self._publisher is not None and self._run is not None:
-            self._publisher.log(stage, row)
+        self.record.log(as_lines(stage, [row]))
+        if self._publisher is not None and self._start is not None:
+            self._publisher.send("log", row=_prefixed(stage, row))
 
     def record_rows(self, stages: Sequence[StageRows], group: str | None, fingerprint: str) -> None:
         """Record all rows of a job that has ended; W&B receives them with :meth:`finish`."""
-        self.record.log_lines("".join(stage.lines for stage in stages))
+        self.record.log("".join(stage.lines for stage in stages))
         if self._publisher is not None:
-            self._run = self._describe(group, fingerprint)
-            self._rows = [(stage.name, row) for stage in stages for row in stage.rows]
+            self._start = self._describe(group, fingerprint)
+            self._rows = [_prefixed(stage.name, row) for stage in stages for row in stage.rows]
 
     def finish(self, status: str, **fields: Any) -> dict[str, Any]:
         """Write the summary, whose ``fields`` depend on the status (docs/architecture.md), and return it."""
@@ -72,13 +67,12 @@ class JobTracking:
         }
         self.record.finish(summary)
         self._ended = True
-        if self._publisher is None or self._run is None:
-            return summary
-        shown, exit_code = wandb_summary(summary), int(status == "failed")
-        if self._rows is None:
-            self._publisher.finish(shown, exit_code)
-        else:
-            self._publisher.record(self._options, self._run, self._rows, shown, exit_code)
+        if self._publisher is not None and self._start is not None:
+            end = {"summary": wandb_summary(summary), "exit_code": int(status == "failed")}
+            if self._rows is None:
+                self._publisher.send("finish", **end)
+            else:
+                self._publisher.send("record", **self._start, rows=self._rows, **end)
         return summary
 
     def fail(self, error: Exception) -> None:
@@ -86,9 +80,8 @@ class JobTracking:
         self.finish("failed", error=first_line(error))
 
     def _describe(self, group: str | None, fingerprint: str) -> dict[str, Any]:
-        """Return the keyword arguments of ``wandb.init``."""
         options = self._options
-        return {
+        run = {  # the arguments of `wandb.init`
             "project": options.project,
             "entity": options.entity,
             "group": options.group or group,
@@ -98,30 +91,33 @@ class JobTracking:
             "dir": str(self.folder.absolute()),
             "config": {**self.config, "job_id": job_id(self.config), "data_fingerprint": fingerprint},
         }
+        return {"mode": options.effective_mode(), "timeout": options.timeout, "run": run}
 
     def __enter__(self) -> JobTracking:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         # An interrupted job has no summary and counts as unfinished.
         if isinstance(error, Exception) and not self._ended:
             self.fail(error)
         self.record.close()
 
 
-class StageRows(NamedTuple):
-    """A stage's rows, and their lines in the record; jobs that share a stage share both."""
+def _prefixed(stage: str, row: Mapping[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in row.items()}  # W&B draws each stage over its own steps
+
+
+@dataclass(frozen=True)
+class StageRows:
+    """A stage's rows; jobs that share a stage share them and their lines in the record."""
 
     name: str
     rows: Sequence[Mapping[str, float]]
-    lines: str
 
-    @classmethod
-    def of(cls, name: str, rows: Sequence[Mapping[str, float]]) -> StageRows:
-        """Return a stage's rows with their lines."""
-        return cls(name, rows, as_lines(name, rows))
+    @functools.cached_property
+    def lines(self) -> str:
+        """The rows' lines in the record."""
+        return as_lines(self.name, self.rows)
 
 
 def now() -> str:
@@ -138,12 +134,7 @@ def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
         "config": config,
         "objective": None,
         "metrics": {},
-        "error": None,
-        "last_finite_step": None,
-        "parameters": None,
-        "flops_per_step": None,
-        "bytes": None,
-        "moved": None,
+        **dict.fromkeys(("error", "last_finite_step", "parameters", "flops_per_step", "bytes", "moved")),
         "signals": {},
         "seconds": None,
         "data": None,
@@ -154,10 +145,7 @@ def blank_summary(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def wandb_summary(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Return a summary's numbers as the columns of W&B's table of runs.
-
-    Texts and missing values are left out, because W&B imports pandas for them.
-    """
+    """Return a summary's numbers for W&B, which imports pandas where there are texts or missing values."""
     found = {name: summary[name] for name in ("objective", "last_finite_step", "flops_per_step", "seconds")}
     for kind in ("parameters", "bytes"):
         found |= {f"{name}_{kind}": count for name, count in (summary[kind] or {}).items()}

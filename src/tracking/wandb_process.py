@@ -1,12 +1,10 @@
 """The process that talks to W&B: reads JSON lines from stdin, makes one run per job, answers on stdout.
 
-W&B is imported, its service is started and its server awaited in this process, so that training neither waits for W&B
-nor fails because of it. The input ends when the training process ends, however that happens; a run that was not
-finished by then is marked as failed.
+Training therefore neither waits for W&B nor fails because of it. The input ends when the training process ends, however
+that happens; a run that was not finished by then is marked as failed.
 
-Messages (one JSON object per line): ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary
-and exit code; or, between two such runs, ``record`` with all of these for a job that has ended. Answers: the location
-of each run, and warnings.
+Messages: ``start`` with the run's settings, ``log`` with a row, ``finish`` with the summary and exit code; or, between
+two such runs, ``record`` with all of these for a job that has ended. Answers: each run's location, and warnings.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ import threading
 from typing import Any, TextIO
 
 from ..errors import first_line
-from .records import STAGES
+from .record_reader import STAGES
 
 SERVICE_SETTINGS = {  # switches off what the record on disk contains already
     "console": "off",
@@ -44,16 +42,14 @@ class RunWriter:
 
     def handle(self, message: dict[str, Any]) -> None:
         """Act on one message."""
-        kind = message.pop("op")
-        if kind == "start":
-            self.start(**message)
-        elif self.run is not None and kind == "log":
+        op = message.pop("op")
+        if op in ("start", "record"):
+            getattr(self, op)(**message)
+        elif self.run is not None and op == "log":
             self.run.log(message["row"])
-        elif self.run is not None and kind == "finish":
+        elif self.run is not None and op == "finish":
             self.run.summary.update(message["summary"])
             self.finish(message["exit_code"])
-        elif kind == "record":
-            self.record(**message)
 
     def record(
         self,
@@ -65,11 +61,9 @@ class RunWriter:
         exit_code: int,
     ) -> None:
         """Make a complete run: offline by writing its file directly, which is much faster than W&B's client."""
-        if self.online is None:
-            self.online = self.may_go_online(mode, timeout)
-        if not self.online and (completed := with_wandb_settings(run)) is not None:
-            from .wandb_file_writer import write_offline_run
+        from .wandb_files import write_offline_run
 
+        if not self.goes_online(mode, timeout) and (completed := with_wandb_settings(run)) is not None:
             self.answer(folder=str(write_offline_run(completed, rows, summary, exit_code)), url=None)
             return
         self.start(mode, timeout, run)
@@ -82,42 +76,35 @@ class RunWriter:
         """Begin a run, online if requested and possible, else offline."""
         import wandb
 
-        if self.online is None:
-            self.online = self.may_go_online(mode, timeout)
-        settings = {**SERVICE_SETTINGS, "init_timeout": timeout, "finish_timeout": 6 * timeout}
-
-        def init(mode: str) -> Any:
-            # create_new: by default a second init in a process returns the first run and ignores the new settings.
-            options: Any = {**run, "mode": mode, "reinit": "create_new", "settings": wandb.Settings(**settings)}
-            return wandb.init(**options)
-
-        if self.online:
+        settings: Any = {**SERVICE_SETTINGS, "init_timeout": timeout, "finish_timeout": 6 * timeout}
+        # create_new: by default a second init in a process returns the first run and ignores the new settings.
+        options: Any = {**run, "reinit": "create_new", "settings": wandb.Settings(**settings)}
+        if self.goes_online(mode, timeout):
             try:
-                self.run = init("online")
+                self.run = wandb.init(mode="online", **options)
             except (wandb.Error, TimeoutError, OSError) as error:
                 self.online = False
                 self.answer(warning=f"W&B's server cannot be used ({first_line(error)}): continuing offline")
         if not self.online:
-            self.run = init("offline")
+            self.run = wandb.init(mode="offline", **options)
         for stage in STAGES:
             self.run.define_metric(f"{stage}/step", hidden=True)
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
         self.answer(folder=os.path.dirname(self.run.dir), url=self.run.url if self.online else None)  # noqa: PTH120
 
-    def may_go_online(self, mode: str, timeout: float) -> bool:
-        """Tell whether runs can be online; never prompts."""
+    def goes_online(self, mode: str, timeout: float) -> bool:
+        """Tell whether runs are online; never prompts."""
         import wandb
 
-        if mode == "offline":
-            return False
-        try:
-            if wandb.login(prompt=False, verify=False, timeout=int(timeout) or 1):
-                return True
-            if mode == "online":
-                self.answer(warning="W&B has no API key here (set one with `wandb login`): continuing offline")
-        except (wandb.Error, TimeoutError, OSError, ValueError) as error:
-            self.answer(warning=f"W&B cannot log in ({first_line(error)}): continuing offline")
-        return False
+        if self.online is None:
+            self.online = False
+            try:
+                self.online = mode != "offline" and wandb.login(prompt=False, verify=False, timeout=int(timeout) or 1)
+                if mode == "online" and not self.online:
+                    self.answer(warning="W&B has no API key here (set one with `wandb login`): continuing offline")
+            except (wandb.Error, TimeoutError, OSError, ValueError) as error:
+                self.answer(warning=f"W&B cannot log in ({first_line(error)}): continuing offline")
+        return self.online
 
     def finish(self, exit_code: int) -> None:
         """End the current run, if there is one."""

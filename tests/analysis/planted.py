@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from src.analysis.export import history_table, jobs_table
-from src.tracking.records import load_jobs
+from src.tracking.record_reader import load_jobs
 from tests.fabricate import write_job
 
 RATES = (0.001, 0.01, 0.1)

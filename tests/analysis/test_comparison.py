@@ -11,7 +11,7 @@ from scipy import stats
 from src.analysis.comparison import Comparison, compare, default_factors, is_higher_better, make_spec
 from src.analysis.export import jobs_table
 from src.errors import UserError
-from src.tracking.records import load_jobs
+from src.tracking.record_reader import load_jobs
 
 
 def table_of(rows: list[dict], **more) -> pd.DataFrame:

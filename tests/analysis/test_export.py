@@ -7,7 +7,7 @@ import pytest
 
 from src.analysis.export import flatten_config, history_table, jobs_table, load_sweep, read_table, write_table
 from src.errors import UserError
-from src.tracking.records import Job, load_jobs
+from src.tracking.record_reader import Job, load_jobs
 from tests.fabricate import write_job
 
 

@@ -5,7 +5,7 @@ import pytest
 from src.analysis.export import jobs_table
 from src.analysis.studies.forgetting import PICTURE, pareto, study
 from src.errors import UserError
-from src.tracking.records import load_jobs
+from src.tracking.record_reader import load_jobs
 from tests.analysis.planted import first_table
 from tests.fabricate import write_job
 

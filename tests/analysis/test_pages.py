@@ -11,7 +11,7 @@ from src.analysis.export import history_table, jobs_table
 from src.analysis.formatting import show_count, show_difference, show_interval
 from src.analysis.pages import cost_columns, print_comparison, result_columns, write_comparison
 from src.analysis.statistics import ConfidenceInterval, paired_difference
-from src.tracking.records import load_jobs
+from src.tracking.record_reader import load_jobs
 from tests.fabricate import make_sweep, write_job
 
 PICTURES = {"lr_sweep.png", "curves.png", "strategies.png"}

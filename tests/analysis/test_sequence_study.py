@@ -9,7 +9,7 @@ from src.analysis.export import jobs_table
 from src.analysis.studies.sequence import PICTURE, study
 from src.errors import UserError
 from src.metrics import continual
-from src.tracking.records import load_jobs
+from src.tracking.record_reader import load_jobs
 from tests.analysis.planted import first_table
 from tests.fabricate import write_job
 

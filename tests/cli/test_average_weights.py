@@ -200,15 +200,15 @@ def test_user_errors_are_one_sentence(jobs, tmp_path, main):
         (["wise", tmp_path / "none"], "is no job's folder: it has no .hydra/config.yaml"),
         (["wise", good, "--points", 1], "--points is 1; allowed: a whole number >= 2"),
         (["wise", changed("failed", status="failed")], "is failed; allowed: a completed job"),
+        (["wise", changed("diverged", status="diverged")], "is diverged; allowed: a completed job"),
+        (["wise", good.parent], "is no job's folder: it has no .hydra/config.yaml"),
         (["wise", changed("scratch", "strategy.name", "scratch")], "started from no pre-training"),
         (["wise", old], "is of another version: it lacks trainer"),
         (["wise", changed("data", data={"fingerprint": "0" * 16})], "changed since"),
         (["wise", changed("code", metrics=metrics)], "its source_test_loss was 9 and is"),
-        (
-            ["soup", good, other],
-            "do not share their model and pre-training",
-        ),
-        (["soup", good, changed("tanh", "model.activation", "tanh")], "do not share their model and pre-training"),
+        (["soup", good, other], "do not share their model and pre-training"),
+        (["soup", good, changed("wide", "model.widths", [16])], "do not share their model and pre-training"),
+        (["soup", good, changed("longer", "pretrain_steps", 31)], "do not share their model and pre-training"),
         (["soup", tmp_path / "nowhere"], "allowed: folders of sweeps or of jobs"),
         (["soup", tmp_path / "empty"], "there is no job to average in"),
         (["soup", good, tmp_path / "failed"], "is failed; allowed: a completed job"),
@@ -217,24 +217,29 @@ def test_user_errors_are_one_sentence(jobs, tmp_path, main):
         with pytest.raises(UserError, match=re.escape(words)):
             main(*arguments, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out is '.*file', which is no folder; allowed: a folder, made if missing"):
+        main("wise", good, "--out", tmp_path / "file")
 
 
 def test_a_sweep_leaves_out_what_cannot_be_used(jobs, tmp_path, main):
     folder = shutil.copytree(jobs / "first", tmp_path / "sweep")
-    gone = next(path for path in sorted(folder.iterdir()) if path.is_dir())
+    gone, lost, *_ = sorted(path for path in folder.iterdir() if path.is_dir())
     (gone / "summary.json").unlink()
+    (lost / "summary.json").write_text(json.dumps({**summary(lost), "status": "diverged"}))
     printed = main("soup", folder).splitlines()
-    assert printed[0] == "3 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
-    assert printed[1] == f"cannot be used: '{gone}' is unfinished; allowed: a completed job"
-    assert len(pd.read_csv(folder / "soup" / "soup.csv")) == 4
+    assert printed[0] == "2 jobs of one pre-training; left out: 0 of others, 2 that cannot be used"
+    ends = [f"'{gone}' is unfinished; allowed: a completed job", f"'{lost}' is diverged; allowed: a completed job"]
+    assert printed[1] == f"cannot be used: {', '.join(ends)}"
+    assert len(pd.read_csv(folder / "soup" / "soup.csv")) == 3
 
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory):
-    """Fine-tunings by LoRA with a new label space, of which one diverged; by rate."""
+    """Fine-tunings by LoRA with a new label space, by rate."""
     folder = tmp_path_factory.mktemp("adapted")
     small = ["pretrain_steps=20", "finetune_steps=10", f"cache_folder={folder / 'cache'}", "model.widths=[12]"]
-    rates = ("strategy=lora", "strategy.rank=2", "lr_fine=0.02,0.05,1e38")
+    rates = ("strategy=lora", "strategy.rank=2", "lr_fine=0.02,0.05")
     done = sweep(folder / "sweep", "experiment=digits", "progress=false", "optimizer=sgd", *small, *rates)
     assert done.returncode == 0, done.stderr
     return {summary(path.parent)["config"]["lr_fine"]: path.parent for path in folder.glob("sweep/*/summary.json")}
@@ -283,43 +288,14 @@ def test_the_source_is_measured_by_its_own_head(adapted, tmp_path, main):
     assert recorded["source_test_loss"] != recorded["source_after_loss"]
 
 
-def test_a_diverged_job_of_a_sweep_is_left_out(adapted, main, tmp_path):
-    printed = main("soup", adapted[0.05].parent, "--greedy", "--out", tmp_path).splitlines()
-    assert printed[0] == "2 jobs of one pre-training; left out: 0 of others, 1 that cannot be used"
-    assert printed[1] == f"cannot be used: '{adapted[1e38]}' is diverged; allowed: a completed job"
-
-
-def test_jobs_that_cannot_be_averaged_are_refused(adapted, tmp_path, main):
-    good = adapted[0.05]
-
-    def changed(name, key, value):
-        folder = shutil.copytree(good, tmp_path / name)
-        config = OmegaConf.load(folder / ".hydra" / "config.yaml")
-        OmegaConf.update(config, key, value)
-        OmegaConf.save(config, folder / ".hydra" / "config.yaml")
-        return folder
-
-    (tmp_path / "file").write_text("")
-    mistakes = [
-        (["wise", adapted[1e38]], "is diverged; allowed: a completed job"),
-        (["wise", changed("dora", "strategy.name", "dora")], "has strategy=dora, whose change of the kernels is not"),
-        (["wise", good.parent], "is no job's folder: it has no .hydra/config.yaml"),
-        (
-            ["soup", good, changed("wide", "model.widths", [16])],
-            "do not share their model and pre-training",
-        ),
-        (
-            ["soup", good, changed("longer", "pretrain_steps", 21)],
-            "do not share their model and pre-training",
-        ),
-    ]
-    for arguments, words in mistakes:
-        with pytest.raises(UserError, match=re.escape(words)) as error:
-            main(*arguments, "--out", tmp_path / "out")
-        assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match=r"--out is '.*file', which is no folder; allowed: a folder, made if missing"):
-        main("wise", good, "--out", tmp_path / "file")
-    assert not (tmp_path / "out").exists()
+@pytest.mark.slow
+def test_strategies_whose_change_is_not_a_difference_of_kernels_are_refused(adapted, tmp_path, main):
+    dora = shutil.copytree(adapted[0.05], tmp_path / "dora")
+    config = OmegaConf.load(dora / ".hydra" / "config.yaml")
+    OmegaConf.update(config, "strategy.name", "dora")
+    OmegaConf.save(config, dora / ".hydra" / "config.yaml")
+    with pytest.raises(UserError, match="has strategy=dora, whose change of the kernels is not"):
+        main("wise", dora, "--out", tmp_path / "out")
 
 
 @pytest.mark.slow

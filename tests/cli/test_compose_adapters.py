@@ -15,7 +15,7 @@ from src.errors import UserError
 from src.finished.jobs import read_job
 from src.models.base import same_bits
 from src.models.mlp import Mlp
-from src.tracking.record import JobRecord
+from src.tracking.record_writer import RecordWriter
 from tests.commands import ROOT, script
 
 MODEL = Mlp(widths=(8, 6))
@@ -37,7 +37,7 @@ def make_job(folder, seed, rank, base_seed=0, head=None, **strategy):
         params[f"{module}/lora_b"] = (0.3 * rng.normal(size=(rank, outputs))).astype(np.float32)
     rng = np.random.default_rng(seed if head is None else head)
     params["Dense_2/kernel"] = rng.normal(size=(6, 1)).astype(np.float32)
-    record = JobRecord(folder)
+    record = RecordWriter(folder)
     record.save_params(params, {"strategy": "lora"})
     record.finish({"status": "completed"})
     data = OmegaConf.load(ROOT / "conf" / "data" / "diabetes.yaml")

@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from src.config.choices import CacheMode
-from src.tracking.wandb_file_reader import read_run
+from src.tracking.wandb_files import read_run
 from src.training.stage_cache import StageCache
 from tests.commands import ROOT, rows, running, summary, sweep
 
@@ -82,6 +82,18 @@ def test_records_are_those_of_one_job_at_a_time(tmp_path, basic, mode):
             assert {k: v for k, v in run.summary.items() if not k.startswith(different)} == {
                 k: v for k, v in expected.summary.items() if not k.startswith(different)
             }
+
+
+def test_frozen_and_masked_are_the_same_computation_to_the_bit(basic):
+    found = {}
+    for folder in jobs(basic).values():
+        config = summary(folder)["config"]
+        params = folder / "model.safetensors"
+        tensors = {path: leaf.tobytes() for path, leaf in load_file(params).items()} if params.exists() else None
+        content = (folder / "metrics.jsonl").read_text(), tensors
+        found.setdefault(config["strategy"]["name"], {})[config["lr_fine"], config["seed"]] = content
+    assert found["frozen"] == found["masked"] != found["discriminative"]
+    assert len(found["frozen"]) == 6
 
 
 def visible(row: dict) -> dict:

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,39 +205,6 @@ def test_the_whole_traceback_on_request(tmp_path):
     done = train(tmp_path, "lr_fine=-1", HYDRA_FULL_ERROR="1")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
-
-
-def test_the_sweep(tmp_path):
-    """Strategies x rates x seeds; `frozen` and `masked` are the same computation to the bit."""
-    study = tmp_path / "study"
-    done = sweep(study, "lr_fine=0.01,0.1", "strategy=frozen,masked,full", "seed=0,1", "batch_size=32")
-    assert done.returncode == 0, done.stderr
-    jobs = {
-        (s["config"]["strategy"]["name"], s["config"]["lr_fine"], s["config"]["seed"]): path.parent
-        for path in study.glob("*/summary.json")
-        for s in [summary(path.parent)]
-    }
-    assert len(jobs) == 12
-    for lr in (0.01, 0.1):
-        for seed in (0, 1):
-            frozen, masked, full = (jobs[name, lr, seed] for name in ("frozen", "masked", "full"))
-            assert (frozen / "metrics.jsonl").read_text() == (masked / "metrics.jsonl").read_text()
-            assert load_equal(frozen, masked)
-            assert not load_equal(frozen, full)
-
-
-def load_equal(a: Path, b: Path) -> bool:
-    left, right = (load_file(folder / "model.safetensors") for folder in (a, b))
-    return all(np.array_equal(left[path], right[path]) for path in left)
-
-
-def test_one_bad_point_does_not_stop_the_others(tmp_path):
-    done = sweep(tmp_path, "lr_fine=0.1,-1,0.01", *FAST)
-    assert done.returncode == 1
-    statuses = sorted(summary(path.parent)["status"] for path in tmp_path.glob("*/summary.json"))
-    assert statuses == ["completed", "completed", "failed"]
-    assert "lr_fine is -1.0" in done.stderr
-    assert "Traceback" not in done.stderr
 
 
 def test_a_misspelt_choice_stops_a_sweep_before_its_first_job(tmp_path):

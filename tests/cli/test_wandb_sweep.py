@@ -10,7 +10,7 @@ import yaml
 from wandb.wandb_agent import Agent
 
 from src.config.schema import CONF
-from src.tracking.wandb_file_reader import read_run
+from src.tracking.wandb_files import read_run
 from tests.commands import ROOT, summary, train
 
 FILES = sorted((CONF / "sweep").glob("*.yaml"))
@@ -21,7 +21,13 @@ def point(parameters):
     return {key: {"value": p["values"][-1] if "values" in p else p["max"] / 2} for key, p in parameters.items()}
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(f, marks=pytest.mark.slow, id=f.stem) if f.stem == "grid" else pytest.param(f, id=f.stem)
+        for f in FILES
+    ],
+)
 def test_an_agent_runs_a_point(file, tmp_path, monkeypatch):
     sweep = yaml.safe_load(file.read_text())
     asked = point(sweep["parameters"])

@@ -58,7 +58,7 @@ def test_a_wheel_contains_one_package_and_the_launcher(wheel):
     assert {f"thaw/{path.relative_to(ROOT).as_posix()}" for path in configs} <= set(names)
 
 
-@pytest.mark.parametrize("launcher", ["fused", "isolated"])
+@pytest.mark.parametrize("launcher", [pytest.param("fused", marks=pytest.mark.slow), "isolated"])
 def test_thaw_runs_a_sweep_from_any_folder(environment, tmp_path, launcher):
     clean = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     grid, jobs = {"fused": (["strategy=frozen,full", "lr_fine=0.01,0.1"], 4), "isolated": (["seed=0,1"], 2)}[launcher]

@@ -27,6 +27,11 @@ def option(preset, group):
 
 TRAINED = [preset for preset in PRESETS if option(preset, "data") in (None, *EMBEDDED)]
 NETWORKS = ("resnet", "vit", "bert")  # minutes to compile
+ALIKE = ("lora_rank", "fisher_estimators")  # lora_compose and ewc_vs_l2sp run the same code
+
+
+def is_slow(preset):
+    return option(preset, "model") in NETWORKS or preset in ALIKE
 
 
 @functools.cache
@@ -58,7 +63,7 @@ def test_a_preset_composes_and_builds(preset):
 
 @pytest.mark.parametrize(
     "preset",
-    [pytest.param(p, marks=pytest.mark.slow) if option(p, "model") in NETWORKS else p for p in TRAINED],
+    [pytest.param(preset, marks=pytest.mark.slow) if is_slow(preset) else preset for preset in TRAINED],
 )
 def test_a_preset_trains(preset):
     """Two updates of pre-training and of fine-tuning, by the code path of a single run."""

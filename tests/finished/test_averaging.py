@@ -406,13 +406,13 @@ def test_low_rank_changes_are_merged_before_anything_is_averaged(tmp_path):
 
 
 def test_dora_is_not_merged_as_lora(tmp_path):
-    from src.tracking.record import JobRecord
+    from src.tracking.record_writer import RecordWriter
 
     (tmp_path / ".hydra").mkdir()
     OmegaConf.save({"strategy": {"name": "dora"}}, tmp_path / ".hydra" / "config.yaml")
     leaves = {"kernel": (4, 4), "lora_a": (4, 1), "lora_b": (1, 4), "magnitude": (4,)}
     params = {f"Dense_0/{name}": np.ones(shape, np.float32) for name, shape in leaves.items()}
-    record = JobRecord(tmp_path)
+    record = RecordWriter(tmp_path)
     record.save_params(params, {})
     record.close()
     with pytest.raises(UserError, match="not a sum of low-rank changes"):

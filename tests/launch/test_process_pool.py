@@ -10,13 +10,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from src.config.schema import typed
 from src.errors import UserError
-from src.launch.process_pool import IsolatedSettings, JobCommand, JobResult, OnError, run_commands
-from src.tracking.records import load_job
+from src.launch.process_pool import IsolatedSettings, JobCommand, OnError, run_commands
+from src.tracking.record_reader import load_job
 from tests.commands import running
 
 PRELUDE = """
@@ -43,7 +44,7 @@ from pathlib import Path
 from src.launch.process_pool import IsolatedSettings, JobCommand, run_commands
 jobs = zip(sys.argv[1::2], sys.argv[2::2])
 commands = [JobCommand(name, (sys.executable, "-ISc", code, name), Path(name), {}) for name, code in jobs]
-run_commands(commands, IsolatedSettings(slots=2), lambda job, end: print(Path(job.label).name, end.status, flush=True))
+run_commands(commands, IsolatedSettings(slots=2), lambda job, end, _: print(job.folder.name, end.status, flush=True))
 """
 
 
@@ -51,9 +52,16 @@ def job_command(folder, code, **summary):
     return JobCommand(folder.name, (sys.executable, "-ISc", PRELUDE + code, str(folder)), folder, summary)
 
 
-def run(tmp_path, *codes, on_end=lambda job, ended: None, **settings):
+def run(tmp_path, *codes, **settings):
+    """Run jobs; return how each ended, in the order of their ends: label, status, objective, error, attempts."""
     jobs = [job_command(tmp_path / str(place), code, job_id=f"id{place}") for place, code in enumerate(codes)]
-    return run_commands(jobs, IsolatedSettings(**settings), on_end)
+    ends = []
+
+    def on_end(job, record, attempts):
+        ends.append((job.label, record.status, record.objective, record.error, attempts))
+
+    run_commands(jobs, IsolatedSettings(**settings), on_end)
+    return ends
 
 
 def read(path):
@@ -90,17 +98,13 @@ def assert_gone(pids, patience=5.0):
 # --- order, slots and devices ----------------------------------------------------------------------------------------
 
 
-def test_results_are_in_the_order_of_jobs_and_each_is_reported_once_when_it_ends(tmp_path):
-    reported = []
+def test_each_job_is_reported_once_when_it_ends(tmp_path):
     codes = ["time.sleep(0.6); finish(objective=1.0)", "finish('diverged', 'Infinity')", "finish(objective=3.0)"]
-    ended = run(tmp_path, *codes, slots=2, on_end=lambda job, ended: reported.append((job.label, ended)))
-    assert ended == [
-        JobResult("completed", 1.0, None, 1),
-        JobResult("diverged", math.inf, None, 1),
-        JobResult("completed", 3.0, None, 1),
+    assert run(tmp_path, *codes, slots=2) == [
+        ("1", "diverged", math.inf, None, 1),
+        ("2", "completed", 3.0, None, 1),
+        ("0", "completed", 1.0, None, 1),
     ]
-    assert [label for label, _ in reported] == ["1", "2", "0"]
-    assert sorted(reported, key=lambda pair: pair[0]) == [(str(place), end) for place, end in enumerate(ended)]
 
 
 def test_a_slot_is_one_job_at_a_time_and_one_device(tmp_path):
@@ -162,10 +166,9 @@ DEATHS = {
 
 def test_a_job_that_dies_has_a_record_with_the_cause_and_other_jobs_complete(tmp_path):
     codes = [*DEATHS, "time.sleep(0.5); finish()"]
-    ended = run(tmp_path, *codes, slots=3)
-    assert [end.error for end in ended] == [*DEATHS.values(), None]
-    assert [end.status for end in ended] == ["failed"] * len(DEATHS) + ["completed"]
-    assert {end.objective for end in ended[:-1]} == {math.inf}
+    ended = sorted(run(tmp_path, *codes, slots=3))
+    assert [error for *_, error, _ in ended] == [*DEATHS.values(), None]
+    assert [status for _, status, *_ in ended] == ["failed"] * len(DEATHS) + ["completed"]
     for place, error in enumerate(DEATHS.values()):
         job = load_job(tmp_path / str(place), "job")
         assert (job.status, job.error, job.job_id) == ("failed", error, f"id{place}")
@@ -174,9 +177,10 @@ def test_a_job_that_dies_has_a_record_with_the_cause_and_other_jobs_complete(tmp
 
 def test_a_command_that_does_not_exist_is_a_failed_job(tmp_path):
     lost = JobCommand("lost", ("no-such-program",), tmp_path / "lost", {})
-    (ended,) = run_commands([lost], IsolatedSettings(), lambda job, ended: None)
-    assert ended.status == "failed"
-    assert "no-such-program" in str(ended.error) or "No such file" in str(ended.error)
+    run_commands([lost], IsolatedSettings(), lambda *_: None)
+    job = load_job(lost.folder, "lost")
+    assert job.status == "failed"
+    assert "no-such-program" in str(job.error) or "No such file" in str(job.error)
 
 
 def test_the_record_of_a_job_that_died_has_the_known_fields_and_the_end_of_the_log(tmp_path):
@@ -186,21 +190,20 @@ def test_the_record_of_a_job_that_died_has_the_known_fields_and_the_end_of_the_l
     summary = read(tmp_path / "summary.json")
     assert known.items() <= summary.items()
     assert summary["log_tail"] == [*(f"line {n}" for n in range(31, 50)), "caf\ufffd"]
-    assert (summary["objective"], summary["metrics"], summary["data"]) == (None, {}, None)
     assert summary["seconds"] > 0
 
 
 def test_the_summary_of_a_child_is_kept(tmp_path):
     codes = ["finish('failed', None, 'lr is too odd'); print('other words'); sys.exit(1)", "finish(); os.abort()"]
     ended = run(tmp_path, *codes)
-    assert ended == [JobResult("failed", math.inf, "lr is too odd", 1), JobResult("completed", 0.5, None, 1)]
+    assert ended == [("0", "failed", None, "lr is too odd", 1), ("1", "completed", 0.5, None, 1)]
     assert read(tmp_path / "0/summary.json") == {"status": "failed", "objective": None, "error": "lr is too odd"}
 
 
 def test_an_earlier_summary_and_log_are_removed(tmp_path):
     run(tmp_path, "finish(); print('before')")
     (ended,) = run(tmp_path, "sys.exit(3)")
-    assert ended == JobResult("failed", math.inf, "exit code 3", 1)
+    assert ended == ("0", "failed", None, "exit code 3", 1)
     assert read(tmp_path / "0/summary.json")["log_tail"] == []
 
 
@@ -216,12 +219,8 @@ if tries == 0: finish("failed", None, "bad luck"); sys.exit(1)
 if tries == 1: os.kill(os.getpid(), signal.SIGKILL)
 finish()
 """
-    reported = []
-    ended = run(
-        tmp_path, code, "finish()", retries=2, on_error=OnError["stop"], on_end=lambda *end: reported.append(end)
-    )
-    assert ended == [JobResult("completed", 0.5, None, 3), JobResult("completed", 0.5, None, 1)]
-    assert len(reported) == 2
+    ended = run(tmp_path, code, "finish()", retries=2, on_error=OnError["stop"])
+    assert ended == [("0", "completed", 0.5, None, 3), ("1", "completed", 0.5, None, 1)]
     assert (tmp_path / "0/console.log").read_text().splitlines() == [
         "this is 0 and a summary False", "", "--- attempt 2 of 3 ---",
         "this is 1 and a summary False", "", "--- attempt 3 of 3 ---",
@@ -232,16 +231,17 @@ finish()
 def test_the_failure_of_the_last_attempt_is_the_result(tmp_path):
     code = "first = not (folder / 'x').exists(); (folder / 'x').touch(); print('first' if first else ''); sys.exit(3)"
     (ended,) = run(tmp_path, code, retries=1)
-    assert ended == JobResult("failed", math.inf, "exit code 3", 2)
+    assert ended == ("0", "failed", None, "exit code 3", 2)
 
 
 def test_stop_starts_no_further_job_and_lets_the_running_ones_finish(tmp_path):
-    reported = []
     codes = ["sys.exit(1)", "time.sleep(0.6); finish()", "finish()", "finish()"]
-    ended = run(tmp_path, *codes, slots=2, on_error=OnError["stop"], on_end=lambda job, end: reported.append(job.label))
-    assert [end.status for end in ended] == ["failed", "completed", "skipped", "skipped"]
-    assert ended[2] == JobResult("skipped", math.inf, None, 0)
-    assert reported == ["0", "2", "3", "1"]
+    assert run(tmp_path, *codes, slots=2, on_error=OnError["stop"]) == [
+        ("0", "failed", None, "exit code 1", 1),
+        ("2", "skipped", None, None, 0),
+        ("3", "skipped", None, None, 0),
+        ("1", "completed", 0.5, None, 1),
+    ]
     assert not (tmp_path / "2").exists()
 
 
@@ -252,7 +252,7 @@ def test_a_timeout_ends_the_process_group(tmp_path):
     )
     codes = [STUBBORN, on_sigterm, "finish()"]
     ended = run(tmp_path, *codes, slots=3, timeout=1.5)
-    assert [end.error for end in ended] == ["took longer than 1.5 s", "took longer than 1.5 s", None]
+    assert [error for *_, error, _ in sorted(ended)] == ["took longer than 1.5 s", "took longer than 1.5 s", None]
     assert read(tmp_path / "1/summary.json")["error"] == "took longer than 1.5 s"
     assert not any(alive(pid) for pid in facts(tmp_path / "0")["pids"])
 
@@ -304,15 +304,15 @@ def test_a_signal_that_the_caller_ignores_ends_no_child(tmp_path):
 
 
 def test_a_job_between_two_attempts_is_unfinished(tmp_path):
-    reported = []
+    reported, settings = Mock(), IsolatedSettings(retries=1, stagger=60.0)
     interrupt = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
     interrupt.start()
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, "finish('failed')", retries=1, stagger=60.0, on_end=lambda *end: reported.append(end))
+        run_commands([job_command(tmp_path / "0", "finish('failed')")], settings, reported)
     interrupt.join()
     assert (tmp_path / "0/console.log").exists()
     assert not (tmp_path / "0/summary.json").exists()
-    assert reported == []
+    reported.assert_not_called()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
@@ -325,13 +325,14 @@ def test_children_do_not_outlive_a_parent_that_is_killed(tmp_path):
 
 
 def test_an_error_in_the_callback_ends_the_children(tmp_path):
-    def on_end(job, ended):
+    def on_end(job, record, attempts):
         raise RuntimeError(job.label)
 
     wait = "while not (folder.parent / '1' / 'facts.json').exists(): time.sleep(0.02)\n"
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    jobs = [job_command(tmp_path / str(i), code) for i, code in enumerate((wait + "finish()", POLITE))]
     with pytest.raises(RuntimeError, match="0"):
-        run(tmp_path, wait + "finish()", POLITE, slots=2, on_end=on_end)
+        run_commands(jobs, IsolatedSettings(slots=2), on_end)
     assert not any(alive(pid) for pid in facts(tmp_path / "1")["pids"])
     assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 

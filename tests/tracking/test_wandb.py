@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from src.tracking.wandb_file_reader import read_run
+from src.tracking.wandb_files import read_run
 from tests.commands import rows, running, summary, sweep, train
 
 

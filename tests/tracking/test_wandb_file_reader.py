@@ -9,7 +9,7 @@ import wandb
 
 from src.analysis.export import history_table, jobs_table, load_sweep
 from src.errors import UserError
-from src.tracking.wandb_file_reader import BLOCK, load_wandb_files, read_run
+from src.tracking.wandb_files import BLOCK, load_wandb_files, read_run
 from tests.fabricate import write_job
 
 CONFIG = {"seed": 3, "lr_fine": 0.01, "strategy": {"name": "frozen", "layers": [1, 2], "decay": None}}

@@ -1,4 +1,4 @@
-"""Compares the offline file of `wandb_file_writer` with the one of the official client for the same run."""
+"""Compares the offline file of `wandb_files` with the one of the official client for the same run."""
 
 import gzip
 import http.server
@@ -12,15 +12,13 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import wandb
 
-from src.tracking.options import Wandb
-from src.tracking.publisher import Publisher
-from src.tracking.wandb_file_reader import BLOCK, FRAGMENT, HEADER, read_records, read_run
-from src.tracking.wandb_file_writer import framed, write_offline_run
+from src.tracking.trackers import Publisher, Wandb
+from src.tracking.wandb_files import BLOCK, FRAGMENT, HEADER, framed, read_records, read_run, write_offline_run
 from src.tracking.wandb_process import RunWriter
 
 CONFIG = {
@@ -158,7 +156,7 @@ def plain(value):
 @pytest.mark.parametrize("before", [0, 1, BLOCK - len(HEADER) - 7 * FRAGMENT.size])
 def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, monkeypatch):
     """Sizes that end before, in and after the last bytes of a block, where no header fits, or a header and no data."""
-    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
     free = BLOCK - len(HEADER) - 2 * FRAGMENT.size - before
     sizes = [*range(free - 20, free + 10), BLOCK, 3 * BLOCK - 8, 100_000]
     for size in sizes:
@@ -170,7 +168,7 @@ def test_messages_of_every_size_survive_the_ends_of_blocks(tmp_path, before, mon
 
 def test_the_official_file_s_messages_framed_are_the_official_file(tmp_path, monkeypatch):
     file = official(settings(tmp_path), list(rows(200)), SUMMARY, 0)
-    monkeypatch.setattr("src.tracking.wandb_file_reader.parse", lambda message, path: message)
+    monkeypatch.setattr("src.tracking.wandb_files.parse", lambda message, path: message)
     assert file.stat().st_size > 3 * BLOCK
     assert framed(read_records(file)) == file.read_bytes()
 
@@ -287,16 +285,18 @@ def publish_three(monkeypatch, folder, **environment):
     """Publish two recorded runs with a live one between them; return the process's answers."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    publisher, options = Publisher(), Wandb(timeout=1.0)
-    recorded = [("finetune", {"step": step, "loss": 1.0 / (step + 1)}) for step in range(3)]
+    publisher = Publisher()
+    options: dict[str, Any] = {"mode": Wandb().effective_mode(), "timeout": 1.0}
+    recorded = [{"finetune/step": step, "finetune/loss": 1.0 / (step + 1)} for step in range(3)]
+    summary = {"val_loss": 0.5, "objective": math.inf}
     for number in (0, 2):
         run = settings(folder / str(number), group=None, config={"seed": number})
-        publisher.record(options, run, recorded, {"val_loss": 0.5, "objective": math.inf}, exit_code=number)
+        publisher.send("record", **options, run=run, rows=recorded, summary=summary, exit_code=number)
         if number == 0:
-            publisher.start(options, settings(folder / "1", group=None, config={"seed": 1}))
-            for stage, row in recorded:
-                publisher.log(stage, row)
-            publisher.finish({"val_loss": 0.5, "objective": math.inf}, exit_code=1)
+            publisher.send("start", **options, run=settings(folder / "1", group=None, config={"seed": 1}))
+            for row in recorded:
+                publisher.send("log", row=row)
+            publisher.send("finish", summary=summary, exit_code=1)
     return publisher.close()
 
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from ...errors import UserError, listed
 from ...metrics.stability import SPIKE
-from ...tracking.records import Job
+from ...tracking.record_reader import Job
 from ..comparison import config_columns
 from ..export import load_sweep, varies
 from ..factors import SEED

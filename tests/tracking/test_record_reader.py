@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from src.errors import UserError
-from src.tracking.records import load_jobs, read_rows
+from src.tracking.record_reader import load_jobs, read_rows
 from tests.fabricate import write_job
 
 
@@ -86,5 +86,5 @@ def test_no_such_folder(tmp_path):
 
 def test_reading_records_imports_nothing_heavy():
     heavy = ["pandas", "numpy", "jax", "wandb", "matplotlib", "scipy"]
-    code = f"import src.tracking.records, sys, json; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
+    code = f"import src.tracking.record_reader, sys, json; print(json.dumps([m for m in {heavy} if m in sys.modules]))"
     assert json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout) == []

@@ -1,4 +1,4 @@
-"""The record of a job on disk (see docs/architecture.md): rows as they happen, and a summary when it ends."""
+"""Writes the record of a job to disk (docs/architecture.md): rows as they happen, and a summary when it ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..files import atomic_write, to_json, to_json_page
 SUMMARY, METRICS, CHECKPOINT = "summary.json", "metrics.jsonl", "model.safetensors"
 
 
-class JobRecord:
+class RecordWriter:
     """Writes one job's folder. A crash leaves complete rows and no summary; a summary is complete or absent."""
 
     def __init__(self, folder: Path) -> None:
@@ -20,11 +20,7 @@ class JobRecord:
         (folder / SUMMARY).unlink(missing_ok=True)  # of an earlier attempt in the same folder
         self._rows = (folder / METRICS).open("wb", buffering=0)  # unbuffered: a row is handed to the system at once
 
-    def log(self, stage: str, row: Mapping[str, float]) -> None:
-        """Append a logged step."""
-        self.log_lines(as_lines(stage, [row]))
-
-    def log_lines(self, lines: str) -> None:
+    def log(self, lines: str) -> None:
         """Append rows in the form that :func:`as_lines` returns."""
         self._rows.write(lines.encode())
 
@@ -35,8 +31,7 @@ class JobRecord:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the summary, which makes the job count as ended."""
         self.close()
-        with atomic_write(self.folder / SUMMARY) as file:
-            file.write(to_json_page(summary).encode())
+        write_summary(self.folder, summary)
 
     def save_params(self, params: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
         """Write parameters as safetensors, ``{"Dense_0/kernel": array}``."""
@@ -45,6 +40,12 @@ class JobRecord:
 
         with atomic_write(self.folder / CHECKPOINT) as file:
             file.write(save({path: np.asarray(value, order="C") for path, value in params.items()}, dict(metadata)))
+
+
+def write_summary(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Write a job's summary."""
+    with atomic_write(folder / SUMMARY) as file:
+        file.write(to_json_page(summary).encode())
 
 
 def as_lines(stage: str, rows: Iterable[Mapping[str, float]]) -> str:

@@ -1,7 +1,4 @@
-"""Reads the records of jobs from disk, one :class:`Job` per job's folder (docs/architecture.md).
-
-This module imports neither JAX nor pandas, because launchers use it to find the jobs that have ended.
-"""
+"""Reads the records of jobs from disk, one :class:`Job` per job's folder; imports neither JAX nor pandas."""
 
 from __future__ import annotations
 
@@ -17,59 +14,53 @@ from typing import Any
 import yaml
 
 from ..errors import UserError
-from .record import METRICS, SUMMARY
+from .record_writer import METRICS, SUMMARY
 
 STATUSES = ("completed", "diverged", "failed", "unfinished", "damaged")
 STAGES = ("pretrain", "finetune")
 NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+NUMBERS = ("objective", "flops_per_step", "seconds", "seconds_per_update", "compile_seconds")  # of a summary
 
 RecordRow = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Job:
-    """One job's record, from its folder or from W&B; fields that the record does not have are None.
+    """One job's record, from its folder or from W&B; fields that the record does not have are None."""
 
-    Attributes:
-        name: the job's folder relative to the sweep, or the W&B run's name.
-        status: one of :data:`STATUSES`; an `unfinished` job was killed or is running, a `damaged` one cannot be read.
-        config: the resolved configuration.
-        metrics: final values by name, such as ``test_loss``.
-        flops_per_step: floating-point operations of one fine-tuning step.
-        seconds: wall time of the job.
-        seconds_per_update: time of one fine-tuning update in steady state, without compilation.
-        compile_seconds: time of compilation.
-        warnings: of pre-training, one sentence each.
-        stability: the numbers that the warnings are based on.
-        rows: reads the logged steps when called: dicts with ``stage``, ``step`` (updates done) and values.
-    """
-
-    name: str
-    status: str
+    name: str  # the job's folder relative to the sweep, or the W&B run's name
+    status: str  # one of STATUSES: an unfinished job was killed or is running, a damaged one cannot be read
     job_id: str | None = None
-    config: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)  # resolved
     objective: float | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # final values by name, such as test_loss
     error: str | None = None
     last_finite_step: int | None = None
     trainable_parameters: int | None = None
     total_parameters: int | None = None
-    flops_per_step: float | None = None
-    seconds: float | None = None
-    seconds_per_update: float | None = None
+    flops_per_step: float | None = None  # of fine-tuning
+    seconds: float | None = None  # wall time of the job
+    seconds_per_update: float | None = None  # of fine-tuning in steady state, without compilation
     compile_seconds: float | None = None
     data_fingerprint: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     git_commit: str | None = None
     started: str | None = None
-    warnings: tuple[str, ...] = ()
-    stability: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()  # of pre-training, one sentence each
+    stability: dict[str, float] = field(default_factory=dict)  # what the warnings are based on
+    # Reads the logged steps: dicts with `stage`, `step` (updates done) and values.
     rows: Callable[[], list[RecordRow]] = field(default=list, compare=False, repr=False)
 
 
 def number(value: Any) -> Any:
     """Convert ``"NaN"``, ``"Infinity"`` and ``"-Infinity"`` to floats; return other values unchanged."""
     return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply :func:`number` to each value."""
+    return {key: number(value) for key, value in values.items()}
 
 
 def job_folders(sweep_dir: Path) -> Iterator[Path]:
@@ -83,10 +74,8 @@ def job_folders(sweep_dir: Path) -> Iterator[Path]:
 def load_jobs(sweep_dir: Path | str) -> list[Job]:
     """Read every job below a sweep's folder, sorted by name (``2`` before ``10``).
 
-    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file.
-
-    Raises:
-        UserError: ``sweep_dir`` is not a folder.
+    A record that cannot be read becomes a job of status ``damaged`` whose ``error`` names the file. Raises a
+    :class:`UserError` if ``sweep_dir`` is not a folder.
     """
     sweep_dir = Path(sweep_dir)
     if not sweep_dir.is_dir():
@@ -120,11 +109,7 @@ def load_job(folder: Path, name: str) -> Job:
 
 
 def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]]) -> Job:
-    """Make a job from the content of its ``summary.json``.
-
-    Raises:
-        ValueError: a required part is missing or has the wrong type.
-    """
+    """Make a job from its summary; a missing or wrong part is a :class:`ValueError`."""
     if not isinstance(summary, Mapping) or summary.get("status") not in STATUSES[:3]:
         raise ValueError(f"its status is not one of {', '.join(STATUSES[:3])}")
     part = {}
@@ -134,26 +119,18 @@ def job_from_summary(summary: Any, name: str, rows: Callable[[], list[RecordRow]
             raise ValueError(f"'{key}' is not an object")
     return Job(
         name=name,
-        status=summary["status"],
-        job_id=summary.get("job_id"),
         config=part["config"],
-        objective=number(summary.get("objective")),
-        metrics={key: number(value) for key, value in part["metrics"].items()},
-        error=summary.get("error"),
-        last_finite_step=summary.get("last_finite_step"),
+        metrics=numbers(part["metrics"]),
         trainable_parameters=part["parameters"].get("trainable"),
         total_parameters=part["parameters"].get("total"),
-        flops_per_step=number(summary.get("flops_per_step")),
-        seconds=number(summary.get("seconds")),
-        seconds_per_update=number(summary.get("seconds_per_update")),
-        compile_seconds=number(summary.get("compile_seconds")),
         data_fingerprint=part["data"].get("fingerprint"),
         versions=part["versions"],
         git_commit=part["git"].get("commit"),
-        started=summary.get("started"),
         warnings=tuple(summary.get("warnings") or ()),
-        stability={key: number(value) for key, value in part["stability"].items()},
+        stability=numbers(part["stability"]),
         rows=rows,
+        **{key: summary.get(key) for key in ("status", "job_id", "error", "last_finite_step", "started")},
+        **{key: number(summary.get(key)) for key in NUMBERS},
     )
 
 
@@ -177,8 +154,7 @@ def read_hydra_config(path: Path) -> dict[str, Any]:
 def read_rows(path: Path) -> list[RecordRow]:
     """Read a job's logged steps, without an incomplete last line (of a killed job); a missing file has no rows.
 
-    Raises:
-        UserError: another line is not a JSON object.
+    Raises a :class:`UserError` if another line is not a JSON object.
     """
     if not path.exists():
         return []
@@ -186,8 +162,7 @@ def read_rows(path: Path) -> list[RecordRow]:
     rows = []
     for count, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            rows.append({key: value if key == "stage" else number(value) for key, value in row.items()})
+            rows.append(numbers(json.loads(line)))  # no stage is called NaN
         except (ValueError, AttributeError) as error:
             if count < len(lines):
                 raise UserError(f"line {count} of {path} is not a JSON object") from error

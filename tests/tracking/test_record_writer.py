@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from src.environment import git_state, versions
 from src.files import atomic_write, to_json
 from src.tracking.job import blank_summary, wandb_summary
-from src.tracking.record import JobRecord
+from src.tracking.record_writer import RecordWriter, as_lines
 
 
 def strict(text):
@@ -28,8 +28,8 @@ def test_numbers_that_are_not_finite_stay_readable():
 
 
 def test_a_row_is_on_disk_when_it_is_logged(tmp_path):
-    record = JobRecord(tmp_path / "job")
-    record.log("pretrain", {"step": 1, "loss": 0.5})
+    record = RecordWriter(tmp_path / "job")
+    record.log(as_lines("pretrain", [{"step": 1, "loss": 0.5}]))
     assert strict((tmp_path / "job/metrics.jsonl").read_text()) == {"stage": "pretrain", "step": 1, "loss": 0.5}
     assert not (tmp_path / "job/summary.json").exists()
     record.finish({"status": "completed"})
@@ -37,10 +37,10 @@ def test_a_row_is_on_disk_when_it_is_logged(tmp_path):
 
 
 def test_a_second_attempt_removes_the_first(tmp_path):
-    first = JobRecord(tmp_path)
-    first.log("pretrain", {"step": 1})
+    first = RecordWriter(tmp_path)
+    first.log(as_lines("pretrain", [{"step": 1}]))
     first.finish({"status": "failed"})
-    JobRecord(tmp_path).close()
+    RecordWriter(tmp_path).close()
     assert not (tmp_path / "summary.json").exists()
     assert (tmp_path / "metrics.jsonl").read_text() == ""
 
@@ -59,7 +59,7 @@ def test_atomic_write_replaces_completely_or_not_at_all(tmp_path):
 
 def test_parameters_are_restored(tmp_path):
     params = {"Dense_0/kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    record = JobRecord(tmp_path)
+    record = RecordWriter(tmp_path)
     record.save_params(params, {"strategy": "full"})
     record.close()
     loaded = load_file(tmp_path / "model.safetensors")
