@@ -23,12 +23,12 @@ from src.data.digits import Digits
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam
 from src.optim.schedules import Constant
-from src.pretraining.supervised import Supervised
+from src.pretraining.base import Supervised
 from src.recipe.spec import Recipe
+from src.retention.base import NoRetention
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator, fisher_diagonal
 from src.retention.l2_sp import L2Sp
-from src.retention.none import NoRetention
 from src.strategies.full import Full
 from src.training.compiled import prepare_jax
 from src.training.cost import update_cost

@@ -22,9 +22,9 @@ from ..config.schema import build
 from ..errors import UserError, listed
 from ..models.base import Model
 from ..models.checkpointed import CheckpointConfig, Checkpointed
+from ..models.projected import Wrapped
 from ..models.transformer import TIED
 from ..models.vision import MEAN, STD, Scaling, Vision, is_number
-from ..models.wrapped import Wrapped
 from ..notices import warn_once
 from ..types import Params
 from .architectures import (

@@ -44,6 +44,14 @@ CONFIG_GROUPS = {
 # Options whose class is not named after them (``None`` cannot be a class's name).
 CLASS_NAMES = {("trainer", "plain"): "TrainerConfig", ("retention", "none"): "NoRetention"}
 
+# Options that share a file; the others have a file of their own name.
+SHARED_FILES = {
+    **dict.fromkeys([("retention", "none"), ("pretrain", "supervised"), ("pretrain", "checkpoint")], "base"),
+    **{("pretrain", name): "text" for name in ("causal_lm", "mlm", "mlm_nsp", "mlm_sop", "nsp", "sop")},
+    **{("pretrain", name): "moco" for name in ("moco_v1", "moco_v2")},
+    ("retention", "online_ewc"): "ewc",
+}
+
 
 @dataclass(frozen=True)
 class RecipeConfig:
@@ -90,8 +98,8 @@ def option_class(group: str, name: str) -> type:
     Raises:
         UserError: no such option; the allowed ones are listed.
     """
-    class_name = CLASS_NAMES.get((group, name), "".join(part.capitalize() for part in name.split("_")))
-    module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=name)}"
+    class_name = _class_name(group, name)
+    module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=SHARED_FILES.get((group, name), name))}"
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
@@ -109,8 +117,13 @@ def option_names(group: str) -> list[str]:
 
 
 def option_name(option: Any) -> str:
-    """Return the name of a built option, which is that of its module, in groups with one module per option."""
-    return type(option).__module__.rpartition(".")[2]
+    """Return the name of a built option: that of its module, in groups with one module per option."""
+    shared = {_class_name(group, name): name for group, name in SHARED_FILES}
+    return shared.get(type(option).__name__) or type(option).__module__.rpartition(".")[2]
+
+
+def _class_name(group: str, name: str) -> str:
+    return CLASS_NAMES.get((group, name), "".join(part.capitalize() for part in name.split("_")))
 
 
 def build(group: str, node: DictConfig, key: str | None = None) -> Any:

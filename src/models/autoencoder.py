@@ -16,9 +16,9 @@ from ..config.hparams import hparam
 from ..types import Params
 from .base import PLAIN, ApplyOptions
 from .layers import take_rows
+from .projected import Wrapped
 from .transformer import dense, truncated_normal_init
 from .vit import Vit, ViTConfig, through_blocks
-from .wrapped import Wrapped
 
 MASKED_PIXEL = -1.0  # the value of every pixel of a masked patch; pixels are from 0 to 1
 

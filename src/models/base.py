@@ -74,7 +74,7 @@ class Model:
     @property
     def stochastic(self) -> bool:
         """Whether a training pass is random (dropout)."""
-        return getattr(self, "dropout", None) is not None
+        return any(getattr(self, name, None) is not None for name in ("dropout", "head_dropout"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return, block by block from the bottom, the modules that an adapter may follow, innermost first.
@@ -158,6 +158,11 @@ def _intercept(
     x, *rest = args
     key = None if options.key is None else jax.random.fold_in(options.key, sorted(adapters).index(path))
     return options.wrap_call(ModuleCall(lambda x: call(x, *rest, **kwargs), adapters[path], context.module, x, key))
+
+
+def block_groups(count: int, layer: str = "block") -> tuple[tuple[str, str], ...]:
+    """Return one group for each of ``count`` blocks, from the bottom; ``layer`` is the prefix of their modules."""
+    return tuple((f"block_{i}", f"{layer}_{i}/.*") for i in range(count))
 
 
 def same_bits(one: Any, other: Any) -> bool:

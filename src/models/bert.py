@@ -26,8 +26,8 @@ from .transformer import (
     pooled,
 )
 
-Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
-Pooling = Enum("Pooling", ["pooler", "first", "mean"])
+BertHead = Enum("BertHead", ["classify", "tokens", "spans", "masked", "pretraining"])
+BertPooling = Enum("BertPooling", ["pooler", "first", "mean"])
 POOLER = "pooler/.*"
 
 
@@ -121,24 +121,20 @@ class Bert(Transformer):
     default_sizes: ClassVar[TransformerConfig] = TransformerConfig(types=2, epsilon=1e-12)
 
     types: int | None = hparam(None, NATURAL)
-    head: Head = hparam(Head.classify)
-    pooling: Pooling = hparam(Pooling.pooler)
+    head: BertHead = hparam(BertHead.classify)
+    pooling: BertPooling = hparam(BertPooling.pooler)
 
     def module(self, outputs: int) -> TransformerModule:
-        """Return the network with ``outputs`` outputs.
-
-        Raises:
-            UserError: a number of outputs that the head cannot have, or packed rows with ``head="pretraining"``.
-        """
-        if self.head is Head.pretraining and self.examples > 1:
+        """Return the network with ``outputs`` outputs; refuse packed rows with ``head="pretraining"``."""
+        if self.head is BertHead.pretraining and self.examples > 1:
             raise UserError(f"model.examples is {self.examples}; allowed with model.head=pretraining: 1, a pair a row")
         return self.make_module(BertModule, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""
         *below, head = super().groups()
-        if self.head is Head.pretraining:
+        if self.head is BertHead.pretraining:
             return (*below, (head[0], f"({HEAD}|{POOLER})"))
-        if self.head is Head.classify and self.pooling is Pooling.pooler:
+        if self.head is BertHead.classify and self.pooling is BertPooling.pooler:
             below.append(("pooler", POOLER))
         return (*below, head)

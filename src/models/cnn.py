@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .base import Model
+from .base import Model, block_groups
 from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
 
@@ -98,7 +98,7 @@ class Cnn(Model):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return the blocks (``block_0`` at the bottom) with their batch statistics, then the head."""
-        return (*((f"block_{i}", f"block_{i}/.*") for i in range(len(self.widths))), ("head", "head/.*"))
+        return (*block_groups(len(self.widths)), ("head", "head/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return each block's two normalised convolutions: an adapter follows each, before the activation."""

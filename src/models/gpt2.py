@@ -13,8 +13,8 @@ from ..config.hparams import hparam
 from .layers import Dropout
 from .transformer import Attention, Embeddings, Transformer, TransformerConfig, TransformerModule, dense, residual_std
 
-Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
-Pooling = Enum("Pooling", ["last", "mean"])
+Gpt2Head = Enum("Gpt2Head", ["classify", "tokens", "spans", "causal"])
+Gpt2Pooling = Enum("Gpt2Pooling", ["last", "mean"])
 
 
 class Gpt2Block(nn.Module):
@@ -80,8 +80,8 @@ class Gpt2(Transformer):
 
     architecture: ClassVar[str] = "gpt2"
 
-    head: Head = hparam(Head.causal)
-    pooling: Pooling = hparam(Pooling.last)
+    head: Gpt2Head = hparam(Gpt2Head.causal)
+    pooling: Gpt2Pooling = hparam(Gpt2Pooling.last)
 
     def module(self, outputs: int) -> TransformerModule:
         """Return the network with ``outputs`` outputs."""
@@ -93,7 +93,7 @@ class Gpt2(Transformer):
         The causal head has no kernel of its own, so the last normalisation is its only parameter.
         """
         *below, (name, head) = super().groups()
-        if self.head is Head.causal:
+        if self.head is Gpt2Head.causal:
             return (*below, (name, "final_norm/.*"))
         top, expression = below.pop()
         return (*below, (top, f"{expression}|final_norm/.*"), (name, head))

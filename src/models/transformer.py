@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .base import Model
+from .base import Model, block_groups
 from .checkpointed import Checkpointed
 from .layers import Dropout
 
@@ -89,10 +89,7 @@ class Attention(nn.Module):
 def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> Float[Array, "n 1 L L"]:
     """Return 0 where a query (axis 2, broadcast if 1) may attend to a key (axis 3), :data:`MASK_VALUE` elsewhere.
 
-    Args:
-        examples: the number of each token's example.
-        causal: whether a token attends only to itself and the tokens before it.
-        packed: whether rows hold several examples. With one, padding follows it, which causal attention never reaches.
+    ``packed``: whether rows hold several examples. With one, padding follows it, which causal attention never reaches.
     """
     before = jnp.tril(jnp.ones((examples.shape[-1],) * 2, bool))[None, None]
     if packed:
@@ -236,11 +233,9 @@ class TransformerModule(nn.Module):
             h = self.pool(h)
         if stop < end:
             return h if whole and stop > depth else Hidden(h, examples).packed()
-        return (
-            self.apply_head(h, examples, embeddings)
-            if positions is None
-            else self.head_at(h, examples, embeddings, positions)
-        )
+        if positions is None:
+            return self.apply_head(h, examples, embeddings)
+        return self.head_at(h, examples, embeddings, positions)
 
     @nn.nowrap
     def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
@@ -293,6 +288,18 @@ class TransformerModule(nn.Module):
         return True
 
 
+def block_outputs(layers: int) -> tuple[tuple[str, ...], ...]:
+    """Return the modules of each block whose outputs are added to the hidden states."""
+    return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(layers))
+
+
+def check_heads(sizes: Any) -> Any:
+    """Return the sizes; refuse heads that do not divide the width."""
+    if sizes.width % sizes.heads:
+        raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
+    return sizes
+
+
 # --- the settings ----------------------------------------------------------------------------------------------------
 
 
@@ -322,11 +329,7 @@ class Transformer(Checkpointed):
 
     @property
     def sizes(self) -> TransformerConfig:
-        """The network's sizes: as set, else the checkpoint's, else the defaults.
-
-        Raises:
-            UserError: a size differs from the checkpoint's, or the heads do not divide the width.
-        """
+        """The network's sizes: as set, else the checkpoint's, else the defaults."""
         loaded = self.loaded_config()
         known = loaded.network if loaded else self.default_sizes
         given = {name: value for name in known._fields if (value := getattr(self, name, None)) is not None}
@@ -334,15 +337,7 @@ class Transformer(Checkpointed):
             self.check_matches({name: getattr(known, name) for name in given})
         elif self.width is not None:
             given.setdefault("intermediate", 4 * self.width)
-        sizes = known._replace(**given)
-        if sizes.width % sizes.heads:
-            raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
-        return sizes
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a training pass is random."""
-        return self.dropout is not None or self.head_dropout is not None
+        return check_heads(known._replace(**given))
 
     @property
     def head_name(self) -> str:
@@ -351,11 +346,7 @@ class Transformer(Checkpointed):
         return head.name
 
     def make_module(self, cls: Callable[..., TransformerModule], outputs: int) -> TransformerModule:
-        """Return the module of a class.
-
-        Raises:
-            UserError: a number of outputs that the head cannot have.
-        """
+        """Return the module of a class; refuse a number of outputs that the head cannot have."""
         sizes, head = self.sizes, self.head_name
         fixed = sizes.vocab_size if head in TIED else 2 if head == "spans" else outputs
         if outputs != fixed:
@@ -366,8 +357,7 @@ class Transformer(Checkpointed):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., then the head."""
-        blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers))
-        return (("embeddings", "embeddings/.*"), *blocks, ("head", HEAD))
+        return (("embeddings", "embeddings/.*"), *block_groups(self.sizes.layers), ("head", HEAD))
 
     def tied_params(self) -> str:
         """Return the embedding of words where the head is tied to it."""
@@ -375,7 +365,7 @@ class Transformer(Checkpointed):
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return the output layers of each block's attention and feed-forward network, before dropout and residual."""
-        return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+        return block_outputs(self.sizes.layers)
 
     def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
         """Return the rows of 4,096 tokens, a bound on the memory of the attention scores."""

@@ -87,7 +87,7 @@ class MaskedLm(Causal):
     """
 
     mask_id: int = 0  # of the [MASK] token
-    words: int = 0  # size of the vocabulary that random replacements are drawn from
+    vocab_size: int = 0  # random replacements are drawn from
     mask_prob: float = hparam(0.15, FRACTION)  # share of the tokens that are predicted
     fixed_count: bool = hparam(False)  # whether each row has that share of them, as in BERT's code, or only on average
     max_predictions_per_seq: int | None = hparam(None, COUNT)  # under fixed_count
@@ -108,7 +108,7 @@ class MaskedLm(Causal):
             x[:, 0],
             special,
             mask_id=self.mask_id,
-            vocab_size=self.words,
+            vocab_size=self.vocab_size,
             mask_prob=self.mask_prob,
             shares=self.shares,
             fixed_count=self.fixed_count,
@@ -120,7 +120,7 @@ class MaskedLm(Causal):
 
     def word_ids(self, ids: Int[Array, "N L"], special: Bool[Array, "N L"]) -> Int[Array, "N L"]:
         """Return the number of each token's word (:func:`src.objectives.masking.word_ids`)."""
-        table = np.zeros(self.words, bool)
+        table = np.zeros(self.vocab_size, bool)
         table[list(self.continuations)] = True
         return word_ids(ids, special, jnp.asarray(table))
 

@@ -1,4 +1,4 @@
-"""The base class of the options of ``pretrain``."""
+"""The base class of the options of ``pretrain``, and ``pretrain=supervised`` and ``checkpoint``."""
 
 from __future__ import annotations
 
@@ -96,8 +96,22 @@ class Pretraining:
         return {}
 
 
-def need_source(option: str, kind: str, data: Transfer, allowed: str) -> None:
-    """Refuse data whose source task is of another kind than an option of ``pretrain`` needs."""
-    if data.source_kind != kind or not data.source:
-        has = f"is {data.source_kind}" if data.source else "is none"
-        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {allowed}")
+@dataclass(frozen=True)
+class Supervised(Pretraining):
+    """Train on the data's source task: on its labels, or on the tokens of its texts."""
+
+
+@dataclass(frozen=True)
+class Checkpoint(Pretraining):
+    """The parameters are read from ``model.checkpoint``; the data's source task is not used."""
+
+    trains = False
+
+    def pretrain_task(self, model: Model, data: Transfer) -> PretrainTask:
+        """Return the target task's network and objective: what the files are read into."""
+        return PretrainTask(model, data.outputs, for_kind(data.kind, data.vocabulary), new_head=False)
+
+    def check(self, model: Model, data: Transfer, batch: int) -> None:
+        """Refuse a model without a checkpoint."""
+        if not model.has_checkpoint:
+            raise UserError("pretrain=checkpoint begins with files; allowed: with model.checkpoint=<folder or name>")

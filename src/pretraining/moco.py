@@ -1,4 +1,4 @@
-"""``pretrain=moco``: find the key of a view among a queue of other images' keys (momentum contrast)."""
+"""``pretrain=moco``, ``moco_v1``, ``moco_v2``: find a view's key in a queue of keys (momentum contrast)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..models.base import Model
 from ..objectives.base import NetworkFns, StepAux, StepContext
 from ..types import Params
+from .augmentation import Augmentation
 from .contrastive import (
     Shape,
     Temperature,
@@ -107,3 +108,26 @@ class Moco(Contrastive):
         if batch % self.bn_splits or batch // self.bn_splits < 2:
             allowed = f"a divisor of batch_size ({batch}) that leaves at least two rows a part"
             raise UserError(f"pretrain.bn_splits is {self.bn_splits}; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class MocoV1(Moco):
+    """MoCo (He et al., arXiv 1911.05722, sections 3.3 and 4.1).
+
+    The projection head has one layer; views are not blurred, and colours always change, hue included (arXiv
+    1805.01978).
+    """
+
+    temperature: Temperature = hparam(Temperature(Shape.constant, cold=0.07))
+    augmentation: Augmentation = hparam(Augmentation(crop=(0.2, 1.0), jitter=1.0, hue=0.4))
+    queue_size: int = hparam(65536, COUNT)
+    momentum: float = hparam(0.999, UNIT, traced=True)
+
+
+@dataclass(frozen=True)
+class MocoV2(MocoV1):
+    """MoCo v2 (Chen et al., arXiv 2003.04297, section 3)."""
+
+    temperature: Temperature = hparam(Temperature(Shape.constant, cold=0.2))
+    augmentation: Augmentation = hparam(Augmentation(crop=(0.2, 1.0), blur=0.5))
+    proj_hidden_dim: int | None = hparam(2048, COUNT)

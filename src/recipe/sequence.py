@@ -21,8 +21,7 @@ from ..errors import UserError
 from ..metrics import continual
 from ..models.base import head_paths
 from ..objectives.kinds import for_kind
-from ..retention.base import RetentionState, SourceTask
-from ..retention.none import NoRetention
+from ..retention.base import NoRetention, RetentionState, SourceTask
 from ..strategies.full import Full
 from ..training.calls import Evaluate, InitParams, Steps, TrainPhase, UpdateCost, execute
 from ..training.compiled import Cost

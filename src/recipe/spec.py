@@ -10,10 +10,8 @@ from ..models.base import Model
 from ..models.mlp import Mlp
 from ..optim.optimizers import Optimizer, Sgd
 from ..optim.schedules import Constant, Schedule
-from ..pretraining.base import Pretraining
-from ..pretraining.supervised import Supervised
-from ..retention.base import Retention
-from ..retention.none import NoRetention
+from ..pretraining.base import Pretraining, Supervised
+from ..retention.base import NoRetention, Retention
 from ..strategies.base import Strategy
 from ..strategies.frozen import Frozen
 from ..training.trainer import TrainerConfig

@@ -1,4 +1,4 @@
-"""``retention=ewc``: parameters are pulled to their old values, weighted by their importance for the source task."""
+"""``retention=ewc``, ``online_ewc``: parameters are pulled to their old values, weighted by their importance."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..config.hparams import COUNT, NON_NEGATIVE, hparam
+from ..config.hparams import COUNT, NON_NEGATIVE, UNIT, hparam
 from ..objectives.base import Objective
 from ..objectives.supervised import Classification, Regression
 from ..types import Params
 from .base import Retention, RetentionState, SourceModel, SourceTask, anchors, distance, source_model, source_rows
-from .fisher import CATEGORICAL, GAUSSIAN, Estimator, fisher_diagonal
+from .fisher import Estimator, Likelihood, fisher_diagonal
 
 SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # streams of the seed: which rows, and the labels drawn for them
 
@@ -88,11 +88,7 @@ class Ewc(Retention):
         return self.strength * distance(params, state["anchor"], state["importance"])
 
     def importance(self, task: SourceTask) -> Params:
-        """Return the diagonal of the Fisher information of the parameters with an anchor.
-
-        Raises:
-            UserError: there are no rows of the source task.
-        """
+        """Return the diagonal of the Fisher information of the parameters with an anchor."""
         x, y = source_rows(self, task)
         if self.samples is not None and self.samples < len(x):
             chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
@@ -104,15 +100,35 @@ class Ewc(Retention):
         return task.cached(spec, lambda: _diagonal(spec, anchor, rest, x, y, key))
 
 
+@dataclass(frozen=True)
+class OnlineEwc(Ewc):
+    """Online EWC (Schwarz et al., arXiv 1805.06370, section 4): one running importance, one anchor.
+
+    After each task ``F <- gamma * F + F_new``, and the anchor is the parameters after that task. The penalty is
+    ``strength / 2 * sum F (w - anchor)**2`` with this F, as in Avalanche; van de Ven's code multiplies F by gamma
+    again, which equals a strength of ``gamma * strength`` here. After one task it is EWC.
+    """
+
+    gamma: float = hparam(1.0, UNIT, traced=True)
+
+    def update(self, state: RetentionState, task: SourceTask) -> RetentionState:
+        """Return the running importance and the new anchor."""
+        new = self.importance(task)
+        before = state["importance"]
+        importance = {path: self.gamma * before[path] + F if path in before else F for path, F in new.items()}
+        return {"anchor": anchors(task), "importance": importance}
+
+
 @partial(jax.jit, static_argnums=0)
 def _diagonal(spec: FisherSpec, params: Params, rest: Params, x: Any, y: Any, key: Array) -> Params:
     """Return the diagonal for ``params``; compiled once for all runs of these shapes."""
     task = spec.task
-    likelihood = CATEGORICAL if isinstance(task.objective, Classification) else GAUSSIAN
+    categorical = isinstance(task.objective, Classification)
+    likelihood = Likelihood.categorical if categorical else Likelihood.gaussian
 
     def outputs(params: Params, row: Array) -> Array:
         out = task.infer({**params, **rest}, row[None])[0]
-        return jax.nn.log_softmax(out) if likelihood is CATEGORICAL else out
+        return jax.nn.log_softmax(out) if categorical else out
 
     return fisher_diagonal(
         outputs, params, x, likelihood=likelihood, estimator=spec.estimator, key=key, targets=y, chunk=spec.chunk

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..config.schema import option_names
 from ..errors import UserError, listed
-from ..objectives.base import Objective
-from .base import Retention
+from .base import FinetuneSetup, Retention
 
 ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")
 
@@ -24,17 +22,10 @@ class Isolate(Retention):
 
     isolates: ClassVar[bool] = True
 
-    def check(
-        self,
-        trainable: Collection[str] = (),
-        adapter_params: Collection[str] = (),
-        head: Collection[str] = (),
-        has_source: bool = True,
-        pretrained: bool = True,
-        objective: Objective | None = None,
-    ) -> None:
+    def check(self, setup: FinetuneSetup) -> None:
         """Refuse a strategy that changes a parameter, or a batch statistic, of the pre-trained network."""
-        shared = sorted(p for p in trainable if p.rpartition("/")[2] not in adapter_params and p not in head)
+        added, head = setup.adapter_params, setup.head
+        shared = sorted(p for p in setup.trainable if p.rpartition("/")[2] not in added and p not in head)
         if shared:
             suitable = [name for name in ISOLATING if name in option_names("strategy")]
             raise UserError(

@@ -19,7 +19,7 @@ from ..optim.partition import Rule
 from ..types import Params
 from .injection import Injection, along_last, leaf_key
 
-Kind = Enum("Kind", ["pfeiffer", "houlsby"])
+AdapterKind = Enum("AdapterKind", ["pfeiffer", "houlsby"])
 
 # Standard deviation of the initial down-projection, a truncated normal (Houlsby et al., section 3.6; their code: 1e-3).
 DOWN_STD = 1e-2
@@ -39,7 +39,7 @@ class Adapter(Injection):
     """
 
     adapter_params: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
-    kind: Kind = hparam(Kind.pfeiffer)
+    kind: AdapterKind = hparam(AdapterKind.pfeiffer)
     size: int = hparam(64, COUNT)
     activation: Activation = hparam(Activation.relu)
     train_norm: bool = hparam(False)
@@ -52,7 +52,7 @@ class Adapter(Injection):
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return the adapters of the chosen points: ``(width, size)``, ``(size,)``, ``(size, width)``, ``(width,)``."""
         blocks = model.adapter_points()
-        points = [point for block in blocks for point in (block if self.kind is Kind.houlsby else block[-1:])]
+        points = [point for block in blocks for point in (block if self.kind is AdapterKind.houlsby else block[-1:])]
         added: Params = {}
         for point in points:
             width, dtype = _output(point, params)

@@ -15,8 +15,7 @@ from jaxtyping import Array, Float
 from ..config.hparams import COUNT, POSITIVE, UNIT, Check, hparam
 from ..errors import UserError, listed
 from ..models.base import Model, ModuleCall
-from ..models.layers import dropout
-from ..models.lowrank import lowrank, scale
+from ..models.layers import dropout, lowrank, scale
 from ..optim.partition import Rule
 from ..types import Params
 from .injection import Injection, as_matrix, leaf_key, leaf_pattern, matching, module_of, shape_text, target_kernels

@@ -22,8 +22,7 @@ from ..objectives.base import Objective
 from ..optim.optimizers import FreezeImpl, Optimizer, transformation
 from ..optim.partition import ParamLabels, match_rules
 from ..optim.schedules import Schedule
-from ..retention.base import Retention
-from ..retention.none import NoRetention
+from ..retention.base import NoRetention, Retention
 from ..strategies.base import Strategy
 from ..types import Params
 from .trainer import TrainerConfig

@@ -18,7 +18,7 @@ from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.chain_thaw import ChainThaw
 from src.strategies.freeze_bottom import FreezeBottom
 from src.strategies.freeze_middle import FreezeMiddle
@@ -43,7 +43,7 @@ OWN = ALL | {
     "chain_thaw": ChainThaw(every=1),
     "lora": Lora(rank=2, targets=("block_\\d+/attention/(query|value|qkv)",)),
     "ia3": Ia3(targets=(".*/attention/(key|value|qkv)",), feedforward=(".*/down",)),
-    "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
+    "adapter": Adapter(kind=AdapterKind.houlsby, size=3, train_norm=True),
     "freeze_bottom": FreezeBottom(blocks=1),
     "freeze_middle": FreezeMiddle(bottom=1, top=0),
 }

@@ -198,7 +198,7 @@ def test_the_settings_reach_the_rows():
     inner = tuple(np.flatnonzero(continues).tolist())
     objective = MaskedLm(
         mask_id=MASK,
-        words=WORDS,
+        vocab_size=WORDS,
         fixed_count=True,
         max_predictions_per_seq=6,
         shares=(1.0, 0.0, 0.0),

@@ -17,15 +17,11 @@ from src.models.projected import Projected
 from src.optim.optimizers import Sgd
 from src.optim.schedules import Constant
 from src.pretraining.augmentation import Augmentation
-from src.pretraining.base import Features
-from src.pretraining.causal_lm import CausalLm
-from src.pretraining.checkpoint import Checkpoint
+from src.pretraining.base import Checkpoint, Features
 from src.pretraining.contrastive import Shape, Temperature, nt_xent
-from src.pretraining.mlm import Mlm
-from src.pretraining.moco import Moco
-from src.pretraining.moco_v1 import MocoV1
-from src.pretraining.moco_v2 import MocoV2
+from src.pretraining.moco import Moco, MocoV1, MocoV2
 from src.pretraining.simclr import Simclr, in_splits
+from src.pretraining.text import CausalLm, Mlm
 from src.recipe.spec import Recipe
 from src.training.evaluation import evaluate
 from src.training.stage import EVALUATION_KEY

@@ -20,7 +20,7 @@ from src.models.mlp import Activation, Mlp
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Adamw, Momentum
 from src.optim.schedules import Constant, WarmupCosine, WarmupLinear
-from src.pretraining.supervised import Supervised
+from src.pretraining.base import Supervised
 from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
