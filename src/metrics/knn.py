@@ -27,15 +27,8 @@ def knn_predict(
 
     Wu et al. (arXiv 1805.01978, section 3.4): each neighbour votes with weight ``exp(similarity / temperature)``. At a
     high temperature the majority decides, at a low one the nearest neighbour. Ties are broken by the first row of the
-    bank and the lowest label.
-
-    Args:
-        bank: features of the training rows, of any length.
-        labels: their labels, from 0 to ``classes - 1``; others do not vote.
-        queries: features to be labelled.
-        k: number of neighbours; at most the bank's rows are used.
-        temperature: > 0, possibly traced; 0.07 in the paper, with ``k`` of 200.
-        classes: number of classes, which must not be inferred from the labels to predict.
+    bank and the lowest label. The paper has a ``k`` of 200, at most the bank's rows are used, and a temperature of
+    0.07. Labels outside of 0 to ``classes - 1`` do not vote.
 
     Raises:
         ValueError: ``k`` or ``classes`` is below 1, or the bank has no rows.

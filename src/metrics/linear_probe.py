@@ -27,19 +27,11 @@ def linear_probe(
     """Fit a classifier for each penalty, keep the one with the best validation accuracy, and test that one.
 
     Among penalties of equal validation accuracy the largest is kept. Features are used unscaled, and the effect of a
-    penalty depends on their scale. If the chosen penalty is at an end of the list, the list is too short.
-
-    Args:
-        train: features (N, D) and labels (N,) to learn from.
-        val: the same, to choose the penalty by.
-        test: the same, to report.
-        penalties: to choose from, all > 0.
+    penalty depends on their scale. If the chosen penalty is at an end of the list, the list is too short. Each part is
+    features (N, D) and labels (N,).
 
     Returns:
         ``penalty``, the chosen one, and ``val_accuracy`` and ``test_accuracy`` from 0 to 1.
-
-    Raises:
-        ValueError: no penalty, or none above 0.
     """
     if not penalties or not all(np.isfinite(penalty) and penalty > 0 for penalty in penalties):
         raise ValueError(f"penalties must be finite numbers > 0, at least one, got {tuple(penalties)}")

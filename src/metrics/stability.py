@@ -30,9 +30,8 @@ def stability_warnings(rows: Rows, epoch: int, negatives: int | None = None, dim
             not judged. Read are ``loss`` (nats), ``grad_norm``, ``grad_norm_max`` (since the previous row),
             ``temperature``, ``neg_similarity``, ``spread`` and ``rankme``.
         epoch: updates of one pass over the data.
-        negatives: of each embedding: 2N - 2 for N pairs in a batch, or the size of the queue. ``None``: the loss is not
-            judged.
-        dim: dimensions of the embeddings. ``None``: their spread is not judged.
+        negatives: of each embedding: 2N - 2 for N pairs in a batch, or the size of the queue; ``None``: unknown.
+        dim: dimensions of the embeddings; ``None``: unknown.
     """
     history = _of_pretraining(rows)
     found = [_not_finite(history), _spike(history, epoch), _flat(history), _chance(history, negatives)]

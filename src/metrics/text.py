@@ -35,8 +35,7 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
     """Return the entities of a sentence.
 
     By default, an ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's
-    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, entities begin with ``B-``, and an
-    ``I-`` that continues no entity of its type is outside of all.
+    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, it is outside of all.
     """
     found: list[Entity] = []
     kind, first = "", 0  # of the current entity
@@ -54,14 +53,9 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
 def entity_scores(
     true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
 ) -> dict[str, Score]:
-    """Return the scores of each type, and of all entities as ``micro``.
+    """Return the scores of each type, and of all entities as ``micro``, by true and predicted tags.
 
-    A predicted entity is correct if its type, its first and its last word are.
-
-    Args:
-        true: the tags of each sentence.
-        predicted: predicted tags of the same words.
-        strict: see :func:`entities`; applies to both.
+    A predicted entity is correct if its type, its first and its last word are. ``strict``: see :func:`entities`.
     """
     correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, predicted, strict=True):

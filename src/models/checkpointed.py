@@ -43,24 +43,13 @@ class Checkpointed(Model):
         return self.checkpoint is not None
 
     def loaded_config(self) -> CheckpointConfig | None:
-        """Return what the checkpoint's files say; ``None`` without a checkpoint.
-
-        Raises:
-            TypeError: the files have not been read.
-        """
+        """Return what the checkpoint's files say; ``None`` without a checkpoint."""
         if self.checkpoint is not None and self.checkpoint_config is None:
             raise TypeError(f"{type(self).__name__} has a checkpoint whose config.json is not read: call load_config")
         return self.checkpoint_config
 
     def check_matches(self, known: Mapping[str, Any]) -> None:
-        """Refuse settings that contradict the checkpoint.
-
-        Args:
-            known: the checkpoint's values by the names of the settings.
-
-        Raises:
-            UserError: a setting is neither null nor the checkpoint's value.
-        """
+        """Refuse settings that are neither null nor the checkpoint's values, ``known`` by the names of the settings."""
         for name, expected in known.items():
             value = getattr(self, name)
             value = getattr(value, "name", value)

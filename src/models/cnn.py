@@ -19,10 +19,7 @@ SUBLAYERS = 2  # convolutions a block
 
 
 class ConvNorm(nn.Module):
-    """A 3 x 3 convolution without bias, and batch normalisation (Ioffe and Szegedy 2015).
-
-    ``src/models/base.py`` selects batch or running statistics, module by module.
-    """
+    """A 3 x 3 convolution without bias, and batch normalisation (Ioffe and Szegedy 2015)."""
 
     width: int
 
@@ -69,11 +66,7 @@ class CnnModule(nn.Module):
 
 
 def images(rows: Float[Array, "N D"], channels: int) -> Float[Array, "N side side channels"]:
-    """Return rows as square images; a row holds the pixels line by line, with the channels of a pixel together.
-
-    Raises:
-        UserError: the rows are not square images with that number of channels.
-    """
+    """Return rows as square images; a row holds the pixels line by line, with the channels of a pixel together."""
     length = rows.shape[-1]
     side = math.isqrt(length // channels)
     if side * side * channels != length:

@@ -26,11 +26,7 @@ def hashed_bits(seeds: Array, shape: tuple[int, ...]) -> Array:
     """Return 32 random bits for each element of an array, as a hash of its index: for dropout masks.
 
     A counter and three xor-shift-multiply rounds, some thirty times cheaper than ``jax.random.bits``. Unnecessary once
-    the default generator of ``jax.random.bits`` costs less than the layer that drops.
-
-    Args:
-        seeds: two random 32-bit words.
-        shape: of the result; at most 2**32 elements.
+    that costs less than the layer that drops. ``seeds``: two random 32-bit words; an array has at most 2**32 elements.
     """
     h = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9) + seeds[0]
     for factor in (0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F):
@@ -93,19 +89,12 @@ def convolve(
     padding: str | Sequence[tuple[int, int]] = "SAME",
     **_: Any,
 ) -> Float[Array, "N h w D"]:
-    """Return a zero-padded convolution: the ``conv_general_dilated`` of ``nn.Conv``.
+    """Return a zero-padded convolution: the ``conv_general_dilated`` of ``nn.Conv``, without dilation and groups.
 
     Non-overlapping windows (the patches of a vision transformer) are one matrix product. On a CPU, bfloat16 is
     multiplied and summed as float32. Unnecessary once XLA has fast CPU kernels for convolutions inside loops in every
     order of axes: it has them for (batch, places, channels) only, and derived gradients, which have other orders, take
     5 to 80 times as long.
-
-    Args:
-        x: images.
-        kernel: in the layout of ``nn.Conv``.
-        strides: of the windows, down and across.
-        padding: rows of zeros before and after, down and across, or XLA's word for them.
-        _: dilation and groups, which ``nn.Conv`` passes at their defaults.
     """
     (kh, kw), (down, across) = kernel.shape[:2], strides
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
@@ -184,13 +173,7 @@ class BatchNorm(nn.BatchNorm):
     def __call__(
         self, x: Float[Array, "... C"], use_running_average: bool | None = None, *, mask: Array | None = None
     ) -> Float[Array, "... C"]:
-        """Return ``x`` normalised by the running statistics, or by the batch's, which update the running ones.
-
-        Args:
-            x: values; statistics are taken over all axes but the last.
-            use_running_average: whether the running statistics are used.
-            mask: must be ``None`` (``nn.BatchNorm`` allows one).
-        """
+        """Return ``x`` normalised by the running statistics, or by the batch's, which update the running ones."""
         if mask is not None:
             raise ValueError("mask is not supported by this BatchNorm; allowed: None")
         width, axes = x.shape[-1:], tuple(range(x.ndim - 1))

@@ -88,10 +88,7 @@ class Gpt2(Transformer):
         return self.make_module(Gpt2Module, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
-        """Return ``embeddings``, ``block_0`` ..., the head; the last normalisation belongs to the last block.
-
-        The causal head has no kernel of its own, so the last normalisation is its only parameter.
-        """
+        """Return ``embeddings``, ``block_0`` ..., the head. A causal head has one parameter, the last normalisation."""
         *below, (name, head) = super().groups()
         if self.head is Gpt2Head.causal:
             return (*below, (name, "final_norm/.*"))

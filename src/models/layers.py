@@ -42,10 +42,7 @@ def take_rows(x: Float[Array, "N L E"], indices: Int[Array, "N V"]) -> Float[Arr
 
 
 def scale(alpha: Any, rank: int, rank_stabilised: bool = False) -> Any:
-    """Return LoRA's scaling: ``alpha / r``, or ``alpha / sqrt(r)`` (rsLoRA), whose updates do not shrink with the rank.
-
-    Sources: Hu et al. 2021 (arXiv 2106.09685, section 4.1); Kalajdzievski 2023 (rsLoRA, arXiv 2312.03732).
-    """
+    """Return LoRA's scaling, ``alpha / r``; ``rank_stabilised``: ``alpha / sqrt(r)`` (rsLoRA, arXiv 2312.03732)."""
     return alpha / (math.sqrt(rank) if rank_stabilised else rank)
 
 
@@ -55,16 +52,8 @@ def lowrank(
     """Return ``(x A) B``, without the product ``A B`` (Hu et al. 2021, arXiv 2106.09685, eq. 3).
 
     ``x A`` is computed by a copy of the module with r features and no bias, so strides, padding, dilation and leading
-    dimensions are the module's. B acts on the last axis: for a convolution, as a 1x1 convolution.
-
-    Args:
-        module: an ``nn.Dense``, or an ``nn.Conv`` without groups or a mask.
-        x: its input.
-        a: (in, r); of a convolution (kh, kw, in, r).
-        b: (r, out); of a convolution (1, 1, r, out).
-
-    Raises:
-        UserError: another kind of module, whose output may not be linear in its kernel.
+    dimensions are the module's. B acts on the last axis: for a convolution, as a 1x1 convolution. Modules whose output
+    may not be linear in their kernel are refused.
     """
     # Not `isinstance`: a subclass may transform its kernel first (weight standardisation).
     dense = getattr(module, "feature_group_count", 1) == 1 and getattr(module, "mask", None) is None

@@ -44,7 +44,7 @@ class TransformerConfig(NamedTuple):
 
 
 def truncated_normal_init(std: float = 0.02) -> Callable[..., Array]:
-    """Return BERT's initializer: normal, truncated at two standard deviations (Devlin et al., arXiv 1810.04805)."""
+    """Return BERT's initializer: normal, truncated at two standard deviations (arXiv 1810.04805)."""
     return nn.initializers.truncated_normal(std)
 
 
@@ -372,10 +372,7 @@ class Transformer(Checkpointed):
         return max(1, 4096 // features[-1])
 
     def with_head(self, kind: str) -> Model:
-        """Return the model with the language-model head for a language-model task.
-
-        Rows stay packed if the data's rows are, whichever the task.
-        """
+        """Return the model with the language-model head for a language-model task; packed rows stay packed."""
         if kind not in TIED or kind == self.head_name:
             return self
         heads = type(self.head)  # type: ignore[attr-defined]
@@ -387,8 +384,5 @@ class Transformer(Checkpointed):
 
 
 def residual_std(layers: int) -> float:
-    """Return GPT-2's standard deviation for kernels of residual branches, of which there are 2 * layers.
-
-    Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3.
-    """
+    """Return GPT-2's standard deviation for the kernels of its 2 * layers residual branches (section 2.3)."""
     return 0.02 / math.sqrt(2 * layers)

@@ -22,13 +22,7 @@ CLASSES: dict[str, type[Objective]] = {
 
 
 def for_kind(kind: str, vocabulary: Any = None) -> Objective:
-    """Return what a task of a kind minimises.
-
-    Args:
-        kind: a key of :data:`CLASSES`.
-        vocabulary: of the task's texts, with ``mask``, the id of its [MASK] token, and ``size``, its number of tokens;
-            only objectives that mask tokens read it.
-    """
+    """Return what a task of a kind minimises; the vocabulary is for objectives that mask tokens."""
     objective = CLASSES[kind]()
     if isinstance(objective, MaskedLm) and vocabulary is not None:
         return replace(objective, mask_id=vocabulary.mask, vocab_size=vocabulary.size)

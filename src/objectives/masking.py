@@ -43,9 +43,8 @@ def mask_tokens(
         fixed_count: whether the number of chosen tokens of a row is fixed. A packed row counts as one.
         lengths: with ``fixed_count``, the tokens of each row, special ones included; ``None``: all of the row.
         max_predictions: with ``fixed_count``, the most chosen tokens of a row; ``None``: no limit.
-        words: the number of each token's word (:func:`word_ids`), whose pieces are chosen together; 0: no word. The
-            replacement of each piece is drawn independently, as in BERT's whole-word masking. ``None``: each token is
-            a word.
+        words: the number of each token's word (:func:`word_ids`), whose pieces are chosen together and replaced
+            independently, as in BERT's whole-word masking; 0: no word. ``None``: each token is a word.
     """
     choice, fate, word = jax.random.split(key, 3)
     size = jnp.full(ids.shape[:1], ids.shape[1]) if lengths is None else lengths
@@ -63,14 +62,7 @@ def mask_tokens(
 def num_to_mask(
     lengths: Int[Array, " N"], max_length: int, mask_prob: float, max_predictions: int | None
 ) -> Int[Array, " N"]:
-    """Return ``min(max_predictions, max(1, round(mask_prob * length)))`` for each row, as in BERT's code.
-
-    Args:
-        lengths: tokens of each row, special ones included.
-        max_length: the largest possible length.
-        mask_prob: share of the tokens.
-        max_predictions: the most tokens of a row; ``None``: no limit.
-    """
+    """Return ``min(max_predictions, max(1, round(mask_prob * length)))`` for each row, as in BERT's code."""
     # A table in float64, halves to even: in float32, 0.15 * 30 would be more than 4.5.
     table = np.maximum(1, np.rint(mask_prob * np.arange(max_length + 1))).astype(np.int32)
     return jnp.asarray(table if max_predictions is None else np.minimum(table, max_predictions))[lengths]
@@ -121,12 +113,9 @@ def _fill(u: Array, pieces: Int[Array, "N W"], count: Int[Array, " N"]) -> Bool[
 def word_ids(
     ids: Int[Array, "N L"], special_mask: Bool[Array, "N L"], continues: Bool[Array, " V"]
 ) -> Int[Array, "N L"]:
-    """Return the number of each token's word within its row, from 1; 0 at special tokens and padding.
+    """Return the number of each token's word within its row, from 1; 0 at special tokens and padding, which end a word.
 
-    Args:
-        ids: tokens.
-        special_mask: true at special tokens and padding, which end a word.
-        continues: for each token of the vocabulary, whether it continues a word (``##ing``).
+    ``continues``: for each token of the vocabulary, whether it continues a word (``##ing``).
     """
     before = jnp.pad(special_mask[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     begins = ~special_mask & (before | ~continues[ids])

@@ -38,7 +38,7 @@ class MaskedPairs(MaskedLm):
         return loss, StepAux(statistics, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
-        """Return the number of rows: no count is exact for a sum of two means, and every row has one label."""
+        """Return the number of rows: no count is exact for a sum of two means."""
         return jnp.float32(targets.shape[0])
 
     def loss(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"], smoothing: Any = None) -> Array:

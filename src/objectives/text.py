@@ -127,8 +127,8 @@ class MaskedLm(Causal):
     def loss_positions(self, targets: Int[Array, "N L"]) -> Int[Array, " P"] | None:
         """Return the positions of the masked tokens of a batch: outputs elsewhere would not be used.
 
-        Where their number is random, there is room for the expected number in a batch without padding plus five
-        standard deviations; further masked tokens, once in millions of batches, do not enter the loss.
+        Where their number is random, there is room for the expected number plus five standard deviations; further
+        masked tokens, once in millions of batches, do not enter the loss.
         """
         if self.fixed_count:
             row = max(1, round(self.mask_prob * targets.shape[1]))

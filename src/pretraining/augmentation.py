@@ -73,14 +73,10 @@ class Augmentation:
 
     @functools.partial(jax.jit, static_argnums=0)
     def augment(self, key: Array, images: Shaped[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-        """Return a view of each image, float32 from 0 to 1.
-
-        Args:
-            key: random key; a row's view depends on it and on the row's number only.
-            images: of 1 or 3 channels, uint8, or floats from 0 to 1.
+        """Return a view of each image, float32 from 0 to 1; a row's view depends on the key and the row's number only.
 
         Raises:
-            UserError: another number of channels, or images smaller than the blur.
+            UserError: another number of channels than 1 or 3, or images smaller than the blur.
         """
         if images.shape[-1] not in (1, 3):
             raise UserError(f"images to augment have {images.shape[-1]} channels; allowed: 1 or 3")
@@ -226,9 +222,6 @@ def gaussian_blur(planes: Float[Array, "H C W"], sigma: Any, size: int) -> Float
 
     Edges are padded by reflection. As the kernel is small, a sum of shifted images is cheaper than a matrix product.
     The barrier makes XLA compute the padded image once instead of in each term, which halves the time of a whole view.
-
-    Raises:
-        UserError: an image too small for the padding.
     """
     reach = size // 2
     if reach >= min(planes.shape[0], planes.shape[2]):
@@ -248,7 +241,7 @@ def gaussian_blur(planes: Float[Array, "H C W"], sigma: Any, size: int) -> Float
 
 
 def to_grayscale(planes: Float[Array, "H C W"]) -> Float[Array, "H 1 W"]:
-    """Return the luma by ITU-R BT.601 as an image of one channel; such an image itself."""
+    """Return the luma by ITU-R BT.601 as an image of one channel."""
     if planes.shape[1] == 1:
         return planes
     red, green, blue = LUMA

@@ -114,10 +114,9 @@ class ImagePretraining(Pretraining):
 
 
 def validation_splits(data: Transfer) -> EvalSplits:
-    """Return the rows of evaluations during training: the test part stays unused until the end.
+    """Return the rows of evaluations during training, which leave the test part unused.
 
-    The accuracies are of the source task's validation part. Without one, every fifth training row is held out, and the
-    others form the bank.
+    The accuracies are of the validation part; without one, every fifth training row is held out.
     """
     train, val = data.source["train"], data.source.get("val")
     if val is not None:

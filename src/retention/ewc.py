@@ -68,10 +68,10 @@ class Ewc(Retention):
         return {"anchor": anchors(task), "importance": self.importance(task)}
 
     def update(self, state: RetentionState, task: SourceTask) -> RetentionState:
-        """Return one penalty that equals the sum of all tasks' penalties, each with its own anchor and importance.
+        """Return one penalty whose gradients are those of the sum of all tasks' penalties.
 
         ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` plus a constant, with ``F`` the sum of the importances and ``a``
-        the mean of the anchors weighted by them: the gradients are equal, and memory does not grow with the tasks.
+        the mean of the anchors weighted by them.
         """
         new = self.init_state(task)
         importance = {path: state["importance"][path] + F for path, F in new["importance"].items()}

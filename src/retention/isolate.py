@@ -16,8 +16,7 @@ ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen
 class Isolate(Retention):
     """Checks that only the head and parameters added by the strategy are trained.
 
-    The source task is then evaluated with its own head and without the added parameters, which is the network that
-    learned it: its accuracy is bit-identical.
+    The source task is then evaluated without the added parameters: its accuracy is bit-identical.
     """
 
     isolates: ClassVar[bool] = True

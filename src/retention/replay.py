@@ -58,10 +58,7 @@ class Replay(Retention):
         return new | {name: jnp.concatenate([state[name], new[name]]) for name in ("x", "y")}
 
     def loss(self, source: NetworkFns, x: Float[Array, "N ..."], state: RetentionState, key: Array) -> Float[Array, ""]:
-        """Return the weighted loss of the source task on random stored rows.
-
-        It is the source objective's loss as in its last update: words are masked and views drawn anew.
-        """
+        """Return the weighted loss of the source task on random stored rows, with words masked and views drawn anew."""
         wanted, rows = self.batch_size or len(x), len(state["x"])
         old_x, old_y = state["x"], state["y"]
         if wanted < rows:
@@ -77,7 +74,7 @@ def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray,
     """Return which ``size`` of ``rows`` a reservoir holds after one pass: every subset is equally likely.
 
     Vitter (1985, "Random sampling with a reservoir", algorithm R): row i (from 0) takes place i while there is room,
-    and then place ``j``, drawn from 0 to i, if it is in the reservoir. All rows if there are at most ``size``.
+    and then place ``j``, drawn from 0 to i, if it is in the reservoir.
     """
     stored = np.arange(min(rows, size))
     later = np.arange(len(stored), rows)

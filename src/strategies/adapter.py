@@ -64,11 +64,7 @@ class Adapter(Injection):
         return added
 
     def wrap_call(self, ctx: ModuleCall) -> Array:
-        """Return ``a(module(x))``, on the last axis.
-
-        Raises:
-            UserError: the module's output is not as wide as :meth:`prepare` found.
-        """
+        """Return ``a(module(x))``, on the last axis."""
         h = ctx.call(ctx.x)
         down, bias_down, up, bias_up = (ctx.params[name] for name in self.adapter_params)
         if h.shape[-1] != down.shape[0]:
@@ -82,10 +78,9 @@ class Adapter(Injection):
 
 
 def _output(point: str, params: Params) -> tuple[int, jnp.dtype]:
-    """Return the width and dtype of a module's output, read off its parameters.
+    """Return the width and dtype of a module's output, read off its own kernel or scale.
 
-    These are its own kernel's or, for a normalisation layer, its scale's; for a module of submodules, the last
-    kernel's (Flax numbers submodules in the order of their creation).
+    For a module of submodules, the last kernel's (Flax numbers submodules in the order of their creation).
     """
     below = [path for path in params if path.startswith(f"{point}/")]
     own = [path for path in below if "/" not in path.removeprefix(f"{point}/")]

@@ -26,11 +26,7 @@ class Bitfit(Strategy):
         return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return nothing.
-
-        Raises:
-            UserError: no bias below the head.
-        """
+        """Return nothing; refuse a model without a bias below the head."""
         if not any(path.endswith("/bias") for path in params.keys() - head_paths(model, params)):
             head, _ = model.groups()[-1]
             raise UserError(

@@ -29,9 +29,5 @@ class ChainThaw(Strategy):
         return (*alone, ((".*", 1.0),))
 
     def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes the remaining ones.
-
-        Raises:
-            UserError: no update is left for the last phase.
-        """
+        """Return ``every`` updates for each phase but the last, which takes the remaining ones."""
         return equal_phases(self.every, phases, steps, epoch, f"thawing {phases - 1} groups")

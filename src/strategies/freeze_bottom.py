@@ -21,11 +21,7 @@ class FreezeBottom(Strategy):
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a frozen group, then one that trains the rest.
-
-        Raises:
-            UserError: more blocks than the model has.
-        """
+        """Return one rule a frozen group, then one that trains the rest."""
         bottom, blocks, _ = group_roles(groups)
         check_num_blocks("blocks", self.blocks, blocks)
         frozen = (*bottom, *blocks[: self.blocks]) if self.blocks else ()

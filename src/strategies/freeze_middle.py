@@ -23,11 +23,7 @@ class FreezeMiddle(Strategy):
     top: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a frozen group, then one that trains the rest.
-
-        Raises:
-            UserError: more blocks than the model has, or no frozen block left.
-        """
+        """Return one rule a frozen group, then one that trains the rest."""
         bottom, blocks, _ = group_roles(groups)
         check_num_blocks("bottom", self.bottom, blocks)
         check_num_blocks("top", self.top, blocks)

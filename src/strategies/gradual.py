@@ -36,20 +36,12 @@ class Gradual(Strategy):
         return (*phases, tuple(lines))
 
     def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes the remaining ones.
-
-        Raises:
-            UserError: no update is left for the last phase.
-        """
+        """Return ``every`` updates for each phase but the last, which takes the remaining ones."""
         return equal_phases(self.every, phases, steps, epoch, f"unfreezing {phases} groups")
 
 
 def equal_phases(every: int | None, phases: int, steps: int, epoch: int, doing: str) -> tuple[int, ...]:
-    """Return ``every`` updates (``None``: an epoch) for each phase but the last, which takes the remaining ones.
-
-    Raises:
-        UserError: no update is left for the last phase; ``doing`` describes the phases.
-    """
+    """Return ``every`` updates (``None``: an epoch) for each phase but the last, which takes the remaining ones."""
     each = every or epoch
     least = each * (phases - 1) + 1
     if steps < least:

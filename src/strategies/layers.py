@@ -1,4 +1,4 @@
-"""A model's groups by their role, and the learning-rate multipliers of layer-wise decay."""
+"""A model's groups by their role, and the learning-rate scales of layer-wise decay."""
 
 from __future__ import annotations
 
@@ -30,19 +30,13 @@ def group_roles(groups: Groups) -> GroupRoles:
 
 
 def check_num_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
-    """Refuse a number of blocks that the model does not have.
-
-    Raises:
-        UserError: ``wanted`` is larger than ``len(blocks)``.
-    """
+    """Refuse a number of blocks that the model does not have."""
     if wanted > len(blocks):
         raise UserError(f"strategy.{key} is {wanted}; allowed: 0 to {len(blocks)}, the number of the model's blocks")
 
 
 def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
-    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
-
-    This is the layer-wise learning-rate decay of timm and BEiT.
+    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``, as in timm and BEiT.
 
     Args:
         groups: the groups, embeddings and head included, or their number ``G``.

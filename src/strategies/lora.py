@@ -51,13 +51,10 @@ class Lora(Injection):
         return ((leaf_pattern("lora_b"), self.loraplus_lr_ratio), (leaf_pattern(*others), 1.0))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return ``lora_a`` and ``lora_b`` beside each target kernel.
+        """Return ``lora_a (in, rank)`` and ``lora_b (rank, out)`` beside each target kernel.
 
-        ``(in, rank)`` and ``(rank, out)``; of a convolution ``(height, width, in, rank)`` and ``(1, 1, rank, out)``.
-        A is uniform on ``+-1/sqrt(fan-in)`` (PEFT's ``kaiming_uniform_(a=sqrt(5))``).
-
-        Raises:
-            UserError: a pattern matches no kernel, or a rank is larger than a kernel allows.
+        Those of a convolution are ``(height, width, in, rank)`` and ``(1, 1, rank, out)``. A is uniform on
+        ``+-1/sqrt(fan-in)`` (PEFT's ``kaiming_uniform_(a=sqrt(5))``).
         """
         if not self.targets:
             raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")

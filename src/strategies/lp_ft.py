@@ -29,11 +29,7 @@ class LpFt(Strategy):
         return ((groups[-1][0], self.probe_lr_scale), (".*", FROZEN)), ((".*", 1.0),)
 
     def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return the updates of the probe and those of fine-tuning.
-
-        Raises:
-            UserError: fewer than two updates.
-        """
+        """Return the updates of the probe and those of fine-tuning."""
         if steps < 2:
             raise UserError(f"finetune_steps is {steps}; allowed with strategy=lp_ft: at least 2, one for each phase")
         probe = min(max(round(self.probe_fraction * steps), 1), steps - 1)

@@ -20,11 +20,7 @@ class TopK(Strategy):
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a trained group, from the head down, then one that freezes the rest.
-
-        Raises:
-            UserError: more blocks than the model has.
-        """
+        """Return one rule a trained group, from the head down, then one that freezes the rest."""
         _, blocks, top = group_roles(groups)
         check_num_blocks("blocks", self.blocks, blocks)
         trained = (*top, *reversed(blocks[len(blocks) - self.blocks :]))
