@@ -15,18 +15,12 @@ from src.models.mlp import Mlp
 from src.optim.optimizers import Adamw
 from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter
-from src.strategies.bitfit import Bitfit
+from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.discriminative import Discriminative
-from src.strategies.dora import Dora
-from src.strategies.freeze_bottom import FreezeBottom
-from src.strategies.freeze_middle import FreezeMiddle
-from src.strategies.frozen import Frozen
+from src.strategies.frozen import Bitfit, Frozen, LinearProbe, Masked
 from src.strategies.full import Full
 from src.strategies.ia3 import Ia3
-from src.strategies.linear_probe import LinearProbe
-from src.strategies.lora import Lora
-from src.strategies.masked import Masked
-from src.strategies.top_k import TopK
+from src.strategies.lora import Dora, Lora
 from src.training.compiled import prepare_jax
 from src.training.cost import update_cost
 from src.training.loop import PhaseRunner

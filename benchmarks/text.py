@@ -28,8 +28,8 @@ from src.models.bert import Bert
 from src.optim.optimizers import Adamw
 from src.recipe.spec import Recipe
 from src.strategies.base import Strategy
+from src.strategies.frozen import LinearProbe
 from src.strategies.full import Full
-from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.training.compiled import prepare_jax
 from src.training.cost import update_cost

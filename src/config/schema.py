@@ -50,6 +50,11 @@ SHARED_FILES = {
     **{("pretrain", name): "text" for name in ("causal_lm", "mlm", "mlm_nsp", "mlm_sop", "nsp", "sop")},
     **{("pretrain", name): "moco" for name in ("moco_v1", "moco_v2")},
     ("retention", "online_ewc"): "ewc",
+    **{("strategy", name): "blocks" for name in ("freeze_bottom", "freeze_middle", "top_k")},
+    **{("strategy", name): "phases" for name in ("gradual", "chain_thaw", "lp_ft")},
+    **{("strategy", name): "frozen" for name in ("masked", "linear_probe", "bitfit")},
+    ("strategy", "scratch"): "full",
+    ("strategy", "dora"): "lora",
 }
 
 

@@ -21,8 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .base import Model, block_groups
-from .checkpointed import Checkpointed
+from .base import Checkpointed, Model, block_groups
 from .layers import Dropout
 
 MASK_VALUE = -1e9  # of a masked score or logit: its probability is 0 in every precision

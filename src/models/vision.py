@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import UNIT, Check, hparam
 from ..errors import UserError
-from .checkpointed import Checkpointed
+from .base import Checkpointed
 
 
 def is_number(value: Any) -> bool:

@@ -26,8 +26,7 @@ from .contrastive import (
     queue_info_nce,
     queue_similarities,
 )
-from .online_probe import OnlineProbe
-from .simclr import SIGNALS, Contrastive, ContrastiveObjective, contrastive_signals, in_splits
+from .simclr import SIGNALS, Contrastive, ContrastiveObjective, OnlineProbe, contrastive_signals, in_splits
 
 
 @dataclass(frozen=True)

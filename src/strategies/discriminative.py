@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from ..config.hparams import RATIO, UNIT, Check, hparam
 from ..errors import UserError
 from ..optim.partition import Groups, Rule
 from .base import Strategy
-from .layers import layer_scales
 
 FACTOR = Check("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
 
@@ -65,3 +65,15 @@ def _inverse(factor: Any) -> Any:
 def _maximum(least: Any, scale: Any) -> Any:
     plain = isinstance(least, (int, float)) and isinstance(scale, (int, float))
     return max(scale, least) if plain else jnp.maximum(scale, least)
+
+
+def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
+    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``, as in timm and BEiT.
+
+    Args:
+        groups: the groups, embeddings and head included, or their number ``G``.
+        decay: factor from a group to the one below it (``1 / xi`` in ULMFiT); may be a tracer.
+    """
+    count = groups if isinstance(groups, int) else len(groups)
+    factor = float(decay) if isinstance(decay, int) else decay
+    return [factor ** (count - 1 - group) for group in range(count)]

@@ -1,12 +1,20 @@
-"""``strategy=frozen``: the trunk is frozen, the head is trained (the reference recipe)."""
+"""``strategy=frozen``, ``masked``, ``linear_probe`` and ``bitfit``: a fixed part of the parameters is trained."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from ..config.hparams import NON_NEGATIVE, hparam
+from ..errors import UserError
+from ..models.base import Model, head_paths
 from ..optim.optimizers import FreezeImpl
 from ..optim.partition import FROZEN, Groups, Rule
+from ..types import Params
 from .base import Strategy
 
 
@@ -19,3 +27,71 @@ class Frozen(Strategy):
     def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return rules that train the head only."""
         return (("head", 1.0), (".*", FROZEN))
+
+
+@dataclass(frozen=True)
+class Masked(Strategy):
+    """Training by pattern, with ``optax.masked`` chained to ``masked(set_to_zero)``.
+
+    ``trainable``: names of groups, or regular expressions on whole paths.
+    """
+
+    freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.masked
+    trainable: tuple[str, ...] = hparam(("head",))
+
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
+        """Return one rule a pattern, then one that freezes the rest."""
+        if not self.trainable:
+            raise UserError("strategy.trainable is empty: it leaves nothing to train")
+        return (*((pattern, 1.0) for pattern in self.trainable), (".*", FROZEN))
+
+
+@dataclass(frozen=True)
+class LinearProbe(Strategy):
+    """The linear evaluation protocol of MoCo (He et al., arXiv 1911.05722, section 4.1).
+
+    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)`` with ``std = 0.01``, bias zero. Batch
+    statistics are frozen with the trunk. The rest of the protocol, for ImageNet: ``optimizer=momentum`` (0.9) without
+    weight decay, 256 rows an update, 100 epochs at a rate of 30, divided by 10 after the 60th and the 80th. Good rates
+    of a probe can be far above those of ``full``.
+    """
+
+    std: float = hparam(0.01, NON_NEGATIVE, traced=True)
+
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
+        """Return rules that train the head only."""
+        return ((groups[-1][0], 1.0), (".*", FROZEN))
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Return the new head: normal kernels and zero biases. Other parameters of the head (a scale) are kept."""
+        fresh: Params = {}
+        for number, path in enumerate(sorted(head_paths(model, params))):
+            leaf, name = params[path], path.rsplit("/", 1)[-1]
+            if name == "kernel":
+                draws = jax.random.normal(jax.random.fold_in(key, number), leaf.shape, leaf.dtype)
+                fresh[path] = jnp.asarray(self.std, leaf.dtype) * draws
+            elif name == "bias":
+                fresh[path] = jnp.zeros_like(leaf)
+        return fresh
+
+
+@dataclass(frozen=True)
+class Bitfit(Strategy):
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): all biases, those of normalisation layers too, and the head.
+
+    They are 0.09 % of BERT-base, so the optimizer state is small; the backward pass still runs through the whole trunk.
+    The best learning rate is usually well above that of full fine-tuning.
+    """
+
+    def table(self, groups: Groups) -> tuple[Rule, ...]:
+        """Return rules that train the head and the biases."""
+        return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
+
+    def prepare(self, key: Array, params: Params, model: Model) -> Params:
+        """Return nothing; refuse a model without a bias below the head."""
+        if not any(path.endswith("/bias") for path in params.keys() - head_paths(model, params)):
+            head, _ = model.groups()[-1]
+            raise UserError(
+                f"strategy is bitfit, but the model has no bias below its {head}; allowed: a model with biases"
+            )
+        return {}

@@ -1,8 +1,9 @@
-"""``strategy=full``: all parameters are trained at the same rate."""
+"""``strategy=full`` and ``scratch``: all parameters are trained, from pre-trained or random initial values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..optim.partition import Groups, Rule
 from .base import Strategy
@@ -15,3 +16,10 @@ class Full(Strategy):
     def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return one rule for all parameters."""
         return ((".*", 1.0),)
+
+
+@dataclass(frozen=True)
+class Scratch(Full):
+    """Training from random initial parameters (compare He, Girshick and Dollár, arXiv 1811.08883)."""
+
+    pretrained: ClassVar[bool] = False

@@ -18,7 +18,7 @@ from src.finished.conversion import checkpoint_model, convert_from_peft, convert
 from src.finished.jobs import read_job
 from src.finished.weighted_adapters import add_weighted_adapter
 from src.models.bert import Bert, BertPooling
-from src.strategies.dora import Dora
+from src.strategies.lora import Dora
 from tests.checkpoints.damage import change, configure
 from tests.checkpoints.exported import CASES
 from tests.checkpoints.test_huggingface import FIXTURES, REAL, X, network

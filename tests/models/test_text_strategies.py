@@ -19,14 +19,11 @@ from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
 from src.strategies.adapter import Adapter, AdapterKind
-from src.strategies.chain_thaw import ChainThaw
-from src.strategies.freeze_bottom import FreezeBottom
-from src.strategies.freeze_middle import FreezeMiddle
+from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.frozen import Frozen
-from src.strategies.gradual import Gradual
 from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
-from src.strategies.top_k import TopK
+from src.strategies.phases import ChainThaw, Gradual
 from src.training.feature_cache import cache_features, num_frozen_groups, upper_params
 from src.training.loop import train
 from src.training.stage import Stage, added, frozen_paths, param_labels

@@ -22,8 +22,8 @@ from src.optim.schedules import Constant
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.mae import Mae, MaeObjective, random_mask
 from src.recipe.spec import Recipe
+from src.strategies.frozen import LinearProbe
 from src.strategies.full import Full
-from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.training.evaluation import EVALUATION_KEY, evaluate
 from src.training.stage_cache import StageCache

@@ -22,10 +22,9 @@ from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
 from src.retention.l2_sp import L2Sp
-from src.strategies.full import Full
-from src.strategies.linear_probe import LinearProbe
+from src.strategies.frozen import LinearProbe
+from src.strategies.full import Full, Scratch
 from src.strategies.lora import Lora
-from src.strategies.scratch import Scratch
 from src.types import Split
 from tests.runs import pretrain_once, pretraining_stage, resolve_trainable, run
 

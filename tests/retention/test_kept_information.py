@@ -21,8 +21,7 @@ from src.retention.ewc import Ewc, FisherSpec, OnlineEwc
 from src.retention.fisher import Estimator
 from src.retention.l2_sp import L2Sp
 from src.strategies.discriminative import Discriminative
-from src.strategies.full import Full
-from src.strategies.scratch import Scratch
+from src.strategies.full import Full, Scratch
 from src.training import stage_cache
 from src.training.stage_cache import CacheMode, Entry, StageCache, finding_key, sources
 from src.training.vectorize import RunAxis

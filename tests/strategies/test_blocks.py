@@ -4,10 +4,8 @@ import pytest
 
 from src.config.schema import typed
 from src.errors import UserError
-from src.strategies.freeze_bottom import FreezeBottom
-from src.strategies.freeze_middle import FreezeMiddle
-from src.strategies.scratch import Scratch
-from src.strategies.top_k import TopK
+from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
+from src.strategies.full import Scratch
 from tests.strategies.networks import BERT, MLP, NETWORKS, moving, where
 
 EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)

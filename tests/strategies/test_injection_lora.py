@@ -13,9 +13,8 @@ from src.errors import UserError
 from src.models.base import ApplyOptions, Model
 from src.models.mlp import Mlp
 from src.optim.partition import join, match_rules, split
-from src.strategies.dora import Dora
 from src.strategies.full import Full
-from src.strategies.lora import Lora
+from src.strategies.lora import Dora, Lora
 from tests.strategies.injected import Convolutional, compiled, plain, prepared, run, started
 
 MLP = Mlp((8, 12))

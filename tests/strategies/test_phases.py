@@ -8,9 +8,7 @@ import pytest
 
 from src.config.schema import typed
 from src.errors import UserError
-from src.strategies.chain_thaw import ChainThaw
-from src.strategies.gradual import Gradual
-from src.strategies.lp_ft import LpFt
+from src.strategies.phases import ChainThaw, Gradual, LpFt
 from tests.strategies.networks import BERT, NETWORKS, phases, rates, where
 
 EVERY_NETWORK = pytest.mark.parametrize("name", NETWORKS)

@@ -12,8 +12,7 @@ from src.config.schema import typed
 from src.errors import UserError
 from src.models.mlp import Mlp
 from src.optim.partition import match_rules
-from src.strategies.bitfit import Bitfit
-from src.strategies.linear_probe import LinearProbe
+from src.strategies.frozen import Bitfit, LinearProbe
 from tests.strategies.networks import BERT, MLP, MLP_PARAMS, NETWORKS, bert_shapes, moving, where
 
 WIDE = Mlp(widths=(400,))

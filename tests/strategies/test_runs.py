@@ -16,22 +16,13 @@ from src.optim.optimizers import Adam, Momentum
 from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
 from src.strategies.adapter import Adapter, AdapterKind
-from src.strategies.bitfit import Bitfit
-from src.strategies.chain_thaw import ChainThaw
+from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.discriminative import Discriminative
-from src.strategies.dora import Dora
-from src.strategies.freeze_bottom import FreezeBottom
-from src.strategies.freeze_middle import FreezeMiddle
-from src.strategies.frozen import Frozen
-from src.strategies.full import Full
-from src.strategies.gradual import Gradual
+from src.strategies.frozen import Bitfit, Frozen, LinearProbe, Masked
+from src.strategies.full import Full, Scratch
 from src.strategies.ia3 import Ia3
-from src.strategies.linear_probe import LinearProbe
-from src.strategies.lora import Lora
-from src.strategies.lp_ft import LpFt
-from src.strategies.masked import Masked
-from src.strategies.scratch import Scratch
-from src.strategies.top_k import TopK
+from src.strategies.lora import Dora, Lora
+from src.strategies.phases import ChainThaw, Gradual, LpFt
 from src.training.cost import update_cost
 from src.training.stage import frozen_paths, initial, with_added
 from src.training.step import start

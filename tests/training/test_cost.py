@@ -9,8 +9,8 @@ from src.models.mlp import Mlp
 from src.objectives.kinds import for_kind
 from src.optim.optimizers import Adamw
 from src.optim.schedules import Constant
+from src.strategies.frozen import Masked
 from src.strategies.full import Full
-from src.strategies.masked import Masked
 from src.training.cost import update_cost
 from src.training.stage import Stage, frozen_paths, traced
 from src.training.step import start, update

@@ -13,9 +13,8 @@ from src.models.bert import Bert
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adam
 from src.recipe.spec import Recipe
-from src.strategies.frozen import Frozen
+from src.strategies.frozen import Frozen, Masked
 from src.strategies.full import Full
-from src.strategies.masked import Masked
 from src.training import feature_cache as features
 from src.training.feature_cache import cache_features, chunks, num_frozen_groups
 from src.training.stage import initial

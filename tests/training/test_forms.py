@@ -12,8 +12,7 @@ import pytest
 from src.data.diabetes import Diabetes
 from src.optim.optimizers import Adam, Adamw, FreezeImpl, Momentum, Sgd
 from src.recipe.spec import Recipe
-from src.strategies.frozen import Frozen
-from src.strategies.masked import Masked
+from src.strategies.frozen import Frozen, Masked
 from src.training.trainer import TrainerConfig
 from tests.runs import finetuned, pretrained
 

@@ -16,8 +16,8 @@ from src.retention.ewc import Ewc
 from src.retention.isolate import Isolate
 from src.retention.l2_sp import L2Sp
 from src.retention.replay import Replay
+from src.strategies.frozen import LinearProbe
 from src.strategies.full import Full
-from src.strategies.linear_probe import LinearProbe
 from src.strategies.lora import Lora
 from src.training.vectorize import RunAxis, _programs
 from src.types import ignore

@@ -17,8 +17,8 @@ from src.objectives.supervised import Classification, Regression
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
+from src.strategies.frozen import Masked
 from src.strategies.full import Full
-from src.strategies.masked import Masked
 from src.training.stage import Stage, traced
 from src.training.step import StepKeys, gradients, start, update
 from src.training.trainer import Precision, TrainerConfig

@@ -13,9 +13,8 @@ from src.optim.optimizers import Adam, Momentum
 from src.optim.schedules import WarmupCosine
 from src.recipe.spec import Recipe
 from src.strategies.discriminative import Discriminative
-from src.strategies.frozen import Frozen
+from src.strategies.frozen import Frozen, Masked
 from src.strategies.full import Full
-from src.strategies.masked import Masked
 from src.training import compiled
 from src.training import vectorize as lanes
 from src.training.vectorize import RunAxis, over_runs, padded_size, stack_runs
