@@ -11,8 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-# --- entities --------------------------------------------------------------------------------------------------------
-
 
 class Entity(NamedTuple):
     """A run of words of one type."""
@@ -77,8 +75,6 @@ def _score(correct: int, n_true: int, n_predicted: int) -> Score:
         n_true,
     )
 
-
-# --- answers ---------------------------------------------------------------------------------------------------------
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -24,6 +24,7 @@ from .transformer import (
     TransformerModule,
     dense,
     pooled,
+    take_tokens,
 )
 
 BertHead = Enum("BertHead", ["classify", "tokens", "spans", "masked", "pretraining"])
@@ -66,20 +67,18 @@ class BertModule(TransformerModule):
         return nn.tanh(dense(self.sizes.width, "pooler")(h))
 
     @nn.nowrap
-    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs; for masked words, logits over the vocabulary (section 3.1, task 1)."""
-        if self.head not in ("masked", "pretraining"):
-            return super().apply_head(h, examples, embeddings)
-        words = self.words(h, embeddings)
-        return words if self.head == "masked" else jnp.concatenate([self.pair(h, examples, words), words], axis=1)
+    def apply_head(self, h: Array, examples: Array, embeddings: Embeddings, positions: Array | None) -> Array:
+        """Return the head's outputs; for masked words, logits over the vocabulary (section 3.1, task 1).
 
-    @nn.nowrap
-    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
-        """Return some tokens' outputs; with ``head="pretraining"``, ``(N + P, V)``: the pairs' logits come first."""
-        if self.head != "pretraining":
-            return super().head_at(h, examples, embeddings, positions)
-        words = self.words(jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), embeddings)
-        return jnp.concatenate([self.pair(h, examples, words)[:, 0], words])
+        With ``head="pretraining"`` and positions, ``(N + P, V)``: the pairs' logits come first.
+        """
+        if self.head not in ("masked", "pretraining"):
+            return super().apply_head(h, examples, embeddings, positions)
+        words = self.words(take_tokens(h, positions), embeddings)
+        if self.head == "masked":
+            return words
+        pairs = self.pair(h, examples, words)
+        return jnp.concatenate([pairs, words], axis=1) if positions is None else jnp.concatenate([pairs[:, 0], words])
 
     @nn.nowrap
     def words(self, h: Float[Array, "... E"], embeddings: Embeddings) -> Float[Array, "... V"]:

@@ -58,9 +58,6 @@ class ResNetConfig(NamedTuple):
         ]
 
 
-# --- the network, group by group -------------------------------------------------------------------------------------
-
-
 def conv(width: int, size: int, stride: int, name: str) -> nn.Conv:
     """Return a convolution without bias, padded as in PyTorch, with He et al.'s initializer (arXiv 1502.01852)."""
     return nn.Conv(
@@ -150,9 +147,6 @@ class ResNetModule(nn.Module):
         if stop <= end:
             return x
         return nn.Dense(self.outputs, name="head")(Dropout(self.dropout, name="dropout")(x))
-
-
-# --- the settings ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -232,16 +232,7 @@ class TransformerModule(nn.Module):
             h = self.pool(h)
         if stop < end:
             return h if whole and stop > depth else Hidden(h, examples).packed()
-        if positions is None:
-            return self.apply_head(h, examples, embeddings)
-        return self.head_at(h, examples, embeddings, positions)
-
-    @nn.nowrap
-    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
-        """Return the head's outputs for some tokens."""
-        return self.apply_head(
-            jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), examples, embeddings
-        )
+        return self.apply_head(h, examples, embeddings, positions)
 
     @nn.nowrap
     def check(self, x: Array) -> None:
@@ -273,8 +264,9 @@ class TransformerModule(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define pool()")
 
     @nn.nowrap
-    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs. Subclasses add the heads over the vocabulary."""
+    def apply_head(self, h: Array, examples: Array, embeddings: Embeddings, positions: Array | None) -> Array:
+        """Return the head's outputs, of some tokens if given. Subclasses add the heads over the vocabulary."""
+        h = take_tokens(h, positions)
         h = Dropout(self.head_dropout, name="head_dropout")(h)
         outputs = dense(self.outputs, "classifier", bias=self.head_bias)(h)
         if self.head == "spans":
@@ -285,6 +277,32 @@ class TransformerModule(nn.Module):
     def head_bias(self) -> bool:
         """Whether the classifier has a bias."""
         return True
+
+
+class PreNormBlock(nn.Module):
+    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
+
+    sizes: Any
+    dropout: Any
+    activation: Callable[[Array], Array]
+    fused: bool = False
+    std: float = 0.02  # of the initial kernels of both outputs
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 #L L"]) -> Float[Array, "N*L E"]:
+        """Return new hidden states."""
+        sizes = self.sizes
+        attention = Attention(sizes.heads, self.dropout, self.fused, self.std, name="attention")
+        attended = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
+        h += Dropout(self.dropout, name="attention_dropout")(attended)
+        inner = dense(sizes.intermediate, "up")(nn.LayerNorm(sizes.epsilon, name="mlp_norm")(h))
+        outer = dense(sizes.width, "down", std=self.std)(self.activation(inner))
+        return h + Dropout(self.dropout, name="mlp_dropout")(outer)
+
+
+def take_tokens(h: Float[Array, "N L E"], positions: Array | None) -> Float[Array, "... E"]:
+    """Return the hidden states of some tokens, int ``(P,)`` into the batch's ``N * L``; ``None``: of all."""
+    return h if positions is None else jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip")
 
 
 def block_outputs(layers: int) -> tuple[tuple[str, ...], ...]:

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .base import block_groups
 from .cpu_kernels import convolve, gelu
 from .layers import Dropout, take_rows
-from .transformer import Attention, block_outputs, check_heads, dense, truncated_normal_init
+from .transformer import PreNormBlock, block_outputs, check_heads, dense, truncated_normal_init
 from .vision import Scaling, Vision, check_images, standardize
 
 Size = Enum("Size", ["tiny", "small", "base"])
@@ -61,9 +61,6 @@ class ViTConfig(NamedTuple):
         return height // patch, width // patch
 
 
-# --- the network, group by group -------------------------------------------------------------------------------------
-
-
 class PatchEmbeddings(nn.Module):
     """A dense layer on each patch, a class token before them, and position embeddings."""
 
@@ -83,30 +80,13 @@ class PatchEmbeddings(nn.Module):
         return Dropout(self.dropout, name="dropout")(h + positions)
 
 
-class VitBlock(nn.Module):
-    """A pre-norm block: attention and two dense layers, each with a residual connection."""
-
-    sizes: ViTConfig
-    dropout: Any
-
-    @nn.compact
-    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "1 1 1 L"]) -> Float[Array, "N*L E"]:
-        """Return new hidden states."""
-        epsilon = self.sizes.epsilon
-        normalised = nn.LayerNorm(epsilon, name="attention_norm")(h)
-        attended = Attention(self.sizes.heads, self.dropout, name="attention")(normalised, bias)
-        h += Dropout(self.dropout, name="attention_dropout")(attended)
-        inner = gelu(dense(self.sizes.intermediate, "up")(nn.LayerNorm(epsilon, name="mlp_norm")(h)))
-        return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
-
-
 def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
     """Apply some blocks, as submodules of the calling module; every token attends to every other."""
     shape, bias = h.shape, jnp.zeros((1, 1, 1, h.shape[1]))
     # All tokens as one matrix, which makes the gradients of kernels plain products.
     h = h.reshape(-1, h.shape[-1])
     for i in numbers:
-        h = VitBlock(sizes, dropout, name=f"block_{i}")(h, bias)
+        h = PreNormBlock(sizes, dropout, gelu, name=f"block_{i}")(h, bias)
     return h.reshape(shape)
 
 
@@ -155,9 +135,6 @@ class VitModule(nn.Module):
         if stop <= end:
             return x
         return dense(self.outputs, "head")(Dropout(self.head_dropout, name="head_dropout")(x))
-
-
-# --- the settings ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -148,9 +148,6 @@ def to_float(images: Shaped[Array, "*n"]) -> Float[Array, "*n"]:
     return images.astype(jnp.float32)
 
 
-# --- crops, flips and blur -------------------------------------------------------------------------------------------
-
-
 class CropBox(NamedTuple):
     """A part of an image, in whole pixels (as float32)."""
 
@@ -235,9 +232,6 @@ def gaussian_blur(planes: Float[Array, "H C W"], sigma: Any, size: int) -> Float
         shifted = (jax.lax.slice_in_dim(padded, i, i + side, axis=axis) for i in range(size))
         planes = sum((weight * part for weight, part in zip(kernel, shifted, strict=True)), jnp.zeros_like(planes))
     return planes
-
-
-# --- colours ---------------------------------------------------------------------------------------------------------
 
 
 def to_grayscale(planes: Float[Array, "H C W"]) -> Float[Array, "H 1 W"]:

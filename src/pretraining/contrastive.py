@@ -19,8 +19,6 @@ from ..metrics.embeddings import PRECISE, unit
 from ..models.base import is_statistic
 from ..types import Params
 
-# --- two views in one batch (SimCLR) -------------------------------------------------------------------------------
-
 
 def nt_xent(
     z_a: Float[Array, "N D"], z_b: Float[Array, "N D"], temperature: Any, *, chunk: int | None = None
@@ -64,9 +62,6 @@ def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str
     within = jnp.sum(jnp.square(both)) + 2 * n * positive
     negative = (jnp.sum(jnp.square(jnp.sum(both, axis=0))) - within) / (4 * n * (n - 1))
     return {"pos_similarity": positive, "neg_similarity": negative}
-
-
-# --- one view against a queue of old keys (MoCo) -------------------------------------------------------------------
 
 
 def queue_info_nce(
@@ -131,9 +126,6 @@ def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params
         path: leaf if is_statistic(path) else momentum * leaf + (1.0 - momentum) * params[path]
         for path, leaf in key_params.items()
     }
-
-
-# --- temperatures --------------------------------------------------------------------------------------------------
 
 
 def cosine_temperature(step: Any, total_steps: Any, hot: Any, cold: Any, fraction: Any) -> Any:
