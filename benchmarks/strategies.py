@@ -14,12 +14,11 @@ from src.data.base import Transfer
 from src.models.mlp import Mlp
 from src.optim.optimizers import Adamw
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter
+from src.strategies.adapter import Adapter, Ia3
 from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Bitfit, Frozen, LinearProbe, Masked
 from src.strategies.full import Full
-from src.strategies.ia3 import Ia3
 from src.strategies.lora import Dora, Lora
 from src.training.compiled import prepare_jax
 from src.training.cost import update_cost

@@ -44,18 +44,24 @@ CONFIG_GROUPS = {
 # Options whose class is not named after them (``None`` cannot be a class's name).
 CLASS_NAMES = {("trainer", "plain"): "TrainerConfig", ("retention", "none"): "NoRetention"}
 
-# Options that share a file; the others have a file of their own name.
+# Options that share a file with others of their group; the rest have a file of their own name.
 SHARED_FILES = {
-    **dict.fromkeys([("retention", "none"), ("pretrain", "supervised"), ("pretrain", "checkpoint")], "base"),
-    **{("pretrain", name): "text" for name in ("causal_lm", "mlm", "mlm_nsp", "mlm_sop", "nsp", "sop")},
-    **{("pretrain", name): "moco" for name in ("moco_v1", "moco_v2")},
-    ("retention", "online_ewc"): "ewc",
-    **{("strategy", name): "blocks" for name in ("freeze_bottom", "freeze_middle", "top_k")},
-    **{("strategy", name): "phases" for name in ("gradual", "chain_thaw", "lp_ft")},
-    **{("strategy", name): "frozen" for name in ("masked", "linear_probe", "bitfit")},
-    ("strategy", "scratch"): "full",
-    ("strategy", "dora"): "lora",
+    "strategy": {
+        "frozen": ("masked", "linear_probe", "bitfit"),
+        "full": ("scratch",),
+        "blocks": ("freeze_bottom", "freeze_middle", "top_k"),
+        "phases": ("gradual", "chain_thaw", "lp_ft"),
+        "adapter": ("ia3",),
+        "lora": ("dora",),
+    },
+    "pretrain": {
+        "base": ("supervised", "checkpoint"),
+        "text": ("causal_lm", "mlm", "mlm_nsp", "mlm_sop", "nsp", "sop"),
+        "moco": ("moco_v1", "moco_v2"),
+    },
+    "retention": {"base": ("none", "isolate"), "ewc": ("online_ewc",), "rehearsal": ("replay", "distill")},
 }
+FILES = {(group, name): file for group, of in SHARED_FILES.items() for file, names in of.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,7 @@ def option_class(group: str, name: str) -> type:
         UserError: no such option; the allowed ones are listed.
     """
     class_name = _class_name(group, name)
-    module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=SHARED_FILES.get((group, name), name))}"
+    module_name = f"{PACKAGE}.{CONFIG_GROUPS[group].format(name=FILES.get((group, name), name))}"
     try:
         return getattr(importlib.import_module(module_name), class_name)
     except ModuleNotFoundError as error:
@@ -123,7 +129,7 @@ def option_names(group: str) -> list[str]:
 
 def option_name(option: Any) -> str:
     """Return the name of a built option: that of its module, in groups with one module per option."""
-    shared = {_class_name(group, name): name for group, name in SHARED_FILES}
+    shared = {_class_name(group, name): name for group, name in FILES}
     return shared.get(type(option).__name__) or type(option).__module__.rpartition(".")[2]
 
 

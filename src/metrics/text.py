@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +87,7 @@ def normalised(answer: str) -> str:
 
 def exact_match(answer: str, answers: Iterable[str]) -> float:
     """Return 1.0 if the normalised answer equals one of the correct ones, else 0.0."""
-    return _best(lambda one: float(normalised(answer) == normalised(one)), answers)
+    return max(float(normalised(answer) == normalised(one)) for one in answers)
 
 
 def answer_f1(answer: str, answers: Iterable[str]) -> float:
@@ -98,11 +98,7 @@ def answer_f1(answer: str, answers: Iterable[str]) -> float:
         common = (Counter(mine) & Counter(theirs)).total()
         return 2 * common / (len(mine) + len(theirs)) if common else 0.0
 
-    return _best(one_f1, answers)
-
-
-def _best(score: Callable[[str], float], answers: Iterable[str]) -> float:
-    return max(map(score, answers))
+    return max(map(one_f1, answers))
 
 
 def squad_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:

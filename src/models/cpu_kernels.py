@@ -50,7 +50,7 @@ ROWS = 8  # of ones: a product with a single row of ones is summed element by el
 def sum_leading_axes(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
     """Return ``x.sum(axes, keepdims=True)`` over all axes but the last; on a CPU as a product with ones.
 
-    Unnecessary once XLA's sum over leading axes reads memory in order: it is some ten times slower than the product.
+    Unnecessary once XLA's sum reads memory in order: it is some ten times slower than the product.
     """
     axes = tuple(range(x.ndim - 1))
     if jax.default_backend() != "cpu":
@@ -162,8 +162,7 @@ conv_nhwc_vjp.defvjp(_conv_fwd, _conv_bwd)
 class BatchNorm(nn.BatchNorm):
     """``nn.BatchNorm`` over the last axis, with other kernels for the batch statistics and their gradients.
 
-    Of the fields of ``nn.BatchNorm``, those for momentum, epsilon and the initial values are used. Unnecessary once XLA
-    sums over leading axes quickly: derived from ``nn.BatchNorm``, the sums take five times as long.
+    Unnecessary once XLA sums over leading axes quickly: derived from ``nn.BatchNorm``, they take five times as long.
     """
 
     momentum: float = 0.9

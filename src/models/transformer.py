@@ -164,22 +164,6 @@ class Embeddings(nn.Module):
 # --- the network, group by group -------------------------------------------------------------------------------------
 
 
-class Hidden(NamedTuple):
-    """The state between two groups below the pooling: hidden states, and the number of each token's example."""
-
-    states: Float[Array, "N L E"]
-    examples: Int[Array, "N L"]
-
-    def packed(self) -> Float[Array, "N L E+1"]:
-        """Return both as one array, with the numbers as the last column."""
-        return jnp.concatenate([self.states, self.examples[..., None].astype(self.states.dtype)], axis=-1)
-
-    @classmethod
-    def unpacked(cls, x: Float[Array, "N L E+1"]) -> Hidden:
-        """Return the inverse of :meth:`packed`."""
-        return cls(x[..., :-1], x[..., -1].astype(jnp.int32))
-
-
 class TransformerModule(nn.Module):
     """Embeddings, blocks and a head. Subclasses define the blocks, the pooler and the head.
 
@@ -217,7 +201,7 @@ class TransformerModule(nn.Module):
         elif whole and start > depth:
             h = x
         else:
-            h, examples = Hidden.unpacked(x)
+            h, examples = x[..., :-1], x[..., -1].astype(jnp.int32)
         bias = attention_bias(examples, self.causal, self.examples > 1)
         # Blocks take all tokens as one matrix, which makes the gradients of kernels plain products: a fifth faster.
         shape, h = h.shape, h.reshape(-1, h.shape[-1])
@@ -231,7 +215,8 @@ class TransformerModule(nn.Module):
         if start <= depth + 1 < end - 1 and depth + 1 < stop:
             h = self.pool(h)
         if stop < end:
-            return h if whole and stop > depth else Hidden(h, examples).packed()
+            numbers = examples[..., None].astype(h.dtype)
+            return h if whole and stop > depth else jnp.concatenate([h, numbers], axis=-1)
         return self.apply_head(h, examples, embeddings, positions)
 
     @nn.nowrap

@@ -84,8 +84,7 @@ def choose_words(
 ) -> Bool[Array, "N L"]:
     """Return which allowed tokens are chosen, all of a word or none of them.
 
-    Each word is chosen with probability ``mask_prob``. With ``count``, words are taken in a random order until a row
-    has ``count`` tokens; a word that is longer than the remaining room is skipped.
+    With ``count``, words are taken in a random order until a row has ``count`` tokens; longer ones are skipped.
     """
     u = jax.random.uniform(key, (*words.shape[:1], words.shape[1] + 1))  # one number for each word
     if count is None:

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ..config.hparams import COUNT, FRACTION, UNIT, hparam
 from ..errors import UserError
 from ..metrics.classification import at_least_float32, masked_mean
+from .base import Objective
 from .masking import SHARES, mask_tokens, word_ids
 from .supervised import Classification
 
@@ -54,9 +55,7 @@ class Spans(TokenClassification):
         exact = masked_mean(both, jnp.all(self.valid(targets), axis=-1))
         return {"loss": self.loss(outputs, targets), "accuracy": exact}
 
-    def report(self, outputs: Float[Array, "N L 2"], targets: Int[Array, "N 2"]) -> dict[str, Float[Array, ""]]:
-        """Return the metrics; those of the answers' words are in ``src/metrics/text.py``."""
-        return self.metrics(outputs, targets)
+    report = Objective.report
 
 
 @dataclass(frozen=True)
@@ -74,9 +73,7 @@ class Causal(TokenClassification):
         loss = masked_mean(losses, self.valid(targets))
         return {"loss": loss, "perplexity": jnp.exp(loss), "accuracy": masked_mean(hits, self.valid(targets))}
 
-    def report(self, outputs: Float[Array, "N L 2"], targets: Int[Array, "N L"]) -> dict[str, Float[Array, ""]]:
-        """Return the metrics."""
-        return self.metrics(outputs, targets)
+    report = Objective.report
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from ..config.hparams import COUNT, POSITIVE, hparam
 from ..config.schema import option_name
 from ..data.base import Transfer
 from ..errors import UserError
-from ..metrics.knn import knn_predict
-from ..metrics.linear_probe import accuracy, fit_probe, linear_probe
+from ..metrics.probes import accuracy, fit_probe, knn_predict, linear_probe
 from ..models.base import Model
 from ..types import Split
 from .base import Features, Pretraining

@@ -29,8 +29,7 @@ EPSILON = 1e-6  # added to the variance of a patch's pixels, which is 0 for a un
 class MaeObjective(Objective):
     """The mean squared error of masked patches; targets and outputs are ``(N, masked, P)``, in the patches' order.
 
-    ``visible``: patches of an image that are not masked. ``norm_pix_loss``: whether a patch's targets are its pixels
-    minus their mean, over their standard deviation (of all P numbers; He et al., section 4.1).
+    ``norm_pix_loss``: whether targets are a patch's standardised pixels (He et al., section 4.1).
     """
 
     augmentation: Augmentation = hparam()

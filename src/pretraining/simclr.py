@@ -37,10 +37,8 @@ ONLINE_SIGNALS = ("online_loss", "online_accuracy")  # of the online probe
 class OnlineProbe:
     """Logistic regression by gradient descent with momentum, updated once in each update of the network.
 
-    As in SimCLR's own code (Chen et al., arXiv 2002.05709), it shows the progress of the pre-training. Features are
-    centred by their batch and normalised, so that one learning rate fits any network.
-
-    ``lr``: learning rate. ``features``, ``classes``: shape of the classifier.
+    As in SimCLR's own code, it shows the progress of the pre-training. Features are centred by their batch and
+    normalised, so that one learning rate ``lr`` fits any network.
     """
 
     lr: float = hparam(1.0, POSITIVE, traced=True)
@@ -154,7 +152,7 @@ class SimclrObjective(ContrastiveObjective):
 
 
 def in_splits(run: Any, x: Float[Array, "N ..."], splits: int) -> tuple[Any, Params]:
-    """Return the outputs of a batch whose splits are batch-normalised separately, and the mean of their statistics."""
+    """Return the outputs of a batch whose splits are batch-normalised separately, and their mean statistics."""
     if splits == 1:
         return run(x)
     outputs, statistics = jax.vmap(run)(x.reshape(splits, -1, *x.shape[1:]))

@@ -1,4 +1,4 @@
-"""The base class of retention methods, which protect the source task during fine-tuning."""
+"""The base class of retention methods, which protect the source task, and ``retention=none`` and ``isolate``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ..models.base import Model, is_statistic
 from ..objectives.base import NetworkFns, Objective
 from ..types import Params, Split
 
+ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")  # strategies
 RetentionState = dict[str, Any]  # a pytree of arrays, an argument of the compiled programs
 Rate = Float[Array, ""] | Mapping[str, Any]  # a learning rate: one, or one for each path
 # Of a description of a computation (a dataclass; its `str` is a label) and of the computation: its result.
@@ -164,6 +165,27 @@ class NoRetention(Retention):
     """``retention=none``: plain fine-tuning; forgetting is measured only."""
 
 
+@dataclass(frozen=True)
+class Isolate(Retention):
+    """Checks that only the head and parameters added by the strategy are trained.
+
+    The source task is then evaluated without the added parameters: its accuracy is bit-identical.
+    """
+
+    isolates: ClassVar[bool] = True
+
+    def check(self, setup: FinetuneSetup) -> None:
+        """Refuse a strategy that changes a parameter, or a batch statistic, of the pre-trained network."""
+        added, head = setup.adapter_params, setup.head
+        shared = sorted(p for p in setup.trainable if p.rpartition("/")[2] not in added and p not in head)
+        if shared:
+            suitable = [name for name in ISOLATING if name in option_names("strategy")]
+            raise UserError(
+                f"retention.name is 'isolate', and the strategy moves {listed(shared, 4)} of the pre-trained network; "
+                f"allowed: strategies that move only the head or what they add, such as {listed(suitable)}"
+            )
+
+
 def no_source(method: Retention) -> UserError:
     """Return the error of a method that needs rows of the source task if there are none."""
     return UserError(
@@ -208,8 +230,7 @@ def distance(params: Params, anchor: Params, weights: Mapping[str, Any] | None =
 def _half_square(difference: Array, weight: Array) -> Float[Array, ""]:
     """Return ``1/2 sum weight * difference**2``; its gradient is ``weight * difference``.
 
-    The sum is a product with ones, as XLA's reduction of a whole array on a CPU is not vectorised. The gradient is
-    explicit, so that it is fused with the optimizer's update instead of being a product with ones itself.
+    A product with ones, as XLA's sum of a whole array on a CPU is not vectorised; explicit, the gradient is not one.
     """
     squares = jnp.atleast_1d(weight * difference * difference)
     rows = jnp.matmul(squares, jnp.ones(squares.shape[-1]), precision=jax.lax.Precision.HIGHEST)

@@ -174,10 +174,9 @@ def _of_a_batch(
 class Tapped(NamedTuple):
     """A traced function of one row, with taps at the products whose kernels need no per-row gradient.
 
-    If a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's gradient of it is the outer product of
-    ``a`` and the product's gradient ``d``. Its square is the outer product of ``a**2`` and ``d**2``, so that the sum
-    over rows is one matrix product and no row's gradient is stored: about a hundred times faster. Other parameters are
-    copied for each row, so that the gradients of the copies are per row.
+    If a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's squared gradient of it is the outer product
+    of ``a**2`` and ``d**2``, with ``d`` the product's gradient. The sum over rows is then one matrix product, about a
+    hundred times faster. Other parameters are copied for each row, so that the gradients of the copies are per row.
     """
 
     program: ClosedJaxpr

@@ -21,21 +21,17 @@ FACTOR = Check("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
 class Discriminative(Strategy):
     """Discriminative learning rates (ULMFiT, arXiv 1801.06146, section 3.2), or layer-wise learning-rate decay.
 
-    Group ``g`` of ``G``, counted from 0 at the bottom, gets ``lr * max(decay ** (G - 1 - g), min_scale)``: the head has
-    the full rate. The groups are embeddings or stem, the blocks, the head: ``G = L + 2`` for ``L`` blocks over
-    embeddings, whose exponent is then ``L + 1``.
+    Group ``g`` of ``G``, counted from 0 at the bottom, gets ``lr * max(decay ** (G - 1 - g), min_scale)``. The groups
+    are embeddings or stem, the blocks, the head: ``G = L + 2`` for ``L`` blocks over embeddings.
 
     ``decay``: 0.9 (ELECTRA .8 and .9, BEiT .9, MAE .65 to .75). ``xi``: ULMFiT's divisor, used instead of ``decay``:
     ``decay = 1 / xi``. ``min_scale``: a lower bound, as in timm.
 
-    **A strong decay freezes.** ULMFiT's 2.6 was chosen for five groups, where the bottom learns 46 times slower than
-    the head. With 12 blocks, embeddings and head, ``2.6 ** 13`` is 248,115: a rate of 2e-5 becomes 8e-11, and the
-    update of most float32 weights rounds to zero. ``freeze_bottom`` does the same at a lower cost.
+    **A strong decay freezes.** ULMFiT's 2.6 was chosen for five groups. With 12 blocks, embeddings and head, ``2.6 **
+    13`` is 248,115: a rate of 2e-5 becomes 8e-11, and the update of most float32 weights rounds to zero.
 
-    **Conventions differ by one.** As in timm, the top block has ``decay`` and the embeddings ``decay ** (L + 1)``.
-    In ELECTRA the top block is two steps below the head, so everything below the head has one more factor ``decay``.
-    Descriptions with ``xi ** L`` for the bottom count the layers only: that is the lowest *block* here. Each run prints
-    the scales.
+    **Conventions differ by one.** As in timm, the top block has ``decay`` and the embeddings ``decay ** (L + 1)``. In
+    ELECTRA everything below the head has one more factor ``decay``. Each run prints the scales.
     """
 
     decay: float = hparam(0.9, RATIO, traced=True)

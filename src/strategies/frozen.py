@@ -31,10 +31,7 @@ class Frozen(Strategy):
 
 @dataclass(frozen=True)
 class Masked(Strategy):
-    """Training by pattern, with ``optax.masked`` chained to ``masked(set_to_zero)``.
-
-    ``trainable``: names of groups, or regular expressions on whole paths.
-    """
+    """Training by pattern, a group's name or an expression on whole paths, with ``optax.masked``."""
 
     freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.masked
     trainable: tuple[str, ...] = hparam(("head",))
@@ -50,10 +47,9 @@ class Masked(Strategy):
 class LinearProbe(Strategy):
     """The linear evaluation protocol of MoCo (He et al., arXiv 1911.05722, section 4.1).
 
-    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)`` with ``std = 0.01``, bias zero. Batch
-    statistics are frozen with the trunk. The rest of the protocol, for ImageNet: ``optimizer=momentum`` (0.9) without
-    weight decay, 256 rows an update, 100 epochs at a rate of 30, divided by 10 after the 60th and the 80th. Good rates
-    of a probe can be far above those of ``full``.
+    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)``, bias zero. The rest of the protocol,
+    for ImageNet: ``optimizer=momentum`` (0.9) without weight decay, 256 rows an update, 100 epochs at a rate of 30,
+    divided by 10 after the 60th and the 80th. Good rates of a probe can be far above those of ``full``.
     """
 
     std: float = hparam(0.01, NON_NEGATIVE, traced=True)
@@ -77,9 +73,8 @@ class LinearProbe(Strategy):
 
 @dataclass(frozen=True)
 class Bitfit(Strategy):
-    """BitFit (Ben Zaken et al., arXiv 2106.10199): all biases, those of normalisation layers too, and the head.
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): the head and all biases, those of normalisation layers too.
 
-    They are 0.09 % of BERT-base, so the optimizer state is small; the backward pass still runs through the whole trunk.
     The best learning rate is usually well above that of full fine-tuning.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from ..config.hparams import COUNT, FRACTION, POSITIVE, RATIO, hparam
 from ..errors import UserError
@@ -12,20 +13,39 @@ from .discriminative import layer_scales
 
 
 @dataclass(frozen=True)
-class Gradual(Strategy):
+class EqualPhases(Strategy):
+    """Base of the strategies whose phases take ``every`` updates (``None``: an epoch), the last the remaining ones."""
+
+    doing: ClassVar[str]  # what the phases do, for errors
+    every: int | None = hparam(None, COUNT)
+
+    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
+        """Return ``every`` updates for each phase but the last; refuse a last phase without updates."""
+        each = self.every or epoch
+        least = each * (phases - 1) + 1
+        if steps < least:
+            given = self.every or f"null (an epoch, here {epoch})"
+            doing = self.doing.format(all=phases, alone=phases - 1)
+            raise UserError(
+                f"strategy.every is {given}: {doing} groups needs at least {least} updates, finetune_steps is {steps}"
+            )
+        return (*[each] * (phases - 1), steps - each * (phases - 1))
+
+
+@dataclass(frozen=True)
+class Gradual(EqualPhases):
     """Gradual unfreezing (Howard and Ruder, ULMFiT, arXiv 1801.06146, section 3.3).
 
-    In phase ``j``, counted from 0, the ``j + 1`` highest groups are trained and the rest is frozen; in the last phase
-    everything is trained. Each phase but the last takes ``every`` updates (``None``: one epoch, as in the paper), the
-    last takes the remaining ones. ``decay`` adds discriminative learning rates, as in ULMFiT (``1 / 2.6``): a group's
-    rate is ``lr * decay ** (number of groups above it)``.
+    In phase ``j``, counted from 0, the ``j + 1`` highest groups are trained and the rest is frozen. ``decay`` adds
+    discriminative learning rates, as in ULMFiT (``1 / 2.6``): a group's rate is ``lr * decay ** (number of groups above
+    it)``.
 
     Each phase is compiled separately; its backward pass ends at its lowest trained group. The optimizer state of groups
     that were trained before is kept, that of new groups starts fresh. The schedule restarts with each phase, as in
     ULMFiT's script and in AllenNLP, so each new group has a warm-up.
     """
 
-    every: int | None = hparam(None, COUNT)
+    doing: ClassVar[str] = "unfreezing {all}"
     decay: float = hparam(1.0, RATIO, traced=True)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
@@ -35,32 +55,17 @@ class Gradual(Strategy):
         phases = [(*lines[:count], (".*", FROZEN)) for count in range(1, len(lines))]
         return (*phases, tuple(lines))
 
-    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes the remaining ones."""
-        return equal_phases(self.every, phases, steps, epoch, f"unfreezing {phases} groups")
-
-
-def equal_phases(every: int | None, phases: int, steps: int, epoch: int, doing: str) -> tuple[int, ...]:
-    """Return ``every`` updates (``None``: an epoch) for each phase but the last, which takes the remaining ones."""
-    each = every or epoch
-    least = each * (phases - 1) + 1
-    if steps < least:
-        given = every if every else f"null (an epoch, here {epoch})"
-        raise UserError(f"strategy.every is {given}: {doing} needs at least {least} updates, finetune_steps is {steps}")
-    return (*[each] * (phases - 1), steps - each * (phases - 1))
-
 
 @dataclass(frozen=True)
-class ChainThaw(Strategy):
+class ChainThaw(EqualPhases):
     """Chain-thaw (Felbo et al., DeepMoji, arXiv 1708.00524, section 3.3).
 
-    Until the last phase only one group is trained at a time, which limits overfitting. ``G`` groups make ``G + 1``
-    phases; each but the last takes ``every`` updates (``None``: one epoch), the last takes the remaining ones. The
-    paper runs each phase until the validation loss stops decreasing; a fixed number of updates makes the cost
-    comparable with other strategies.
+    Until the last phase only one group is trained at a time, which limits overfitting: ``G`` groups make ``G + 1``
+    phases. The paper runs each phase until the validation loss stops decreasing; a fixed number of updates makes the
+    cost comparable with other strategies.
     """
 
-    every: int | None = hparam(None, COUNT)
+    doing: ClassVar[str] = "thawing {alone}"
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
         """Return the phases: the head, each group below it from the bottom up, everything."""
@@ -68,20 +73,14 @@ class ChainThaw(Strategy):
         alone = [((name, 1.0), (".*", FROZEN)) for name in (head, *below)]
         return (*alone, ((".*", 1.0),))
 
-    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes the remaining ones."""
-        return equal_phases(self.every, phases, steps, epoch, f"thawing {phases - 1} groups")
-
 
 @dataclass(frozen=True)
 class LpFt(Strategy):
     """Linear probing, then full fine-tuning (Kumar et al., arXiv 2202.10054).
 
     An untrained head distorts the features below it while both are trained; a probed head does so less, which improves
-    accuracy out of distribution. Fine-tuning continues from the probe's head, and the schedule restarts.
-
-    ``probe_fraction``: share of the updates for the probe, rounded; each phase gets at least one. ``probe_lr_scale``:
-    the probe's learning rate over ``lr_fine``.
+    accuracy out of distribution. ``probe_fraction``: share of the updates for the probe, rounded; each phase gets at
+    least one, and the schedule restarts. ``probe_lr_scale``: the probe's learning rate over ``lr_fine``.
     """
 
     probe_fraction: float = hparam(0.5, FRACTION)

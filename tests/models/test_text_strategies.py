@@ -18,10 +18,9 @@ from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
-from src.strategies.adapter import Adapter, AdapterKind
+from src.strategies.adapter import Adapter, AdapterKind, Ia3
 from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.frozen import Frozen
-from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
 from src.strategies.phases import ChainThaw, Gradual
 from src.training.feature_cache import cache_features, num_frozen_groups, upper_params

@@ -15,10 +15,9 @@ from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter, AdapterKind
+from src.strategies.adapter import Adapter, AdapterKind, Ia3
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Bitfit, Frozen, LinearProbe
-from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
 from src.training.feature_cache import cache_features
 from src.training.stage import Stage

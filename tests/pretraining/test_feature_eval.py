@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from src.config.choices import CacheMode
 from src.data.base import Transfer
 from src.errors import UserError
-from src.metrics.linear_probe import PENALTIES
+from src.metrics.probes import PENALTIES
 from src.models.base import ApplyOptions
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.contrastive import Shape, Temperature

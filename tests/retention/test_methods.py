@@ -24,13 +24,11 @@ from src.pretraining.mae import MaeObjective
 from src.pretraining.moco import MocoObjective
 from src.pretraining.simclr import SimclrObjective
 from src.retention import fisher_diagonal
-from src.retention.base import FinetuneSetup, NoRetention, Retention, SourceTask, distance
-from src.retention.distill import Distill, divergence
+from src.retention.base import FinetuneSetup, Isolate, NoRetention, Retention, SourceTask, distance
 from src.retention.ewc import Ewc, OnlineEwc
 from src.retention.fisher import Estimator
-from src.retention.isolate import Isolate
 from src.retention.l2_sp import L2Sp
-from src.retention.replay import Replay, reservoir
+from src.retention.rehearsal import Distill, Replay, divergence, reservoir
 from src.types import Split
 
 RNG = np.random.default_rng(0)

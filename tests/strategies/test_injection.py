@@ -9,8 +9,7 @@ import pytest
 from src.errors import UserError
 from src.models.mlp import Mlp
 from src.optim.partition import FROZEN, match_rules
-from src.strategies.adapter import Adapter, AdapterKind
-from src.strategies.ia3 import Ia3
+from src.strategies.adapter import Adapter, AdapterKind, Ia3
 from src.strategies.lora import Dora, Lora
 from tests.strategies.injected import Convolutional, Encoder, count, prepared, run, shapes_added, started
 

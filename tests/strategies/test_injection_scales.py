@@ -9,8 +9,7 @@ import pytest
 from src.errors import UserError
 from src.models.base import ApplyOptions
 from src.models.mlp import Mlp
-from src.strategies.adapter import Activation, Adapter, AdapterKind
-from src.strategies.ia3 import Ia3
+from src.strategies.adapter import Activation, Adapter, AdapterKind, Ia3
 from tests.strategies.injected import Convolutional, compiled, plain, prepared, run, started
 
 MLP = Mlp((8, 8))  # square, so that inputs and outputs could be taken for one another

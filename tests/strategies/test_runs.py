@@ -15,12 +15,11 @@ from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Momentum
 from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter, AdapterKind
+from src.strategies.adapter import Adapter, AdapterKind, Ia3
 from src.strategies.blocks import FreezeBottom, FreezeMiddle, TopK
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Bitfit, Frozen, LinearProbe, Masked
 from src.strategies.full import Full, Scratch
-from src.strategies.ia3 import Ia3
 from src.strategies.lora import Dora, Lora
 from src.strategies.phases import ChainThaw, Gradual, LpFt
 from src.training.cost import update_cost

@@ -11,11 +11,10 @@ from src.errors import UserError
 from src.models.mlp import Mlp
 from src.optim.optimizers import Sgd
 from src.recipe.spec import Recipe
-from src.retention.distill import Distill
+from src.retention.base import Isolate
 from src.retention.ewc import Ewc
-from src.retention.isolate import Isolate
 from src.retention.l2_sp import L2Sp
-from src.retention.replay import Replay
+from src.retention.rehearsal import Distill, Replay
 from src.strategies.frozen import LinearProbe
 from src.strategies.full import Full
 from src.strategies.lora import Lora

@@ -1,19 +1,20 @@
-"""``retention=replay``: some rows of the source task are stored and trained on beside the target's."""
+"""``retention=replay`` and ``distill``: training continues on stored source rows, or on the source head's outputs."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from ..config.hparams import COUNT, NON_NEGATIVE, RATIO, hparam
+from ..config.hparams import COUNT, NON_NEGATIVE, POSITIVE, RATIO, hparam
 from ..notices import warn_once
 from ..objectives.base import NetworkFns, Objective, StepContext
+from ..objectives.supervised import Classification
 from .base import Retention, RetentionState, SourceTask, source_model, source_rows
 
 RESERVOIR_STREAM = 0x2E5E2
@@ -83,3 +84,43 @@ def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray,
     # Of several rows for one place the last one stays, as in a loop: NumPy assigns them in order.
     stored[places[inside]] = later[inside]
     return stored
+
+
+@dataclass(frozen=True)
+class Distill(Retention):
+    """Learning without forgetting (Li and Hoiem, arXiv 1606.09282, eq. 2 and 3); needs no rows of the source.
+
+    ``strength * temperature**2 * KL(old || new)`` between the probabilities of the source's classes by the old and by
+    the new network on the batch. The paper's cross-entropy differs from it by a constant; the factor makes the scale of
+    the gradients independent of the temperature (Hinton et al., arXiv 1503.02531, section 2). For regressions and
+    embeddings: the mean squared difference of the outputs.
+    """
+
+    rehearses: ClassVar[bool] = True
+    requirement: ClassVar[str] = "asks the source's head of whole inputs"
+
+    strength: float = hparam(1.0, NON_NEGATIVE, traced=True)
+    temperature: float = hparam(2.0, POSITIVE, traced=True)
+
+    @classmethod
+    def supports(cls, objective: Objective) -> bool:
+        """Tell whether the network takes rows unchanged."""
+        return objective.raw_inputs
+
+    def init_state(self, task: SourceTask) -> RetentionState:
+        """Return the old network."""
+        return {"params": dict(task.params), "source": source_model(task)}
+
+    def loss(self, source: NetworkFns, x: Float[Array, "N ..."], state: RetentionState, key: Array) -> Float[Array, ""]:
+        """Return the weighted distance between the source head's old and new outputs for the batch."""
+        task = state["source"]
+        old, new = jax.lax.stop_gradient(task.infer(state["params"], x)), source.run(x)[0]
+        if not isinstance(task.objective, Classification):
+            return self.strength * jnp.mean(jnp.square(new - old))
+        return self.strength * divergence(old, new, self.temperature)
+
+
+def divergence(old: Float[Array, "N K"], new: Float[Array, "N K"], temperature: Any) -> Float[Array, ""]:
+    """Return ``T**2 * KL(softmax(old / T) || softmax(new / T))`` in nats, the mean over rows."""
+    log_p, log_q = (jax.nn.log_softmax(outputs / temperature) for outputs in (old, new))
+    return jnp.square(temperature) * jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
