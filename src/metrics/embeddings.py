@@ -1,7 +1,4 @@
-"""Geometry of embeddings without labels: effective rank, alignment of views, uniformity and spread.
-
-Pure functions of arrays that can be compiled; they compute in float32 at least.
-"""
+"""Geometry of embeddings without labels, in float32 at least: effective rank, alignment, uniformity and spread."""
 
 from __future__ import annotations
 

@@ -59,10 +59,7 @@ def _of_pretraining(rows: Rows) -> list[Mapping[str, Any]]:
 
 
 def _first_epoch(history: list[Mapping[str, Any]], epoch: int) -> list[tuple[float, Mapping[str, Any]]]:
-    """Return the gradient norms of the first epoch with their rows.
-
-    An interval between two rows that begins in it counts as a whole, as an epoch may end before the first row.
-    """
+    """Return the gradient norms of the first epoch with their rows; an interval counts where it begins."""
     found, before = [], 0
     for row in history:
         interval = row.get("grad_norm_max", 0.0) if before < epoch else 0.0

@@ -87,8 +87,7 @@ class MaeDecoder(nn.Module):
 class Autoencoder(Wrapped):
     """A masked autoencoder (He et al., arXiv 2111.06377), from images with masked patches to these patches' pixels.
 
-    The encoder is the model below its head, and takes the visible patches only; it is what is transferred. All pixels
-    of masked patches are :data:`MASKED_PIXEL`; every image has the same number of them.
+    The encoder, the model below its head, takes the visible patches only. Every image has the same number of them.
     """
 
     model: Vit = hparam()

@@ -227,9 +227,6 @@ def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
-    """Return ``params`` with the head of ``fresh``, for a target task with other labels.
-
-    Parameters that ``params`` lacks, such as a pooler below the head, are taken from ``fresh`` too.
-    """
+    """Return ``params`` with the head of ``fresh``, and with what else they lack, such as a pooler."""
     head = head_paths(model, fresh)
     return {path: fresh[path] if path in head else params.get(path, fresh[path]) for path in fresh}

@@ -42,15 +42,11 @@ class BertBlock(nn.Module):
     def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
         attended = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
-        h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(attended))
+        h = h + Dropout(self.dropout, name="attention_dropout")(attended)
+        h = nn.LayerNorm(self.sizes.epsilon, name="attention_norm")(h)
         inner = gelu(dense(self.sizes.intermediate, "up")(h))
         outer = dense(self.sizes.width, "down")(inner)
-        return self.normalised("mlp_norm", h + Dropout(self.dropout, name="mlp_dropout")(outer))
-
-    @nn.nowrap
-    def normalised(self, name: str, h: Float[Array, "N*L E"]) -> Float[Array, "N*L E"]:
-        """Return normalised hidden states (Ba et al., arXiv 1607.06450)."""
-        return nn.LayerNorm(self.sizes.epsilon, name=name)(h)
+        return nn.LayerNorm(self.sizes.epsilon, name="mlp_norm")(h + Dropout(self.dropout, name="mlp_dropout")(outer))
 
 
 class BertModule(TransformerModule):
@@ -117,6 +113,7 @@ class Bert(Transformer):
     """
 
     architecture: ClassVar[str] = "bert"
+    module_class: ClassVar[type[TransformerModule]] = BertModule
     default_sizes: ClassVar[TransformerConfig] = TransformerConfig(types=2, epsilon=1e-12)
 
     types: int | None = hparam(None, NATURAL)
@@ -127,7 +124,7 @@ class Bert(Transformer):
         """Return the network with ``outputs`` outputs; refuse packed rows with ``head="pretraining"``."""
         if self.head is BertHead.pretraining and self.examples > 1:
             raise UserError(f"model.examples is {self.examples}; allowed with model.head=pretraining: 1, a pair a row")
-        return self.make_module(BertModule, outputs)
+        return super().module(outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""

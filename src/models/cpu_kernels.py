@@ -2,9 +2,6 @@
 
 Each has the values of the usual form up to rounding, and states what would make it unnecessary. On a GPU the sums and
 the convolutions fall back to XLA's own. ``docs/performance.md`` has measurements (``benchmarks/convolution.py``).
-
-The attention of ``transformer.py`` (heads on axis 1, all tokens of a batch as one matrix) and the penalty of
-``src/retention/base.py`` are arranged for the CPU too, but stay where they are used.
 """
 
 from __future__ import annotations
@@ -204,10 +201,7 @@ class BatchNorm(nn.BatchNorm):
 def batch_norm(
     x: Float[Array, "... C"], scale: Float[Array, "... C"], bias: Float[Array, "... C"], epsilon: float
 ) -> tuple[Float[Array, "... C"], Float[Array, "... C"], Float[Array, "... C"]]:
-    """Return ``x`` normalised by its mean and variance (Ioffe and Szegedy, arXiv 1502.03167), and the two.
-
-    Mean and variance have no gradient. The variance is ``E[x^2] - E[x]^2``, in one pass, as in ``nn.BatchNorm``.
-    """
+    """Return ``x`` normalised by its mean and variance (arXiv 1502.03167), and the two, which have no gradient."""
     return _batch_norm_fwd(x, scale, bias, epsilon)[0]
 
 

@@ -62,13 +62,10 @@ class Gpt2(Transformer):
     """
 
     architecture: ClassVar[str] = "gpt2"
+    module_class: ClassVar[type[TransformerModule]] = Gpt2Module
 
     head: Gpt2Head = hparam(Gpt2Head.causal)
     pooling: Gpt2Pooling = hparam(Gpt2Pooling.last)
-
-    def module(self, outputs: int) -> TransformerModule:
-        """Return the network with ``outputs`` outputs."""
-        return self.make_module(Gpt2Module, outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., the head. A causal head has one parameter, the last normalisation."""

@@ -120,10 +120,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """The stem, the blocks, global average pooling, and ``Dense(outputs)``.
-
-    The pooling belongs to the last block's group, so the cached features of a frozen trunk are one vector an image.
-    """
+    """The stem, the blocks (the last with global average pooling), and ``Dense(outputs)``."""
 
     sizes: ResNetConfig
     scaling: Scaling

@@ -1,9 +1,8 @@
 """The parts that BERT and GPT-2 share: attention, embeddings, packed rows, the forward pass, and the settings.
 
 Inputs are int32 ``(N, 3, L)``: token ids, token types (0 or 1), and the number of the example that a token belongs to
-(1, 2 ...; 0 is padding). The tokens of an example are contiguous. A row with one example begins with it. Several
-examples in a row are *packed*: each attends only to itself and its positions count from 0, so packing changes no
-output.
+(1, 2 ...; 0 is padding). Tokens of an example are contiguous. Several examples in a row are *packed*: each attends only
+to itself and its positions count from 0, so packing changes no output.
 """
 
 from __future__ import annotations
@@ -111,10 +110,7 @@ def positions_within(examples: Int[Array, "N L"]) -> Int[Array, "N L"]:
 def pooled(
     h: Float[Array, "N L E"], examples: Int[Array, "N L"], pooling: str, count: int
 ) -> Float[Array, "N count E"]:
-    """Return one vector an example: its ``first`` or ``last`` token, or the ``mean``; 0 for examples that do not exist.
-
-    A matrix product rather than indexing, whose gradient is a slow scatter.
-    """
+    """Return one vector an example, by a matrix product, as the gradient of indexing is slow; 0 where there is none."""
     inside = examples[:, None, :] == jnp.arange(1, count + 1)[None, :, None]
     if pooling != "mean":
         towards = jnp.roll(inside, 1 if pooling == "first" else -1, axis=-1)
@@ -167,8 +163,7 @@ class Embeddings(nn.Module):
 class TransformerModule(nn.Module):
     """Embeddings, blocks and a head. Subclasses define the blocks, the pooler and the head.
 
-    The state between groups is one array: ``(N, L, E + 1)`` with the example's number as the last column; after the
-    last block, with ``head="classify"``, the pooled states ``(N, examples, E)``.
+    Between groups, an example's number is the last column of ``(N, L, E + 1)``; pooled states are ``(N, examples, E)``.
     """
 
     sizes: TransformerConfig
@@ -318,6 +313,7 @@ class Transformer(Checkpointed):
 
     input_dtype: ClassVar[Any] = jnp.int32
     default_sizes: ClassVar[TransformerConfig] = TransformerConfig()
+    module_class: ClassVar[type[TransformerModule]]
 
     vocab_size: int | None = hparam(None, COUNT)
     width: int | None = hparam(None, COUNT)
@@ -347,15 +343,16 @@ class Transformer(Checkpointed):
         head: Enum = self.head  # type: ignore[attr-defined]
         return head.name
 
-    def make_module(self, cls: Callable[..., TransformerModule], outputs: int) -> TransformerModule:
-        """Return the module of a class; refuse a number of outputs that the head cannot have."""
+    def module(self, outputs: int) -> TransformerModule:
+        """Return the network; refuse a number of outputs that the head cannot have."""
         sizes, head = self.sizes, self.head_name
         fixed = sizes.vocab_size if head in TIED else 2 if head == "spans" else outputs
         if outputs != fixed:
             words = "the vocabulary's size, model.vocab_size" if head in TIED else "first and last token"
             raise UserError(f"model.head={head} has {outputs} outputs; allowed: {fixed}, {words}")
         pooling: Enum = self.pooling  # type: ignore[attr-defined]
-        return cls(sizes, outputs, head, pooling.name, self.examples, self.dropout, self.head_dropout)
+        dropout = (self.dropout, self.head_dropout)
+        return self.module_class(sizes, outputs, head, pooling.name, self.examples, *dropout)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., then the head."""

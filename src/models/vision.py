@@ -33,11 +33,7 @@ class Scaling(NamedTuple):
 
 
 def standardize(module: nn.Module, x: Array, scaling: Scaling) -> Float[Array, "N H W C"]:
-    """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first.
-
-    Raises:
-        UserError: the mean or the deviation has neither one number nor one a channel.
-    """
+    """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first."""
     pixels = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
     for name, values in scaling._asdict().items():
         if len(values) not in (1, x.shape[-1]):

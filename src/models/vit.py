@@ -91,10 +91,7 @@ def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, num
 
 
 class VitModule(nn.Module):
-    """Embeddings, blocks, a last normalisation with pooling, and ``Dense(outputs)``.
-
-    The state between groups is ``(N, L, E)``; after the last block's group, which pools, one vector an image.
-    """
+    """Embeddings, blocks, a last normalisation with pooling (in the last block's group), and ``Dense(outputs)``."""
 
     sizes: ViTConfig
     scaling: Scaling
@@ -113,8 +110,8 @@ class VitModule(nn.Module):
     ) -> Float[Array, "N ..."]:
         """Return the outputs of a batch of images, or the outputs of group ``stop - 1``.
 
-        With ``positions``, the numbers of patches line by line, the blocks take only these and the class token, whose
-        hidden states are returned without pooling.
+        With ``positions``, the blocks take the class token and these patches (line by line) only, and there is no
+        pooling.
         """
         sizes = self.sizes
         end = sizes.layers + 1

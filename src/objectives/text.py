@@ -1,8 +1,4 @@
-"""Objectives over tokens: labels, answer spans, and the next or the masked token.
-
-Rows do not all have the same number of targets, so every loss here is a mean over the valid targets; -1 marks an entry
-without one.
-"""
+"""Objectives over tokens: each loss is a mean over the valid targets; -1 marks an entry without one."""
 
 from __future__ import annotations
 

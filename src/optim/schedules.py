@@ -1,10 +1,8 @@
 """Learning-rate schedules as unit-peak shapes: ``shape(step, total_steps)`` times a traced rate.
 
 ``step`` counts the updates already made, from 0. Steps, totals and settings may be traced, so one compiled program
-serves all of them. Optax's schedules need these as Python numbers; the tests compare the values.
-
-Each formula is a function that returns the rate for a given ``peak``. It takes Python numbers, NumPy or JAX arrays and
-computes in float32. The options of ``schedule=`` are these functions at a peak of 1.
+serves all of them; Optax's schedules need these as Python numbers. Each formula is a function that computes the rate
+for a given ``peak`` in float32. The options of ``schedule=`` are these functions at a peak of 1.
 """
 
 from __future__ import annotations
@@ -33,10 +31,7 @@ def warmup_linear(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> 
 
 
 def warmup_cosine(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> Any:
-    """Return the rate of an update: linearly up from 0 to ``peak``, then half a cosine down to 0 at the end.
-
-    Loshchilov and Hutter, SGDR (arXiv 1608.03983, eq. 5) with one period and no restart.
-    """
+    """Return the rate of an update: linearly up to ``peak``, then half a cosine down to 0 (SGDR, arXiv 1608.03983)."""
     rising, left = _parts(step, total_steps, warmup_steps)
     return peak * jnp.where(step < warmup_steps, rising, 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))))
 

@@ -51,8 +51,7 @@ def nt_xent(
 def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str, Float[Array, ""]]:
     """Return the mean cosine similarity of positive and of negative pairs of :func:`nt_xent`, from -1 to 1.
 
-    ``pos_similarity`` is over the N pairs of views, ``neg_similarity`` over all pairs of different samples (0 if there
-    is only one). The sum over all pairs is the squared length of the sum, so no matrix is formed.
+    The sum over all pairs of different samples is the squared length of the sum, so no matrix is formed.
     """
     a, b = unit(z_a), unit(z_b)
     positive, n = jnp.mean(jnp.sum(a * b, axis=-1)), len(a)
@@ -116,10 +115,9 @@ def enqueue(
 
 
 def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params:
-    """Return the key network's parameters after an update: ``m * key + (1 - m) * query``.
+    """Return the key network's parameters after an update (He et al., eq. 2), before its keys are computed.
 
-    He et al. (arXiv 1911.05722, eq. 2). To be called before the keys of a batch are computed. The key network keeps its
-    own batch statistics, which are averages already.
+    ``m * key + (1 - m) * query``. It keeps its own batch statistics, which are averages already.
     """
     # `optax.incremental_update` adds the terms in the other order, which a fused multiply-add rounds differently.
     return {

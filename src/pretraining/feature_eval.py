@@ -113,10 +113,7 @@ class ImagePretraining(Pretraining):
 
 
 def validation_splits(data: Transfer) -> EvalSplits:
-    """Return the rows of evaluations during training, which leave the test part unused.
-
-    The accuracies are of the validation part; without one, every fifth training row is held out.
-    """
+    """Return the rows of evaluations during training: the validation part, else every fifth training row."""
     train, val = data.source["train"], data.source.get("val")
     if val is not None:
         return EvalSplits(train, None, val)  # rows that choose a penalty would overestimate its accuracy
@@ -130,10 +127,7 @@ def pixels(x: Any) -> Float[np.ndarray, "N D"]:
 
 
 def scaled(bank: Float[np.ndarray, "N D"], x: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
-    """Return features minus the bank's mean, divided by the root of the mean variance of its dimensions.
-
-    A penalty then has the same effect for features of any scale.
-    """
+    """Return features minus the bank's mean, over their overall deviation, so that penalties have one scale."""
     bank, x = np.asarray(bank, np.float64), np.asarray(x, np.float64)
     centre = bank.mean(axis=0)
     deviation = float(np.sqrt(np.mean(np.square(bank - centre))))

@@ -107,10 +107,11 @@ class Retention:
                 f"retention.name is '{option_name(self)}', and the strategy starts without pre-training, which leaves "
                 "nothing to keep; allowed with it: none"
             )
-        if self.needs_source and setup.objective is None:
+        objective = setup.objective
+        if self.needs_source and objective is None:
             raise no_source(self)
-        if setup.objective is not None and not self.supports(setup.objective):
-            fitting = _options(lambda method: method.supports(setup.objective))
+        if objective is not None and not self.supports(objective):
+            fitting = _options(lambda method: method.supports(objective))
             raise UserError(
                 f"retention.name is '{option_name(self)}', which {self.requirement}, and this pre-training has no such"
                 f"; allowed with it: {fitting}"
@@ -167,10 +168,7 @@ class NoRetention(Retention):
 
 @dataclass(frozen=True)
 class Isolate(Retention):
-    """Checks that only the head and parameters added by the strategy are trained.
-
-    The source task is then evaluated without the added parameters: its accuracy is bit-identical.
-    """
+    """Checks that only the head and added parameters are trained; without these, the source's accuracy is kept."""
 
     isolates: ClassVar[bool] = True
 

@@ -74,8 +74,7 @@ class Replay(Retention):
 def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
     """Return which ``size`` of ``rows`` a reservoir holds after one pass: every subset is equally likely.
 
-    Vitter (1985, "Random sampling with a reservoir", algorithm R): row i (from 0) takes place i while there is room,
-    and then place ``j``, drawn from 0 to i, if it is in the reservoir.
+    Vitter (1985, "Random sampling with a reservoir", algorithm R).
     """
     stored = np.arange(min(rows, size))
     later = np.arange(len(stored), rows)

@@ -1,4 +1,4 @@
-"""Fine-tuning strategies: which parameters are trained, and at which learning rate. One file each."""
+"""Fine-tuning strategies: which parameters are trained, and at which learning rate."""
 
 from .discriminative import layer_scales
 

@@ -42,8 +42,7 @@ def check_num_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
 class FreezeBottom(Strategy):
     """Freeze the general features of the lower blocks (Yosinski et al., arXiv 1411.1792; Lee et al., 1911.03090).
 
-    ``blocks``: number of frozen blocks, from the bottom; embeddings or stem are frozen with the first block. 0 is full
-    fine-tuning; if all are frozen, only the head is trained.
+    ``blocks``: number of frozen blocks; embeddings or stem are frozen with the first. 0 is full fine-tuning.
     """
 
     blocks: int = hparam(1, NATURAL)

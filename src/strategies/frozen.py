@@ -73,10 +73,7 @@ class LinearProbe(Strategy):
 
 @dataclass(frozen=True)
 class Bitfit(Strategy):
-    """BitFit (Ben Zaken et al., arXiv 2106.10199): the head and all biases, those of normalisation layers too.
-
-    The best learning rate is usually well above that of full fine-tuning.
-    """
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): the head and all biases, those of normalisation layers too."""
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return rules that train the head and the biases."""
