@@ -7,8 +7,7 @@ import pytest
 
 from src.config.hparams import check_values
 from src.errors import UserError
-from src.objectives.masking import SHARES, mask_tokens, num_to_mask, word_ids
-from src.objectives.text import MaskedLm
+from src.objectives.text import SHARES, MaskedLm, mask_tokens, num_to_mask, word_ids
 
 WORDS, MASK = 1000, 3
 RNG = np.random.default_rng(0)
