@@ -145,10 +145,12 @@ def _decay(optimizer: Optimizer, trainable: Iterable[str]) -> optax.GradientTran
     """Return decoupled weight decay for the parameters that :meth:`Optimizer.decays` selects."""
     if all(map(optimizer.decays, trainable)):
         return optax.add_decayed_weights(optimizer.weight_decay)
-    # Of the tree at hand: multi_transform and masked also pass the frozen paths, as empty nodes.
-    return optax.add_decayed_weights(
-        optimizer.weight_decay, lambda tree: {path: optimizer.decays(path) for path in tree}
-    )
+
+    def mask(tree: Any) -> dict[str, bool]:
+        # Of the tree at hand: multi_transform and masked also pass the frozen paths, as empty nodes.
+        return {path: optimizer.decays(path) for path in tree}
+
+    return optax.add_decayed_weights(optimizer.weight_decay, mask)
 
 
 def _scale_by_path(lr_scale: Mapping[str, Any]) -> optax.GradientTransformation:

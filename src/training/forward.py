@@ -67,8 +67,8 @@ def bottom_features(stage: Stage, params: Params, x: Array) -> Array:
 def network_of(stage: Stage, params: Params, rest: Params, options: ApplyOptions) -> NetworkFns:
     """Return the network that an objective gets. Where both halves have a leaf (a head), ``rest`` wins."""
 
-    def run(x: Array, places: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
-        own = options._replace(places=places)
+    def run(x: Array, positions: Array | None = None, other: Params | None = None) -> tuple[Array, Params]:
+        own = options._replace(positions=positions)
         return forward(stage, params, rest, x, own) if other is None else forward(stage, other, {}, x, own)
 
     return NetworkFns(run, {**params, **rest}, lambda x: forward_features_and_logits(stage, params, rest, x, options))

@@ -91,7 +91,7 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
     ids = RNG.integers(0, WORDS, (50, 30)).astype(np.int32)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
     labels = RNG.integers(0, 2, (50, 1)).astype(np.int32)
-    key, settings = jax.random.PRNGKey(0), {"mask_id": 3, "words": WORDS}
+    key, settings = jax.random.PRNGKey(0), {"mask_id": 3, "vocab_size": WORDS}
     seen, wanted = MaskedPairs(**settings).corrupt(key, x, np.concatenate([labels, ids], axis=1))
     alone = MaskedLm(**settings).corrupt(key, x, ids)
     np.testing.assert_array_equal(seen, alone[0])
