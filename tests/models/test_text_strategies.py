@@ -59,7 +59,7 @@ def texts():
     return Transfer("classification", parts, parts, 3, 3, new_head=False)
 
 
-NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Head.classify)}
+NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Gpt2Head.classify)}
 QUICK = {
     ("bert", "lora"),
     ("bert", "top_k"),
@@ -193,7 +193,7 @@ def test_bfloat16_keeps_the_examples_apart(texts):
 def test_precision_accumulation_and_retention_go_with_it(texts):
     """The whole recipe once: dropout, accumulated gradients, EWC's exact Fisher information, and what it reports."""
     recipe = Recipe(
-        model=Bert(**SMALL, dropout=0.1, head=bert.Head.classify),
+        model=Bert(**SMALL, dropout=0.1, head=bert.BertHead.classify),
         strategy=TopK(blocks=1),
         retention=Ewc(),
         trainer=TrainerConfig(accumulate=2),
