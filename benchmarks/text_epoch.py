@@ -21,7 +21,7 @@ from text import reference_python
 
 from src.checkpoints.huggingface import load_config
 from src.data.text import Text
-from src.models.bert import Bert, Pooling
+from src.models.bert import Bert, BertPooling
 from src.optim.optimizers import Adamw
 from src.recipe.spec import Recipe
 from src.strategies.full import Full
@@ -47,7 +47,7 @@ def ours(model: str, train: str) -> tuple[float, float, int, int]:
     data = source.load()
     rows = len(data.target["train"].x)
     updates = -(-rows // ROWS)
-    network = load_config(Bert(checkpoint=model, examples=PACKED, pooling=Pooling.mean, dropout=0.1))
+    network = load_config(Bert(checkpoint=model, examples=PACKED, pooling=BertPooling.mean, dropout=0.1))
     recipe = Recipe(
         model=network, strategy=Full(), optimizer=Adamw(weight_decay=0.01, clip_norm=1.0), lr_fine=5e-5,
         batch_size=ROWS, finetune_steps=updates, log_every=updates,

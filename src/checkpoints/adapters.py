@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from ..errors import UserError, listed
 from ..models.base import ApplyOptions, ModuleCall
-from ..models.lowrank import lowrank, scale
+from ..models.layers import lowrank, scale
 from ..types import Params
 from .tensor_files import read_tensors, write_tensors
 

@@ -20,11 +20,10 @@ from omegaconf import DictConfig
 from ..config.hparams import static_part
 from ..config.schema import build
 from ..errors import UserError, listed
-from ..models.base import Model
-from ..models.checkpointed import CheckpointConfig, Checkpointed
+from ..models.base import CheckpointConfig, Checkpointed, Model
+from ..models.projected import Wrapped
 from ..models.transformer import TIED
 from ..models.vision import MEAN, STD, Scaling, Vision, is_number
-from ..models.wrapped import Wrapped
 from ..notices import warn_once
 from ..types import Params
 from .architectures import ARCHITECTURES, NetworkModel, TensorNames, fixed_outputs, param_shapes, tensor_names

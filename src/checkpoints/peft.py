@@ -19,7 +19,7 @@ import numpy as np
 
 from ..errors import UserError, listed
 from ..models.base import head_paths
-from ..models.lowrank import scale
+from ..models.layers import scale
 from ..models.transformer import TIED, Transformer
 from ..types import Params
 from .adapters import LORA_PARAMS, A, B, LoraAdapter, check_base, check_modules, extract, fingerprint

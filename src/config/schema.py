@@ -105,7 +105,7 @@ def option_names(group: str) -> list[str]:
 
 
 def option_name(option: Any) -> str:
-    """Return the name of a built option, which is that of its module, in groups with one module per option."""
+    """Return the name of a built option: that of its module, in groups with one module per option."""
     return type(option).__module__.rpartition(".")[2]
 
 

@@ -20,7 +20,7 @@ from ..config.choices import CacheMode
 from ..config.schema import option_name
 from ..errors import UserError, listed
 from ..models.base import head_paths, is_statistic, same_bits
-from ..models.wrapped import Wrapped
+from ..models.projected import Wrapped
 from ..objectives.kinds import for_kind
 from ..recipe.pretrain import Pretrained, pretrain_or_load
 from ..recipe.resolve import finetune_stage, resolve

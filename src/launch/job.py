@@ -76,7 +76,7 @@ def complete(
 ) -> dict[str, Any]:
     """Write a job's checkpoint, unless it diverged, and its summary, to which ``more`` is added; return the summary."""
     if not result.diverged:
-        tracking.record_writer.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
+        tracking.record.save_params(result.params, {"strategy": tracking.config["strategy"]["name"]})
         for name, content in data.files().items():
             with atomic_write(tracking.folder / name) as file:
                 file.write(content.encode())

@@ -34,9 +34,8 @@ def confidence_metrics(
 ) -> dict[str, Float[Array, ""]]:
     """Return calibration, signs of overconfidence and class-balanced scores of the valid targets.
 
-    ``brier`` (a sum over the classes, 0 to 2) and ``ece`` are defined as in ``src/analysis/calibration.py``.
-    ``confidence`` is the mean highest probability, ``confident_wrong`` the share of rows that are wrong with a highest
-    probability above 0.9; :func:`f1_and_matthews` has the others.
+    ``brier`` is a sum over the classes, 0 to 2; ``confidence`` the mean highest probability; ``confident_wrong`` the
+    share of rows that are wrong with a highest probability above 0.9.
     """
     probabilities = jax.nn.softmax(at_least_float32(outputs))
     one_hot = jax.nn.one_hot(targets, outputs.shape[-1], dtype=probabilities.dtype)

@@ -1,7 +1,8 @@
 """Metrics of continual learning, computed from a matrix of accuracies.
 
 ``R[i][j]`` is the accuracy on task ``j`` after learning task ``i``, shape (T, T). Entries above the diagonal are used
-by :func:`forward_transfer` only; unused entries may be NaN.
+by :func:`forward_transfer` only; unused entries may be NaN. Another shape, or an entry that is used and not finite, is
+a ``ValueError``.
 """
 
 from __future__ import annotations
@@ -12,19 +13,12 @@ from numpy.typing import ArrayLike
 
 
 def average_accuracy(R: ArrayLike) -> float:
-    """Return ``mean_j R[T-1][j]``: the final accuracy over all tasks (ACC in arXiv 1706.08840, eq. 2).
-
-    Raises:
-        ValueError: ``R`` is not square, is empty, or is not finite in the entries that are used.
-    """
+    """Return ``mean_j R[T-1][j]``: the final accuracy over all tasks (ACC in arXiv 1706.08840, eq. 2)."""
     return float(_needed(_square(R)[-1], "the last row").mean())
 
 
 def learning_accuracy(R: ArrayLike) -> float:
-    """Return ``mean_i R[i][i]``: the accuracy on each task just after learning it.
-
-    Riemer et al. (arXiv 1810.11910, section 5). Errors as in :func:`average_accuracy`.
-    """
+    """Return ``mean_i R[i][i]``: the accuracy on each task just after learning it (arXiv 1810.11910, section 5)."""
     return float(_needed(np.diagonal(_square(R)), "the diagonal").mean())
 
 
@@ -32,7 +26,6 @@ def backward_transfer(R: ArrayLike) -> float:
     """Return ``mean_{i<T-1} R[T-1][i] - R[i][i]``, -1 to 1: the effect of later tasks on earlier ones.
 
     Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 3). Negative values mean forgetting; 0 if there is one task only.
-    Errors as in :func:`average_accuracy`.
     """
     table = _square(R)
     changes = _needed(table[-1], "the last row") - _needed(np.diagonal(table), "the diagonal")
@@ -44,7 +37,7 @@ def forgetting(R: ArrayLike) -> float:
 
     Chaudhry et al. (arXiv 1801.10112, eq. 3). The best is over the rows before the last, so a task that ended better
     than before counts as negative; some codes include the last row in the maximum, which hides that. 0 if there is one
-    task only. Errors as in :func:`average_accuracy`; the lower triangle is used.
+    task only.
     """
     table = _square(R)
     _needed(table[np.tril_indices(len(table))], "the lower triangle")
@@ -54,14 +47,8 @@ def forgetting(R: ArrayLike) -> float:
 def forward_transfer(R: ArrayLike, baseline: ArrayLike) -> float:
     """Return ``mean_{j>=1} R[j-1][j] - baseline[j]``, -1 to 1: the effect of earlier tasks on one not yet learned.
 
-    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 4). 0 if there is one task only.
-
-    Args:
-        R: the matrix; the diagonal above the main one is used.
-        baseline: accuracy of the initial model on each task, shape (T,); the first is not used.
-
-    Raises:
-        ValueError: as in :func:`average_accuracy`, or a baseline of another length.
+    Lopez-Paz and Ranzato (arXiv 1706.08840, eq. 4). ``baseline``: accuracy of the initial model on each task, shape
+    (T,); the first is not used. 0 if there is one task only.
     """
     table, chance = _square(R), np.asarray(baseline, np.float64)
     if chance.shape != table.shape[:1]:

@@ -1,7 +1,4 @@
-"""Geometry of embeddings without labels: effective rank, alignment of views, uniformity and spread.
-
-Pure functions of arrays that can be compiled; they compute in float32 at least.
-"""
+"""Geometry of embeddings without labels, in float32 at least: effective rank, alignment, uniformity and spread."""
 
 from __future__ import annotations
 
@@ -30,18 +27,14 @@ def rankme(z: Float[Array, "N D"]) -> Float[Array, ""]:
 def lidar(z: Float[Array, "N Q D"], delta: float = 1e-4) -> Float[Array, ""]:
     """Return the effective rank of the differences between samples, in units of the scatter of their views.
 
-    Thilak et al. (arXiv 2312.04000): with ``Sigma_b`` the covariance of the samples' means and ``Sigma_w``
-    the mean covariance of a sample's views plus ``delta`` on the diagonal, the effective rank of the eigenvalues of
-    ``Sigma_w^-1/2 Sigma_b Sigma_w^-1/2``; from 1 to ``min(N - 1, D)``. Covariances are means over N and over N * Q.
-    The paper takes some 1,000 samples of 50 views.
+    Thilak et al. (arXiv 2312.04000): with ``Sigma_b`` the covariance of the samples' means and ``Sigma_w`` the mean
+    covariance of a sample's views plus ``delta`` on the diagonal, the effective rank of the eigenvalues of
+    ``Sigma_w^-1/2 Sigma_b Sigma_w^-1/2``; from 1 to ``min(N - 1, D)``. Covariances are means over N and over N * Q. The
+    paper takes some 1,000 samples of 50 views.
 
     No covariance is formed, as squares would lose half of float32's digits: with ``V S^2 V^T`` the covariance of the
-    views, the eigenvalues are the squared singular values of the centred means, rotated by V and divided by
-    ``sqrt(S^2 + delta)``.
-
-    Args:
-        z: embeddings of Q views of N samples.
-        delta: added variance of every direction.
+    views, the eigenvalues are the squared singular values of the centred means, rotated by V and divided by ``sqrt(S^2
+    + delta)``.
     """
     z = at_least_float32(z)
     z = z - z[:1, :1, :]  # keeps covariances, and makes equal embeddings exactly 0

@@ -30,13 +30,11 @@ def stability_warnings(rows: Rows, epoch: int, negatives: int | None = None, dim
             not judged. Read are ``loss`` (nats), ``grad_norm``, ``grad_norm_max`` (since the previous row),
             ``temperature``, ``neg_similarity``, ``spread`` and ``rankme``.
         epoch: updates of one pass over the data.
-        negatives: of each embedding: 2N - 2 for N pairs in a batch, or the size of the queue. ``None``: the loss is not
-            judged.
-        dim: dimensions of the embeddings. ``None``: their spread is not judged.
+        negatives: of each embedding: 2N - 2 for N pairs in a batch, or the size of the queue; ``None``: unknown.
+        dim: dimensions of the embeddings; ``None``: unknown.
     """
     history = _of_pretraining(rows)
-    found = [_not_finite(history), _spike(history, epoch), _flat(history), _chance(history, negatives)]
-    return [sentence for sentence in (*found, *_collapse(history, dim)) if sentence]
+    return [*_gradients(history, epoch), *_learning(history, negatives), *_collapse(history, dim)]
 
 
 def stability_facts(rows: Rows, epoch: int, negatives: int | None = None, dim: int | None = None) -> dict[str, float]:
@@ -61,10 +59,7 @@ def _of_pretraining(rows: Rows) -> list[Mapping[str, Any]]:
 
 
 def _first_epoch(history: list[Mapping[str, Any]], epoch: int) -> list[tuple[float, Mapping[str, Any]]]:
-    """Return the gradient norms of the first epoch with their rows.
-
-    An interval between two rows that begins in it counts as a whole, as an epoch may end before the first row.
-    """
+    """Return the gradient norms of the first epoch with their rows; an interval counts where it begins."""
     found, before = [], 0
     for row in history:
         interval = row.get("grad_norm_max", 0.0) if before < epoch else 0.0
@@ -74,45 +69,35 @@ def _first_epoch(history: list[Mapping[str, Any]], epoch: int) -> list[tuple[flo
     return [(norm, row) for norm, row in found if norm > 0]
 
 
-def _not_finite(history: list[Mapping[str, Any]]) -> str | None:
-    for row in history:
-        for name in ("loss", "grad_norm"):
-            if not math.isfinite(row.get(name, 0.0)):
-                return f"{name} stopped being finite at step {row['step']:,}."
-    return None
+def _gradients(history: list[Mapping[str, Any]], epoch: int) -> Iterable[str]:
+    """Yield a sentence for the first value that is not finite, and one for the largest gradient."""
+    values = [(name, row) for row in history for name in ("loss", "grad_norm")]
+    for name, row in [(name, row) for name, row in values if not math.isfinite(row.get(name, 0.0))][:1]:
+        yield f"{name} stopped being finite at step {row['step']:,}."
+    norm, row = max(_first_epoch(history, epoch), key=lambda found: found[0], default=(0.0, {}))
+    if norm > SPIKE:
+        when = "at" if norm == row.get("grad_norm") else "before"  # between two logged rows
+        at = f" at temperature {row['temperature']:.3g}" if "temperature" in row else ""
+        yield (
+            f"The gradient norm reached {norm:.4g} {when} step {row['step']:,}{at}, above {SPIKE:g} in the first "
+            "epoch: the temperature falls too early; begin hotter, or let it fall over a larger share of the run."
+        )
 
 
-def _spike(history: list[Mapping[str, Any]], epoch: int) -> str | None:
-    spikes = [(norm, row) for norm, row in _first_epoch(history, epoch) if norm > SPIKE]
-    if not spikes:
-        return None
-    norm, row = max(spikes, key=lambda found: found[0])
-    when = "at" if norm == row.get("grad_norm") else "before"  # between two logged rows
-    at = f" at temperature {row['temperature']:.3g}" if "temperature" in row else ""
-    return (
-        f"The gradient norm reached {norm:.4g} {when} step {row['step']:,}{at}, above {SPIKE:g} in the first epoch: "
-        "the temperature falls too early; begin hotter, or let it fall over a larger share of the run."
-    )
-
-
-def _flat(history: list[Mapping[str, Any]]) -> str | None:
+def _learning(history: list[Mapping[str, Any]], negatives: int | None) -> Iterable[str]:
+    """Yield a sentence for a flat temperature, and one for the loss of equal embeddings."""
     end = _end(history, "temperature")
-    if end is None or end < FLAT:
-        return None
-    return (
-        f"The temperature ends at {end:.3g}: from {FLAT:g} on all similarities weigh almost the same, and little is "
-        "learned from those that matter."
-    )
-
-
-def _chance(history: list[Mapping[str, Any]], negatives: int | None) -> str | None:
-    end = _end(history, "loss")
-    if end is None or not negatives or end < CHANCE * math.log(negatives + 1):
-        return None
-    return (
-        f"The loss ends at {end:.4g}, and embeddings that are all equal have log({negatives + 1:,}) = "
-        f"{math.log(negatives + 1):.4g}: nothing has been learned, or the embeddings collapse."
-    )
+    if end is not None and end >= FLAT:
+        yield (
+            f"The temperature ends at {end:.3g}: from {FLAT:g} on all similarities weigh almost the same, and little "
+            "is learned from those that matter."
+        )
+    end, equal = _end(history, "loss"), math.log((negatives or 0) + 1)
+    if end is not None and negatives and end >= CHANCE * equal:
+        yield (
+            f"The loss ends at {end:.4g}, and embeddings that are all equal have log({negatives + 1:,}) = {equal:.4g}: "
+            "nothing has been learned, or the embeddings collapse."
+        )
 
 
 def _collapse(history: list[Mapping[str, Any]], dim: int | None) -> Iterable[str]:

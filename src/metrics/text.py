@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-
-# --- entities --------------------------------------------------------------------------------------------------------
 
 
 class Entity(NamedTuple):
@@ -35,8 +33,7 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
     """Return the entities of a sentence.
 
     By default, an ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's
-    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, entities begin with ``B-``, and an
-    ``I-`` that continues no entity of its type is outside of all.
+    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, it is outside of all.
     """
     found: list[Entity] = []
     kind, first = "", 0  # of the current entity
@@ -54,14 +51,9 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
 def entity_scores(
     true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
 ) -> dict[str, Score]:
-    """Return the scores of each type, and of all entities as ``micro``.
+    """Return the scores of each type, and of all entities as ``micro``, by true and predicted tags.
 
-    A predicted entity is correct if its type, its first and its last word are.
-
-    Args:
-        true: the tags of each sentence.
-        predicted: predicted tags of the same words.
-        strict: see :func:`entities`; applies to both.
+    A predicted entity is correct if its type, its first and its last word are. ``strict``: see :func:`entities`.
     """
     correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, predicted, strict=True):
@@ -84,8 +76,6 @@ def _score(correct: int, n_true: int, n_predicted: int) -> Score:
     )
 
 
-# --- answers ---------------------------------------------------------------------------------------------------------
-
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -97,7 +87,7 @@ def normalised(answer: str) -> str:
 
 def exact_match(answer: str, answers: Iterable[str]) -> float:
     """Return 1.0 if the normalised answer equals one of the correct ones, else 0.0."""
-    return _best(lambda one: float(normalised(answer) == normalised(one)), answers)
+    return max(float(normalised(answer) == normalised(one)) for one in answers)
 
 
 def answer_f1(answer: str, answers: Iterable[str]) -> float:
@@ -108,11 +98,7 @@ def answer_f1(answer: str, answers: Iterable[str]) -> float:
         common = (Counter(mine) & Counter(theirs)).total()
         return 2 * common / (len(mine) + len(theirs)) if common else 0.0
 
-    return _best(one_f1, answers)
-
-
-def _best(score: Callable[[str], float], answers: Iterable[str]) -> float:
-    return max(map(score, answers))
+    return max(map(one_f1, answers))
 
 
 def squad_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:

@@ -1,1 +1,1 @@
-"""Networks: one small file each."""
+"""Networks."""

@@ -16,9 +16,9 @@ from ..config.hparams import hparam
 from ..types import Params
 from .base import PLAIN, ApplyOptions
 from .layers import take_rows
+from .projected import Wrapped
 from .transformer import dense, truncated_normal_init
 from .vit import Vit, ViTConfig, through_blocks
-from .wrapped import Wrapped
 
 MASKED_PIXEL = -1.0  # the value of every pixel of a masked patch; pixels are from 0 to 1
 
@@ -46,12 +46,7 @@ def sincos_positions(rows: int, columns: int, width: int) -> Float[np.ndarray, "
     """Return fixed position embeddings for the patches of a grid, line by line.
 
     One half of the numbers encodes the row ``p``, the other the column: ``sin(p w)``, then ``cos(p w)``, at frequencies
-    ``w = 10000**(-i / (E / 4))`` (Vaswani et al., arXiv 1706.03762, section 3.5; in two dimensions as He et al.).
-
-    Args:
-        rows: of patches.
-        columns: of patches.
-        width: E, a multiple of 4.
+    ``w = 10000**(-i / (width / 4))`` (Vaswani et al., arXiv 1706.03762, section 3.5; in two dimensions as He et al.).
     """
     frequencies = 10000.0 ** -(np.arange(width // 4) / (width // 4))
 
@@ -72,11 +67,9 @@ class MaeDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "N 1+V E"], order: Int[Array, "N L"]) -> Float[Array, "N L-V P"]:
-        """Return the pixels of the masked patches.
+        """Return the pixels of the masked patches, in their order; ``h`` begins with the class token.
 
-        Args:
-            h: the encoder's hidden states of the class token and the visible patches.
-            order: numbers of the patches, the V visible ones first; the outputs are in the order of the masked ones.
+        ``order``: numbers of the patches, the V visible ones first.
         """
         seen, width = h.shape[1] - 1, self.sizes.width
         h = dense(width, "embed")(h)
@@ -94,8 +87,7 @@ class MaeDecoder(nn.Module):
 class Autoencoder(Wrapped):
     """A masked autoencoder (He et al., arXiv 2111.06377), from images with masked patches to these patches' pixels.
 
-    The encoder is the model below its head, and takes the visible patches only; it is what is transferred. All pixels
-    of masked patches are :data:`MASKED_PIXEL`; every image has the same number of them.
+    The encoder, the model below its head, takes the visible patches only. Every image has the same number of them.
     """
 
     model: Vit = hparam()
@@ -123,10 +115,7 @@ class Autoencoder(Wrapped):
         return own | {f"decoder/{path}": leaf for path, leaf in decoder.items()}
 
     def forward(self, params: Params, x: Array, outputs: int, options: ApplyOptions = PLAIN) -> tuple[Array, Params]:
-        """Return the pixels of the masked patches of each image, ``(N, L - V, P)``, in the patches' order.
-
-        A pass that ends below the head takes whole images, as in the model itself.
-        """
+        """Return the pixels of each image's masked patches, ``(N, L - V, P)``; below the head, the model's outputs."""
         own = {path: leaf for path, leaf in params.items() if not path.startswith("decoder/")}
         top = len(self.groups()) - 1
         if options.stop is not None and options.stop <= top:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
@@ -15,6 +15,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ..config.hparams import hparam
+from ..errors import UserError
 from ..types import Params
 
 
@@ -74,7 +76,7 @@ class Model:
     @property
     def stochastic(self) -> bool:
         """Whether a training pass is random (dropout)."""
-        return getattr(self, "dropout", None) is not None
+        return any(getattr(self, name, None) is not None for name in ("dropout", "head_dropout"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return, block by block from the bottom, the modules that an adapter may follow, innermost first.
@@ -160,6 +162,56 @@ def _intercept(
     return options.wrap_call(ModuleCall(lambda x: call(x, *rest, **kwargs), adapters[path], context.module, x, key))
 
 
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What the JSON files of a checkpoint say; ``src/checkpoints/huggingface.py`` reads them (``load_config``).
+
+    Attributes:
+        network: the sizes in ``config.json``, a ``TransformerConfig``, ``ResNetConfig`` or ``ViTConfig``.
+        scaling: the mean and standard deviation of pixels in ``preprocessor_config.json``; ``None``: not needed.
+    """
+
+    network: Any
+    scaling: Any = None
+
+
+@dataclass(frozen=True)
+class Checkpointed(Model):
+    """``checkpoint``: a folder or a name on the Hugging Face Hub; ``None``: there is none."""
+
+    architecture: ClassVar[str]  # `model_type` in config.json
+
+    checkpoint: str | None = hparam(None)
+    checkpoint_config: Any = field(default=None, repr=False, metadata={"setting": False})
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.checkpoint is not None
+
+    def loaded_config(self) -> CheckpointConfig | None:
+        """Return what the checkpoint's files say; ``None`` without a checkpoint."""
+        if self.checkpoint is not None and self.checkpoint_config is None:
+            raise TypeError(f"{type(self).__name__} has a checkpoint whose config.json is not read: call load_config")
+        return self.checkpoint_config
+
+    def check_matches(self, known: Mapping[str, Any]) -> None:
+        """Refuse settings that are neither null nor the checkpoint's values, ``known`` by the names of the settings."""
+        for name, expected in known.items():
+            value = getattr(self, name)
+            value = getattr(value, "name", value)
+            if value not in (None, expected):
+                raise UserError(
+                    f"model.{name} is {value}, and the checkpoint '{self.checkpoint}' has {expected}; "
+                    "allowed: null, which takes the checkpoint's"
+                )
+
+
+def block_groups(count: int, layer: str = "block") -> tuple[tuple[str, str], ...]:
+    """Return one group for each of ``count`` blocks, from the bottom; ``layer`` is the prefix of their modules."""
+    return tuple((f"block_{i}", f"{layer}_{i}/.*") for i in range(count))
+
+
 def same_bits(one: Any, other: Any) -> bool:
     """Return whether two arrays hold the same bytes: NaN equals NaN, 0 differs from -0. ``None``: a missing array."""
     if one is None or other is None or one is other:
@@ -175,9 +227,6 @@ def head_paths(model: Model, paths: Iterable[str]) -> frozenset[str]:
 
 
 def new_head(model: Model, params: Params, fresh: Params) -> Params:
-    """Return ``params`` with the head of ``fresh``, for a target task with other labels.
-
-    Parameters that ``params`` lacks, such as a pooler below the head, are taken from ``fresh`` too.
-    """
+    """Return ``params`` with the head of ``fresh``, and with what else they lack, such as a pooler."""
     head = head_paths(model, fresh)
     return {path: fresh[path] if path in head else params.get(path, fresh[path]) for path in fresh}

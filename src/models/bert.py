@@ -24,10 +24,11 @@ from .transformer import (
     TransformerModule,
     dense,
     pooled,
+    take_tokens,
 )
 
-Head = Enum("Head", ["classify", "tokens", "spans", "masked", "pretraining"])
-Pooling = Enum("Pooling", ["pooler", "first", "mean"])
+BertHead = Enum("BertHead", ["classify", "tokens", "spans", "masked", "pretraining"])
+BertPooling = Enum("BertPooling", ["pooler", "first", "mean"])
 POOLER = "pooler/.*"
 
 
@@ -41,15 +42,11 @@ class BertBlock(nn.Module):
     def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
         """Return new hidden states."""
         attended = Attention(self.sizes.heads, self.dropout, name="attention")(h, bias)
-        h = self.normalised("attention_norm", h + Dropout(self.dropout, name="attention_dropout")(attended))
+        h = h + Dropout(self.dropout, name="attention_dropout")(attended)
+        h = nn.LayerNorm(self.sizes.epsilon, name="attention_norm")(h)
         inner = gelu(dense(self.sizes.intermediate, "up")(h))
         outer = dense(self.sizes.width, "down")(inner)
-        return self.normalised("mlp_norm", h + Dropout(self.dropout, name="mlp_dropout")(outer))
-
-    @nn.nowrap
-    def normalised(self, name: str, h: Float[Array, "N*L E"]) -> Float[Array, "N*L E"]:
-        """Return normalised hidden states (Ba et al., arXiv 1607.06450)."""
-        return nn.LayerNorm(self.sizes.epsilon, name=name)(h)
+        return nn.LayerNorm(self.sizes.epsilon, name="mlp_norm")(h + Dropout(self.dropout, name="mlp_dropout")(outer))
 
 
 class BertModule(TransformerModule):
@@ -66,20 +63,18 @@ class BertModule(TransformerModule):
         return nn.tanh(dense(self.sizes.width, "pooler")(h))
 
     @nn.nowrap
-    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs; for masked words, logits over the vocabulary (section 3.1, task 1)."""
-        if self.head not in ("masked", "pretraining"):
-            return super().apply_head(h, examples, embeddings)
-        words = self.words(h, embeddings)
-        return words if self.head == "masked" else jnp.concatenate([self.pair(h, examples, words), words], axis=1)
+    def apply_head(self, h: Array, examples: Array, embeddings: Embeddings, positions: Array | None) -> Array:
+        """Return the head's outputs; for masked words, logits over the vocabulary (section 3.1, task 1).
 
-    @nn.nowrap
-    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
-        """Return some tokens' outputs; with ``head="pretraining"``, ``(N + P, V)``: the pairs' logits come first."""
-        if self.head != "pretraining":
-            return super().head_at(h, examples, embeddings, positions)
-        words = self.words(jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), embeddings)
-        return jnp.concatenate([self.pair(h, examples, words)[:, 0], words])
+        With ``head="pretraining"`` and positions, ``(N + P, V)``: the pairs' logits come first.
+        """
+        if self.head not in ("masked", "pretraining"):
+            return super().apply_head(h, examples, embeddings, positions)
+        words = self.words(take_tokens(h, positions), embeddings)
+        if self.head == "masked":
+            return words
+        pairs = self.pair(h, examples, words)
+        return jnp.concatenate([pairs, words], axis=1) if positions is None else jnp.concatenate([pairs[:, 0], words])
 
     @nn.nowrap
     def words(self, h: Float[Array, "... E"], embeddings: Embeddings) -> Float[Array, "... V"]:
@@ -118,27 +113,24 @@ class Bert(Transformer):
     """
 
     architecture: ClassVar[str] = "bert"
+    module_class: ClassVar[type[TransformerModule]] = BertModule
     default_sizes: ClassVar[TransformerConfig] = TransformerConfig(types=2, epsilon=1e-12)
 
     types: int | None = hparam(None, NATURAL)
-    head: Head = hparam(Head.classify)
-    pooling: Pooling = hparam(Pooling.pooler)
+    head: BertHead = hparam(BertHead.classify)
+    pooling: BertPooling = hparam(BertPooling.pooler)
 
     def module(self, outputs: int) -> TransformerModule:
-        """Return the network with ``outputs`` outputs.
-
-        Raises:
-            UserError: a number of outputs that the head cannot have, or packed rows with ``head="pretraining"``.
-        """
-        if self.head is Head.pretraining and self.examples > 1:
+        """Return the network with ``outputs`` outputs; refuse packed rows with ``head="pretraining"``."""
+        if self.head is BertHead.pretraining and self.examples > 1:
             raise UserError(f"model.examples is {self.examples}; allowed with model.head=pretraining: 1, a pair a row")
-        return self.make_module(BertModule, outputs)
+        return super().module(outputs)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``pooler`` where there is one, then the head."""
         *below, head = super().groups()
-        if self.head is Head.pretraining:
+        if self.head is BertHead.pretraining:
             return (*below, (head[0], f"({HEAD}|{POOLER})"))
-        if self.head is Head.classify and self.pooling is Pooling.pooler:
+        if self.head is BertHead.classify and self.pooling is BertPooling.pooler:
             below.append(("pooler", POOLER))
         return (*below, head)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .base import Model
+from .base import Model, block_groups
 from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
 
@@ -19,10 +19,7 @@ SUBLAYERS = 2  # convolutions a block
 
 
 class ConvNorm(nn.Module):
-    """A 3 x 3 convolution without bias, and batch normalisation (Ioffe and Szegedy 2015).
-
-    ``src/models/base.py`` selects batch or running statistics, module by module.
-    """
+    """A 3 x 3 convolution without bias, and batch normalisation (Ioffe and Szegedy 2015)."""
 
     width: int
 
@@ -69,11 +66,7 @@ class CnnModule(nn.Module):
 
 
 def images(rows: Float[Array, "N D"], channels: int) -> Float[Array, "N side side channels"]:
-    """Return rows as square images; a row holds the pixels line by line, with the channels of a pixel together.
-
-    Raises:
-        UserError: the rows are not square images with that number of channels.
-    """
+    """Return rows as square images; a row holds the pixels line by line, with the channels of a pixel together."""
     length = rows.shape[-1]
     side = math.isqrt(length // channels)
     if side * side * channels != length:
@@ -98,7 +91,7 @@ class Cnn(Model):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return the blocks (``block_0`` at the bottom) with their batch statistics, then the head."""
-        return (*((f"block_{i}", f"block_{i}/.*") for i in range(len(self.widths))), ("head", "head/.*"))
+        return (*block_groups(len(self.widths)), ("head", "head/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return each block's two normalised convolutions: an adapter follows each, before the activation."""

@@ -2,9 +2,6 @@
 
 Each has the values of the usual form up to rounding, and states what would make it unnecessary. On a GPU the sums and
 the convolutions fall back to XLA's own. ``docs/performance.md`` has measurements (``benchmarks/convolution.py``).
-
-The attention of ``transformer.py`` (heads on axis 1, all tokens of a batch as one matrix) and the penalty of
-``src/retention/base.py`` are arranged for the CPU too, but stay where they are used.
 """
 
 from __future__ import annotations
@@ -26,11 +23,7 @@ def hashed_bits(seeds: Array, shape: tuple[int, ...]) -> Array:
     """Return 32 random bits for each element of an array, as a hash of its index: for dropout masks.
 
     A counter and three xor-shift-multiply rounds, some thirty times cheaper than ``jax.random.bits``. Unnecessary once
-    the default generator of ``jax.random.bits`` costs less than the layer that drops.
-
-    Args:
-        seeds: two random 32-bit words.
-        shape: of the result; at most 2**32 elements.
+    that costs less than the layer that drops. ``seeds``: two random 32-bit words; an array has at most 2**32 elements.
     """
     h = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(0x9E3779B9) + seeds[0]
     for factor in (0x85EBCA6B, 0xC2B2AE35, 0x27D4EB2F):
@@ -54,7 +47,7 @@ ROWS = 8  # of ones: a product with a single row of ones is summed element by el
 def sum_leading_axes(x: Float[Array, "... C"]) -> Float[Array, "... C"]:
     """Return ``x.sum(axes, keepdims=True)`` over all axes but the last; on a CPU as a product with ones.
 
-    Unnecessary once XLA's sum over leading axes reads memory in order: it is some ten times slower than the product.
+    Unnecessary once XLA's sum reads memory in order: it is some ten times slower than the product.
     """
     axes = tuple(range(x.ndim - 1))
     if jax.default_backend() != "cpu":
@@ -93,19 +86,12 @@ def convolve(
     padding: str | Sequence[tuple[int, int]] = "SAME",
     **_: Any,
 ) -> Float[Array, "N h w D"]:
-    """Return a zero-padded convolution: the ``conv_general_dilated`` of ``nn.Conv``.
+    """Return a zero-padded convolution: the ``conv_general_dilated`` of ``nn.Conv``, without dilation and groups.
 
     Non-overlapping windows (the patches of a vision transformer) are one matrix product. On a CPU, bfloat16 is
     multiplied and summed as float32. Unnecessary once XLA has fast CPU kernels for convolutions inside loops in every
     order of axes: it has them for (batch, places, channels) only, and derived gradients, which have other orders, take
     5 to 80 times as long.
-
-    Args:
-        x: images.
-        kernel: in the layout of ``nn.Conv``.
-        strides: of the windows, down and across.
-        padding: rows of zeros before and after, down and across, or XLA's word for them.
-        _: dilation and groups, which ``nn.Conv`` passes at their defaults.
     """
     (kh, kw), (down, across) = kernel.shape[:2], strides
     pads = jax.lax.padtype_to_pads(x.shape[1:3], (kh, kw), strides, padding) if isinstance(padding, str) else padding
@@ -173,8 +159,7 @@ conv_nhwc_vjp.defvjp(_conv_fwd, _conv_bwd)
 class BatchNorm(nn.BatchNorm):
     """``nn.BatchNorm`` over the last axis, with other kernels for the batch statistics and their gradients.
 
-    Of the fields of ``nn.BatchNorm``, those for momentum, epsilon and the initial values are used. Unnecessary once XLA
-    sums over leading axes quickly: derived from ``nn.BatchNorm``, the sums take five times as long.
+    Unnecessary once XLA sums over leading axes quickly: derived from ``nn.BatchNorm``, they take five times as long.
     """
 
     momentum: float = 0.9
@@ -184,13 +169,7 @@ class BatchNorm(nn.BatchNorm):
     def __call__(
         self, x: Float[Array, "... C"], use_running_average: bool | None = None, *, mask: Array | None = None
     ) -> Float[Array, "... C"]:
-        """Return ``x`` normalised by the running statistics, or by the batch's, which update the running ones.
-
-        Args:
-            x: values; statistics are taken over all axes but the last.
-            use_running_average: whether the running statistics are used.
-            mask: must be ``None`` (``nn.BatchNorm`` allows one).
-        """
+        """Return ``x`` normalised by the running statistics, or by the batch's, which update the running ones."""
         if mask is not None:
             raise ValueError("mask is not supported by this BatchNorm; allowed: None")
         width, axes = x.shape[-1:], tuple(range(x.ndim - 1))
@@ -222,10 +201,7 @@ class BatchNorm(nn.BatchNorm):
 def batch_norm(
     x: Float[Array, "... C"], scale: Float[Array, "... C"], bias: Float[Array, "... C"], epsilon: float
 ) -> tuple[Float[Array, "... C"], Float[Array, "... C"], Float[Array, "... C"]]:
-    """Return ``x`` normalised by its mean and variance (Ioffe and Szegedy, arXiv 1502.03167), and the two.
-
-    Mean and variance have no gradient. The variance is ``E[x^2] - E[x]^2``, in one pass, as in ``nn.BatchNorm``.
-    """
+    """Return ``x`` normalised by its mean and variance (arXiv 1502.03167), and the two, which have no gradient."""
     return _batch_norm_fwd(x, scale, bias, epsilon)[0]
 
 

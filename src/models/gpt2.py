@@ -4,35 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from functools import partial
+from typing import ClassVar
 
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ..config.hparams import hparam
-from .layers import Dropout
-from .transformer import Attention, Embeddings, Transformer, TransformerConfig, TransformerModule, dense, residual_std
+from .transformer import Embeddings, PreNormBlock, Transformer, TransformerModule, residual_std, take_tokens
 
-Head = Enum("Head", ["classify", "tokens", "spans", "causal"])
-Pooling = Enum("Pooling", ["last", "mean"])
-
-
-class Gpt2Block(nn.Module):
-    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
-
-    sizes: TransformerConfig
-    dropout: Any
-
-    @nn.compact
-    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 L L"]) -> Float[Array, "N*L E"]:
-        """Return new hidden states."""
-        sizes, std = self.sizes, residual_std(self.sizes.layers)
-        attention = Attention(sizes.heads, self.dropout, fused=True, std=std, name="attention")
-        attended = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
-        h += Dropout(self.dropout, name="attention_dropout")(attended)
-        inner = dense(sizes.intermediate, "up")(nn.LayerNorm(sizes.epsilon, name="mlp_norm")(h))
-        outer = dense(sizes.width, "down", std=std)(nn.gelu(inner, approximate=True))
-        return h + Dropout(self.dropout, name="mlp_dropout")(outer)
+Gpt2Head = Enum("Gpt2Head", ["classify", "tokens", "spans", "causal"])
+Gpt2Pooling = Enum("Gpt2Pooling", ["last", "mean"])
 
 
 class Gpt2Module(TransformerModule):
@@ -42,9 +24,10 @@ class Gpt2Module(TransformerModule):
     normalised: ClassVar[bool] = False
 
     @nn.nowrap
-    def block(self, number: int) -> Gpt2Block:
+    def block(self, number: int) -> PreNormBlock:
         """Return a block."""
-        return Gpt2Block(self.sizes, self.dropout, name=f"block_{number}")
+        activation, std = partial(nn.gelu, approximate=True), residual_std(self.sizes.layers)
+        return PreNormBlock(self.sizes, self.dropout, activation, fused=True, std=std, name=f"block_{number}")
 
     @nn.nowrap
     def last_norm(self, h: Float[Array, "N L E"]) -> Float[Array, "N L E"]:
@@ -57,11 +40,11 @@ class Gpt2Module(TransformerModule):
         return h if self.head == "causal" else self.last_norm(h)
 
     @nn.nowrap
-    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
+    def apply_head(self, h: Array, examples: Array, embeddings: Embeddings, positions: Array | None) -> Array:
         """Return the head's outputs; with ``head="causal"``, logits over the vocabulary for the next token."""
         if self.head == "causal":
-            return embeddings.words(self.last_norm(h))
-        return super().apply_head(h, examples, embeddings)
+            return embeddings.words(self.last_norm(take_tokens(h, positions)))
+        return super().apply_head(h, examples, embeddings, positions)
 
     @property
     def head_bias(self) -> bool:
@@ -79,21 +62,15 @@ class Gpt2(Transformer):
     """
 
     architecture: ClassVar[str] = "gpt2"
+    module_class: ClassVar[type[TransformerModule]] = Gpt2Module
 
-    head: Head = hparam(Head.causal)
-    pooling: Pooling = hparam(Pooling.last)
-
-    def module(self, outputs: int) -> TransformerModule:
-        """Return the network with ``outputs`` outputs."""
-        return self.make_module(Gpt2Module, outputs)
+    head: Gpt2Head = hparam(Gpt2Head.causal)
+    pooling: Gpt2Pooling = hparam(Gpt2Pooling.last)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
-        """Return ``embeddings``, ``block_0`` ..., the head; the last normalisation belongs to the last block.
-
-        The causal head has no kernel of its own, so the last normalisation is its only parameter.
-        """
+        """Return ``embeddings``, ``block_0`` ..., the head. A causal head has one parameter, the last normalisation."""
         *below, (name, head) = super().groups()
-        if self.head is Head.causal:
+        if self.head is Gpt2Head.causal:
             return (*below, (name, "final_norm/.*"))
         top, expression = below.pop()
         return (*below, (top, f"{expression}|final_norm/.*"), (name, head))

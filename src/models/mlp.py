@@ -11,17 +11,14 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, UNIT, hparam
-from .base import Model
+from .base import Model, block_groups
 from .layers import Dropout
 
 Activation = Enum("Activation", ["relu", "gelu", "tanh", "silu"])
 
 
 class MlpModule(nn.Module):
-    """``Dense -> activation -> dropout`` for each width, then ``Dense(outputs)``.
-
-    Layers are named explicitly because a pass may start at any of them.
-    """
+    """``Dense -> activation -> dropout`` for each width, then ``Dense(outputs)``."""
 
     widths: tuple[int, ...]
     activation: str
@@ -53,8 +50,7 @@ class Mlp(Model):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return one group a hidden layer (``block_0`` at the bottom), then the head."""
-        blocks = tuple((f"block_{i}", f"Dense_{i}/.*") for i in range(len(self.widths)))
-        return (*blocks, ("head", f"Dense_{len(self.widths)}/.*"))
+        return (*block_groups(len(self.widths), "Dense"), ("head", f"Dense_{len(self.widths)}/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return each block's dense layer: an adapter follows it, before the activation."""

@@ -1,4 +1,4 @@
-"""A model with a projection head, for contrastive pre-training."""
+"""Models whose head is replaced during pre-training: the base class, and the projection head of contrastive losses."""
 
 from __future__ import annotations
 
@@ -9,9 +9,30 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, PRNGKeyArray
 
+from ..config.hparams import hparam
 from ..types import Params
-from .base import PLAIN, ApplyOptions
-from .wrapped import Wrapped
+from .base import PLAIN, ApplyOptions, Model
+
+
+@dataclass(frozen=True)
+class Wrapped(Model):
+    """A model with another head; whatever does not depend on the head is the wrapped model's."""
+
+    model: Model = hparam()
+
+    @property
+    def stochastic(self) -> bool:
+        """As the wrapped model."""
+        return self.model.stochastic
+
+    def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
+        """As the wrapped model."""
+        return self.model.eval_batch_size(features)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """As the wrapped model."""
+        return self.model.has_checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import COUNT, Check, hparam
 from ..errors import UserError
+from .base import block_groups
 from .cpu_kernels import BatchNorm, convolve
 from .layers import Dropout
 from .vision import Scaling, Vision, check_images, standardize
@@ -57,14 +58,8 @@ class ResNetConfig(NamedTuple):
         ]
 
 
-# --- the network, group by group -------------------------------------------------------------------------------------
-
-
 def conv(width: int, size: int, stride: int, name: str) -> nn.Conv:
-    """Return a convolution without bias, with PyTorch's padding: the same on both sides for every stride.
-
-    The initializer is He et al.'s (arXiv 1502.01852) normal one for the backward pass.
-    """
+    """Return a convolution without bias, padded as in PyTorch, with He et al.'s initializer (arXiv 1502.01852)."""
     return nn.Conv(
         width,
         (size, size),
@@ -92,8 +87,7 @@ class ResNetStem(nn.Module):
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N h w width"]:
         """Return feature maps of the same height and width, or of a quarter."""
         size, stride = (3, 1) if self.small else (7, 2)
-        x = conv(self.width, size, stride, "conv")(x)
-        x = nn.relu(norm("norm")(x))
+        x = nn.relu(norm("norm")(conv(self.width, size, stride, "conv")(x)))
         if self.small:
             return x
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # type: ignore[arg-type]
@@ -126,10 +120,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNetModule(nn.Module):
-    """The stem, the blocks, global average pooling, and ``Dense(outputs)``.
-
-    The pooling belongs to the last block's group, so the cached features of a frozen trunk are one vector an image.
-    """
+    """The stem, the blocks (the last with global average pooling), and ``Dense(outputs)``."""
 
     sizes: ResNetConfig
     scaling: Scaling
@@ -155,9 +146,6 @@ class ResNetModule(nn.Module):
         return nn.Dense(self.outputs, name="head")(Dropout(self.dropout, name="dropout")(x))
 
 
-# --- the settings ----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Resnet(Vision):
     """``model=resnet``: see :class:`~src.models.vision.Vision` for what it shares with ViT.
@@ -177,11 +165,7 @@ class Resnet(Vision):
 
     @property
     def sizes(self) -> ResNetConfig:
-        """The network's sizes: the checkpoint's, else as set; the default is ResNet-18 with the small stem.
-
-        Raises:
-            UserError: a size differs from the checkpoint's, or the checkpoint's sizes contradict one another.
-        """
+        """The network's sizes: the checkpoint's, else as set; the default is ResNet-18 with the small stem."""
         loaded = self.loaded_config()
         if loaded is None:
             return ResNetConfig.named(self.depth or 18, self.width or 64, (self.stem or Stem.cifar).name)
@@ -204,13 +188,7 @@ class Resnet(Vision):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``stem``, ``block_0`` ..., ``head``; batch statistics belong to their block."""
-        blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(len(self.sizes.blocks)))
-        return (("stem", "stem/.*"), *blocks, ("head", "head/.*"))
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a training pass is random."""
-        return self.head_dropout is not None
+        return (("stem", "stem/.*"), *block_groups(len(self.sizes.blocks)), ("head", "head/.*"))
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return each block's normalised convolutions: an adapter follows each, before the activation or the sum."""

@@ -1,9 +1,8 @@
 """The parts that BERT and GPT-2 share: attention, embeddings, packed rows, the forward pass, and the settings.
 
 Inputs are int32 ``(N, 3, L)``: token ids, token types (0 or 1), and the number of the example that a token belongs to
-(1, 2 ...; 0 is padding). The tokens of an example are contiguous. A row with one example begins with it. Several
-examples in a row are *packed*: each attends only to itself and its positions count from 0, so packing changes no
-output.
+(1, 2 ...; 0 is padding). Tokens of an example are contiguous. Several examples in a row are *packed*: each attends only
+to itself and its positions count from 0, so packing changes no output.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
-from .base import Model
-from .checkpointed import Checkpointed
+from .base import Checkpointed, Model, block_groups
 from .layers import Dropout
 
 MASK_VALUE = -1e9  # of a masked score or logit: its probability is 0 in every precision
@@ -44,7 +42,7 @@ class TransformerConfig(NamedTuple):
 
 
 def truncated_normal_init(std: float = 0.02) -> Callable[..., Array]:
-    """Return BERT's initializer: normal, truncated at two standard deviations (Devlin et al., arXiv 1810.04805)."""
+    """Return BERT's initializer: normal, truncated at two standard deviations (arXiv 1810.04805)."""
     return nn.initializers.truncated_normal(std)
 
 
@@ -89,10 +87,7 @@ class Attention(nn.Module):
 def attention_bias(examples: Int[Array, "N L"], causal: bool, packed: bool) -> Float[Array, "n 1 L L"]:
     """Return 0 where a query (axis 2, broadcast if 1) may attend to a key (axis 3), :data:`MASK_VALUE` elsewhere.
 
-    Args:
-        examples: the number of each token's example.
-        causal: whether a token attends only to itself and the tokens before it.
-        packed: whether rows hold several examples. With one, padding follows it, which causal attention never reaches.
+    ``packed``: whether rows hold several examples. With one, padding follows it, which causal attention never reaches.
     """
     before = jnp.tril(jnp.ones((examples.shape[-1],) * 2, bool))[None, None]
     if packed:
@@ -115,10 +110,7 @@ def positions_within(examples: Int[Array, "N L"]) -> Int[Array, "N L"]:
 def pooled(
     h: Float[Array, "N L E"], examples: Int[Array, "N L"], pooling: str, count: int
 ) -> Float[Array, "N count E"]:
-    """Return one vector an example: its ``first`` or ``last`` token, or the ``mean``; 0 for examples that do not exist.
-
-    A matrix product rather than indexing, whose gradient is a slow scatter.
-    """
+    """Return one vector an example, by a matrix product, as the gradient of indexing is slow; 0 where there is none."""
     inside = examples[:, None, :] == jnp.arange(1, count + 1)[None, :, None]
     if pooling != "mean":
         towards = jnp.roll(inside, 1 if pooling == "first" else -1, axis=-1)
@@ -168,27 +160,10 @@ class Embeddings(nn.Module):
 # --- the network, group by group -------------------------------------------------------------------------------------
 
 
-class Hidden(NamedTuple):
-    """The state between two groups below the pooling: hidden states, and the number of each token's example."""
-
-    states: Float[Array, "N L E"]
-    examples: Int[Array, "N L"]
-
-    def packed(self) -> Float[Array, "N L E+1"]:
-        """Return both as one array, with the numbers as the last column."""
-        return jnp.concatenate([self.states, self.examples[..., None].astype(self.states.dtype)], axis=-1)
-
-    @classmethod
-    def unpacked(cls, x: Float[Array, "N L E+1"]) -> Hidden:
-        """Return the inverse of :meth:`packed`."""
-        return cls(x[..., :-1], x[..., -1].astype(jnp.int32))
-
-
 class TransformerModule(nn.Module):
     """Embeddings, blocks and a head. Subclasses define the blocks, the pooler and the head.
 
-    The state between groups is one array: ``(N, L, E + 1)`` with the example's number as the last column; after the
-    last block, with ``head="classify"``, the pooled states ``(N, examples, E)``.
+    Between groups, an example's number is the last column of ``(N, L, E + 1)``; pooled states are ``(N, examples, E)``.
     """
 
     sizes: TransformerConfig
@@ -221,7 +196,7 @@ class TransformerModule(nn.Module):
         elif whole and start > depth:
             h = x
         else:
-            h, examples = Hidden.unpacked(x)
+            h, examples = x[..., :-1], x[..., -1].astype(jnp.int32)
         bias = attention_bias(examples, self.causal, self.examples > 1)
         # Blocks take all tokens as one matrix, which makes the gradients of kernels plain products: a fifth faster.
         shape, h = h.shape, h.reshape(-1, h.shape[-1])
@@ -235,19 +210,9 @@ class TransformerModule(nn.Module):
         if start <= depth + 1 < end - 1 and depth + 1 < stop:
             h = self.pool(h)
         if stop < end:
-            return h if whole and stop > depth else Hidden(h, examples).packed()
-        return (
-            self.apply_head(h, examples, embeddings)
-            if positions is None
-            else self.head_at(h, examples, embeddings, positions)
-        )
-
-    @nn.nowrap
-    def head_at(self, h: Float[Array, "N L E"], examples: Array, embeddings: Embeddings, positions: Array) -> Array:
-        """Return the head's outputs for some tokens."""
-        return self.apply_head(
-            jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip"), examples, embeddings
-        )
+            numbers = examples[..., None].astype(h.dtype)
+            return h if whole and stop > depth else jnp.concatenate([h, numbers], axis=-1)
+        return self.apply_head(h, examples, embeddings, positions)
 
     @nn.nowrap
     def check(self, x: Array) -> None:
@@ -279,8 +244,9 @@ class TransformerModule(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define pool()")
 
     @nn.nowrap
-    def apply_head(self, h: Array, examples: Int[Array, "N L"], embeddings: Embeddings) -> Array:
-        """Return the head's outputs. Subclasses add the heads over the vocabulary."""
+    def apply_head(self, h: Array, examples: Array, embeddings: Embeddings, positions: Array | None) -> Array:
+        """Return the head's outputs, of some tokens if given. Subclasses add the heads over the vocabulary."""
+        h = take_tokens(h, positions)
         h = Dropout(self.head_dropout, name="head_dropout")(h)
         outputs = dense(self.outputs, "classifier", bias=self.head_bias)(h)
         if self.head == "spans":
@@ -291,6 +257,44 @@ class TransformerModule(nn.Module):
     def head_bias(self) -> bool:
         """Whether the classifier has a bias."""
         return True
+
+
+class PreNormBlock(nn.Module):
+    """Attention and two dense layers, each on normalised hidden states and added to what they were."""
+
+    sizes: Any
+    dropout: Any
+    activation: Callable[[Array], Array]
+    fused: bool = False
+    std: float = 0.02  # of the initial kernels of both outputs
+
+    @nn.compact
+    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "n 1 #L L"]) -> Float[Array, "N*L E"]:
+        """Return new hidden states."""
+        sizes = self.sizes
+        attention = Attention(sizes.heads, self.dropout, self.fused, self.std, name="attention")
+        attended = attention(nn.LayerNorm(sizes.epsilon, name="attention_norm")(h), bias)
+        h += Dropout(self.dropout, name="attention_dropout")(attended)
+        inner = dense(sizes.intermediate, "up")(nn.LayerNorm(sizes.epsilon, name="mlp_norm")(h))
+        outer = dense(sizes.width, "down", std=self.std)(self.activation(inner))
+        return h + Dropout(self.dropout, name="mlp_dropout")(outer)
+
+
+def take_tokens(h: Float[Array, "N L E"], positions: Array | None) -> Float[Array, "... E"]:
+    """Return the hidden states of some tokens, int ``(P,)`` into the batch's ``N * L``; ``None``: of all."""
+    return h if positions is None else jnp.take(h.reshape(-1, h.shape[-1]), positions, axis=0, mode="clip")
+
+
+def block_outputs(layers: int) -> tuple[tuple[str, ...], ...]:
+    """Return the modules of each block whose outputs are added to the hidden states."""
+    return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(layers))
+
+
+def check_heads(sizes: Any) -> Any:
+    """Return the sizes; refuse heads that do not divide the width."""
+    if sizes.width % sizes.heads:
+        raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
+    return sizes
 
 
 # --- the settings ----------------------------------------------------------------------------------------------------
@@ -309,6 +313,7 @@ class Transformer(Checkpointed):
 
     input_dtype: ClassVar[Any] = jnp.int32
     default_sizes: ClassVar[TransformerConfig] = TransformerConfig()
+    module_class: ClassVar[type[TransformerModule]]
 
     vocab_size: int | None = hparam(None, COUNT)
     width: int | None = hparam(None, COUNT)
@@ -322,11 +327,7 @@ class Transformer(Checkpointed):
 
     @property
     def sizes(self) -> TransformerConfig:
-        """The network's sizes: as set, else the checkpoint's, else the defaults.
-
-        Raises:
-            UserError: a size differs from the checkpoint's, or the heads do not divide the width.
-        """
+        """The network's sizes: as set, else the checkpoint's, else the defaults."""
         loaded = self.loaded_config()
         known = loaded.network if loaded else self.default_sizes
         given = {name: value for name in known._fields if (value := getattr(self, name, None)) is not None}
@@ -334,15 +335,7 @@ class Transformer(Checkpointed):
             self.check_matches({name: getattr(known, name) for name in given})
         elif self.width is not None:
             given.setdefault("intermediate", 4 * self.width)
-        sizes = known._replace(**given)
-        if sizes.width % sizes.heads:
-            raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
-        return sizes
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a training pass is random."""
-        return self.dropout is not None or self.head_dropout is not None
+        return check_heads(known._replace(**given))
 
     @property
     def head_name(self) -> str:
@@ -350,24 +343,20 @@ class Transformer(Checkpointed):
         head: Enum = self.head  # type: ignore[attr-defined]
         return head.name
 
-    def make_module(self, cls: Callable[..., TransformerModule], outputs: int) -> TransformerModule:
-        """Return the module of a class.
-
-        Raises:
-            UserError: a number of outputs that the head cannot have.
-        """
+    def module(self, outputs: int) -> TransformerModule:
+        """Return the network; refuse a number of outputs that the head cannot have."""
         sizes, head = self.sizes, self.head_name
         fixed = sizes.vocab_size if head in TIED else 2 if head == "spans" else outputs
         if outputs != fixed:
             words = "the vocabulary's size, model.vocab_size" if head in TIED else "first and last token"
             raise UserError(f"model.head={head} has {outputs} outputs; allowed: {fixed}, {words}")
         pooling: Enum = self.pooling  # type: ignore[attr-defined]
-        return cls(sizes, outputs, head, pooling.name, self.examples, self.dropout, self.head_dropout)
+        dropout = (self.dropout, self.head_dropout)
+        return self.module_class(sizes, outputs, head, pooling.name, self.examples, *dropout)
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., then the head."""
-        blocks = ((f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers))
-        return (("embeddings", "embeddings/.*"), *blocks, ("head", HEAD))
+        return (("embeddings", "embeddings/.*"), *block_groups(self.sizes.layers), ("head", HEAD))
 
     def tied_params(self) -> str:
         """Return the embedding of words where the head is tied to it."""
@@ -375,17 +364,14 @@ class Transformer(Checkpointed):
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return the output layers of each block's attention and feed-forward network, before dropout and residual."""
-        return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+        return block_outputs(self.sizes.layers)
 
     def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
         """Return the rows of 4,096 tokens, a bound on the memory of the attention scores."""
         return max(1, 4096 // features[-1])
 
     def with_head(self, kind: str) -> Model:
-        """Return the model with the language-model head for a language-model task.
-
-        Rows stay packed if the data's rows are, whichever the task.
-        """
+        """Return the model with the language-model head for a language-model task; packed rows stay packed."""
         if kind not in TIED or kind == self.head_name:
             return self
         heads = type(self.head)  # type: ignore[attr-defined]
@@ -397,8 +383,5 @@ class Transformer(Checkpointed):
 
 
 def residual_std(layers: int) -> float:
-    """Return GPT-2's standard deviation for kernels of residual branches, of which there are 2 * layers.
-
-    Source: Radford et al. 2019, "Language models are unsupervised multitask learners", section 2.3.
-    """
+    """Return GPT-2's standard deviation for the kernels of its 2 * layers residual branches (section 2.3)."""
     return 0.02 / math.sqrt(2 * layers)

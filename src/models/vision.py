@@ -1,7 +1,4 @@
-"""What ResNet and ViT share: checks of the images, standardisation of their pixels, and settings.
-
-Inputs are uint8 ``(N, H, W, C)``, or floats of that shape from 0 to 1, as augmentation returns them.
-"""
+"""What ResNet and ViT share. Inputs are uint8 ``(N, H, W, C)``, or floats from 0 to 1, as augmentation returns them."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ..config.hparams import UNIT, Check, hparam
 from ..errors import UserError
-from .checkpointed import Checkpointed
+from .base import Checkpointed
 
 
 def is_number(value: Any) -> bool:
@@ -36,16 +33,7 @@ class Scaling(NamedTuple):
 
 
 def standardize(module: nn.Module, x: Array, scaling: Scaling) -> Float[Array, "N H W C"]:
-    """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first.
-
-    Args:
-        module: the network.
-        x: images that :func:`check_images` accepts.
-        scaling: mean and standard deviation.
-
-    Raises:
-        UserError: the mean or the deviation has neither one number nor one a channel.
-    """
+    """Return ``(x - mean) / std`` in the precision of the module's parameters; uint8 is divided by 255 first."""
     pixels = x.astype(jnp.float32) / 255 if x.dtype == jnp.uint8 else x.astype(jnp.float32)
     for name, values in scaling._asdict().items():
         if len(values) not in (1, x.shape[-1]):

@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Int
 
 from ..config.hparams import COUNT, UNIT, hparam
 from ..errors import UserError
+from .base import block_groups
 from .cpu_kernels import convolve, gelu
 from .layers import Dropout, take_rows
-from .transformer import Attention, dense, truncated_normal_init
+from .transformer import PreNormBlock, block_outputs, check_heads, dense, truncated_normal_init
 from .vision import Scaling, Vision, check_images, standardize
 
 Size = Enum("Size", ["tiny", "small", "base"])
-Pooling = Enum("Pooling", ["first", "mean"])
+VitPooling = Enum("VitPooling", ["first", "mean"])
 
 WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}  # width and heads (arXiv 2012.12877, table 1)
 TOKENS_AT_ONCE = 8192  # of a batch in evaluation
@@ -49,11 +50,7 @@ class ViTConfig(NamedTuple):
         return next((name for name in WIDTHS if ViTConfig.named(name)[:4] == own), None)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the number of patches of an image, down and across.
-
-        Raises:
-            UserError: images of another size than the network's, or not divisible into patches.
-        """
+        """Return the number of patches of an image, down and across."""
         side, patch = self.image, self.patch
         if side is not None and (height, width) != (side, side):
             raise UserError(f"images are {height} x {width} pixels, and model.image is {side}; allowed: that size")
@@ -62,9 +59,6 @@ class ViTConfig(NamedTuple):
                 f"model.patch is {patch}, and images are {height} x {width} pixels; allowed: a divisor of both"
             )
         return height // patch, width // patch
-
-
-# --- the network, group by group -------------------------------------------------------------------------------------
 
 
 class PatchEmbeddings(nn.Module):
@@ -77,38 +71,13 @@ class PatchEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "N H W C"]) -> Float[Array, "N L E"]:
         """Return the hidden states under the first block: the class token's, then those of the patches."""
-        side = (self.patch, self.patch)
-        patches = nn.Conv(
-            self.width,
-            side,
-            side,
-            "VALID",
-            kernel_init=truncated_normal_init(),
-            conv_general_dilated=convolve,
-            name="patch",
-        )(x)
-        h = patches.reshape(len(x), -1, self.width)
-        token = self.param("class_token", truncated_normal_init(), (1, 1, self.width))
+        side, init = (self.patch, self.patch), truncated_normal_init()
+        patch = nn.Conv(self.width, side, side, "VALID", kernel_init=init, conv_general_dilated=convolve, name="patch")
+        h = patch(x).reshape(len(x), -1, self.width)
+        token = self.param("class_token", init, (1, 1, self.width))
         h = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, self.width)), h], axis=1)
-        positions = self.param("positions", truncated_normal_init(), (1, *h.shape[1:]))
+        positions = self.param("positions", init, (1, *h.shape[1:]))
         return Dropout(self.dropout, name="dropout")(h + positions)
-
-
-class VitBlock(nn.Module):
-    """A pre-norm block: attention and two dense layers, each with a residual connection."""
-
-    sizes: ViTConfig
-    dropout: Any
-
-    @nn.compact
-    def __call__(self, h: Float[Array, "N*L E"], bias: Float[Array, "1 1 1 L"]) -> Float[Array, "N*L E"]:
-        """Return new hidden states."""
-        epsilon = self.sizes.epsilon
-        normalised = nn.LayerNorm(epsilon, name="attention_norm")(h)
-        attended = Attention(self.sizes.heads, self.dropout, name="attention")(normalised, bias)
-        h += Dropout(self.dropout, name="attention_dropout")(attended)
-        inner = gelu(dense(self.sizes.intermediate, "up")(nn.LayerNorm(epsilon, name="mlp_norm")(h)))
-        return h + Dropout(self.dropout, name="mlp_dropout")(dense(self.sizes.width, "down")(inner))
 
 
 def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, numbers: range) -> Float[Array, "N L E"]:
@@ -117,15 +86,12 @@ def through_blocks(h: Float[Array, "N L E"], sizes: ViTConfig, dropout: Any, num
     # All tokens as one matrix, which makes the gradients of kernels plain products.
     h = h.reshape(-1, h.shape[-1])
     for i in numbers:
-        h = VitBlock(sizes, dropout, name=f"block_{i}")(h, bias)
+        h = PreNormBlock(sizes, dropout, gelu, name=f"block_{i}")(h, bias)
     return h.reshape(shape)
 
 
 class VitModule(nn.Module):
-    """Embeddings, blocks, a last normalisation with pooling, and ``Dense(outputs)``.
-
-    The state between groups is ``(N, L, E)``; after the last block's group, which pools, one vector an image.
-    """
+    """Embeddings, blocks, a last normalisation with pooling (in the last block's group), and ``Dense(outputs)``."""
 
     sizes: ViTConfig
     scaling: Scaling
@@ -144,18 +110,15 @@ class VitModule(nn.Module):
     ) -> Float[Array, "N ..."]:
         """Return the outputs of a batch of images, or the outputs of group ``stop - 1``.
 
-        Args:
-            x: images, or the outputs of group ``start - 1``.
-            start: the first group that runs.
-            stop: the group before which the pass ends; ``None``: the end of the model.
-            positions: of each image, the patches that the blocks take beside the class token, by their numbers line by
-                line; their hidden states are returned without pooling. ``None``: all patches, pooled.
+        With ``positions``, the blocks take the class token and these patches (line by line) only, and there is no
+        pooling.
         """
         sizes = self.sizes
         end = sizes.layers + 1
         stop = end + 1 if stop is None else stop
         if start == 0 < stop:
-            self.check(x)
+            check_images("vit", x, sizes.channels)
+            sizes.grid(*x.shape[1:3])
             embeddings = PatchEmbeddings(sizes.width, sizes.patch, self.dropout, name="embeddings")
             x = embeddings(standardize(self, x, self.scaling))
             if positions is not None:
@@ -169,15 +132,6 @@ class VitModule(nn.Module):
         if stop <= end:
             return x
         return dense(self.outputs, "head")(Dropout(self.head_dropout, name="head_dropout")(x))
-
-    @nn.nowrap
-    def check(self, x: Array) -> None:
-        """Refuse inputs that are not images, have another size than the network's, or do not divide into patches."""
-        check_images("vit", x, self.sizes.channels)
-        self.sizes.grid(*x.shape[1:3])
-
-
-# --- the settings ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -199,16 +153,12 @@ class Vit(Vision):
     intermediate: int | None = hparam(None, COUNT)
     patch: int | None = hparam(None, COUNT)
     image: int | None = hparam(None, COUNT)
-    pooling: Pooling = hparam(Pooling.first)
+    pooling: VitPooling = hparam(VitPooling.first)
     dropout: float | None = hparam(None, UNIT, traced=True)
 
     @property
     def sizes(self) -> ViTConfig:
-        """The network's sizes: the checkpoint's, else as set.
-
-        Raises:
-            UserError: a size differs from the checkpoint's, or the heads do not divide the width.
-        """
+        """The network's sizes: the checkpoint's, else as set."""
         names = ("width", "layers", "heads", "intermediate", "patch", "image")
         if loaded := self.loaded_config():
             sizes: ViTConfig = loaded.network
@@ -219,9 +169,7 @@ class Vit(Vision):
             if self.width is not None:
                 given.setdefault("intermediate", 4 * self.width)
             sizes = ViTConfig.named((self.size or Size.tiny).name)._replace(**given)
-        if sizes.width % sizes.heads:
-            raise UserError(f"model.heads is {sizes.heads}; allowed: a divisor of the width, {sizes.width}")
-        return sizes
+        return check_heads(sizes)
 
     def module(self, outputs: int) -> VitModule:
         """Return the network with ``outputs`` output units."""
@@ -229,18 +177,12 @@ class Vit(Vision):
 
     def groups(self) -> tuple[tuple[str, str], ...]:
         """Return ``embeddings``, ``block_0`` ..., ``head``; the last normalisation belongs to the last block."""
-        blocks = [(f"block_{i}", f"block_{i}/.*") for i in range(self.sizes.layers)]
-        top, expression = blocks.pop()
+        *blocks, (top, expression) = block_groups(self.sizes.layers)
         return (("embeddings", "embeddings/.*"), *blocks, (top, f"{expression}|final_norm/.*"), ("head", "head/.*"))
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether a training pass is random."""
-        return self.dropout is not None or self.head_dropout is not None
 
     def adapter_points(self) -> tuple[tuple[str, ...], ...]:
         """Return the output layers of each block's attention and feed-forward network, before dropout and residual."""
-        return tuple((f"block_{i}/attention/output", f"block_{i}/down") for i in range(self.sizes.layers))
+        return block_outputs(self.sizes.layers)
 
     def eval_batch_size(self, features: tuple[int, ...]) -> int | None:
         """Return the rows of 8,192 tokens; ``None`` for vectors."""

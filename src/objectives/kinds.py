@@ -8,30 +8,22 @@ from typing import Any
 from .base import Objective
 from .pairs import MaskedPairs
 from .supervised import Classification, Regression
-from .text import Causal, Spans
-from .text import MaskedLm as Masked
-from .text import TokenClassification as Labels
+from .text import Causal, MaskedLm, Spans, TokenClassification
 
 CLASSES: dict[str, type[Objective]] = {
     "regression": Regression,
     "classification": Classification,
-    "labels": Labels,
+    "labels": TokenClassification,
     "spans": Spans,
     "causal": Causal,
-    "masked": Masked,
+    "masked": MaskedLm,
     "pretraining": MaskedPairs,
 }
 
 
 def for_kind(kind: str, vocabulary: Any = None) -> Objective:
-    """Return what a task of a kind minimises.
-
-    Args:
-        kind: a key of :data:`CLASSES`.
-        vocabulary: of the task's texts, with ``mask``, the id of its [MASK] token, and ``size``, its number of tokens;
-            only objectives that mask tokens read it.
-    """
+    """Return what a task of a kind minimises; the vocabulary is for objectives that mask tokens."""
     objective = CLASSES[kind]()
-    if isinstance(objective, Masked) and vocabulary is not None:
-        return replace(objective, mask_id=vocabulary.mask, words=vocabulary.size)
+    if isinstance(objective, MaskedLm) and vocabulary is not None:
+        return replace(objective, mask_id=vocabulary.mask, vocab_size=vocabulary.size)
     return objective

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ..metrics.classification import masked_mean
-from .base import NetworkFns, StepAux, StepContext
+from .base import NetworkFns, Objective, StepAux, StepContext
 from .text import MaskedLm, TokenClassification, cross_entropy
 
 
@@ -38,7 +38,7 @@ class MaskedPairs(MaskedLm):
         return loss, StepAux(statistics, memory, {})
 
     def count(self, targets: Int[Array, "N L+1"]) -> Float[Array, ""]:
-        """Return the number of rows: no count is exact for a sum of two means, and every row has one label."""
+        """Return the number of rows: no count is exact for a sum of two means."""
         return jnp.float32(targets.shape[0])
 
     def loss(self, outputs: Float[Array, "N L+1 V"], targets: Int[Array, "N L+1"], smoothing: Any = None) -> Array:
@@ -94,6 +94,4 @@ class PairLabels(TokenClassification):
         found = super().metrics(outputs, targets[:, :1])
         return {"loss": found["loss"], "pair_accuracy": found["accuracy"]}
 
-    def report(self, outputs: Float[Array, "N 1 2"], targets: Int[Array, "N L+1"]) -> dict[str, Float[Array, ""]]:
-        """Return the metrics."""
-        return self.metrics(outputs, targets)
+    report = Objective.report

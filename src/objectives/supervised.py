@@ -21,10 +21,7 @@ class Regression(Objective):
     def loss(
         self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"], smoothing: Any = None
     ) -> Float[Array, ""]:
-        """Return ``mean((outputs[:, 0] - targets) ** 2)``; ``(N, 1) - (N,)`` would broadcast to ``(N, N)``.
-
-        ``smoothing`` is ignored: recipes that set it for a regression are refused.
-        """
+        """Return ``mean((outputs[:, 0] - targets) ** 2)``; recipes refuse smoothing."""
         return jnp.mean(jnp.square(at_least_float32(outputs).squeeze(-1) - targets))
 
     def metrics(self, outputs: Float[Array, "N 1"], targets: Float[Array, " N"]) -> dict[str, Float[Array, ""]]:

@@ -110,11 +110,10 @@ def transformation(
     Args:
         optimizer: the settings; traced fields may be tracers.
         rate: schedule, from the number of updates made to the learning rate.
-        lr_scale: learning-rate lr_scale, or ``FROZEN``, of every parameter by path.
-        form: how frozen parameters are left unchanged. With ``FreezeImpl.split`` the transformation takes the
-            trainable parameters only; with the other two it takes all parameters.
-        optimizer_groups: label by path; parameters of one label share an optimizer state with its own count of
-            updates. ``None``: all parameters share one.
+        lr_scale: learning-rate scale, or ``FROZEN``, of every parameter by path.
+        form: with ``FreezeImpl.split`` the transformation takes the trainable parameters only; else all.
+        optimizer_groups: label by path; parameters of one label share an optimizer state with its own count of updates.
+            ``None``: all parameters share one.
     """
     trainable = {path: value for path, value in lr_scale.items() if value is not FROZEN}
     steps = [optax.clip_by_global_norm(optimizer.clip_norm)] if optimizer.clip_norm is not None else []

@@ -32,17 +32,11 @@ class ParamLabels(NamedTuple):
 
 
 def match_rules(table: Iterable[Rule], paths: Iterable[str], groups: Groups, part: bool = False) -> ParamLabels:
-    """Apply an ordered table to parameter paths.
-
-    Args:
-        table: the rules.
-        paths: of the parameters.
-        groups: the model's groups, whose names may be patterns.
-        part: whether ``paths`` are only some of the model's parameters, so that a rule may match none.
+    """Apply an ordered table to parameter paths. ``part``: whether these are some of the model's only.
 
     Raises:
-        UserError: a rule matches no parameter, a parameter matches no rule, an invalid regular expression, or nothing
-            is trained. The message lists the paths.
+        UserError: a rule matches no parameter (unless ``part``), a parameter matches no rule, an invalid regular
+            expression, or nothing is trained. The message lists the paths.
     """
     paths = list(paths)
     lr_scale: dict[str, Any] = {}
@@ -83,11 +77,7 @@ def join(trainable: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, A
 
 
 def compile_pattern(pattern: str, groups: Groups) -> re.Pattern[str]:
-    """Return the regular expression of a pattern: a group's name, ``trunk``, or an expression on whole paths.
-
-    Raises:
-        UserError: the expression is invalid.
-    """
+    """Return the regular expression of a pattern: a group's name, ``trunk``, or an expression on whole paths."""
     expressions = dict(groups)
     head = groups[-1][0]
     expressions["trunk"] = "|".join(e for name, e in groups if name != head) or "(?!)"

@@ -1,10 +1,8 @@
 """Learning-rate schedules as unit-peak shapes: ``shape(step, total_steps)`` times a traced rate.
 
 ``step`` counts the updates already made, from 0. Steps, totals and settings may be traced, so one compiled program
-serves all of them. Optax's schedules need these as Python numbers; the tests compare the values.
-
-Each formula is a function that returns the rate for a given ``peak``. It takes Python numbers, NumPy or JAX arrays and
-computes in float32. The options of ``schedule=`` are these functions at a peak of 1.
+serves all of them; Optax's schedules need these as Python numbers. Each formula is a function that computes the rate
+for a given ``peak`` in float32. The options of ``schedule=`` are these functions at a peak of 1.
 """
 
 from __future__ import annotations
@@ -26,24 +24,14 @@ def warmup_linear(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> 
 
     The form of Hugging Face's ``get_linear_schedule_with_warmup``: with ``w`` warm-up steps of ``T``, ``t / w`` below
     ``w`` and ``(T - t) / (T - w)`` from there on. Google's BERT (``optimization.py``) has ``1 - t / T`` after the
-    warm-up: there the rate drops at ``w`` to ``1 - w / T`` of the peak.
-
-    Args:
-        step: updates already made, a number or an array; past the end the rate stays 0.
-        total_steps: updates of the run.
-        warmup_steps: updates of the warm-up; 0 starts at the peak.
-        peak: the highest rate.
+    warm-up: there the rate drops at ``w`` to ``1 - w / T`` of the peak. Past the end the rate stays 0.
     """
     rising, left = _parts(step, total_steps, warmup_steps)
     return peak * jnp.where(step < warmup_steps, rising, left)
 
 
 def warmup_cosine(step: Any, total_steps: Any, warmup_steps: Any, peak: Any) -> Any:
-    """Return the rate of an update: linearly up from 0 to ``peak``, then half a cosine down to 0 at the end.
-
-    Loshchilov and Hutter, SGDR (arXiv 1608.03983, eq. 5) with one period and no restart. Arguments as in
-    :func:`warmup_linear`.
-    """
+    """Return the rate of an update: linearly up to ``peak``, then half a cosine down to 0 (SGDR, arXiv 1608.03983)."""
     rising, left = _parts(step, total_steps, warmup_steps)
     return peak * jnp.where(step < warmup_steps, rising, 0.5 * (1.0 + jnp.cos(jnp.pi * (1.0 - left))))
 
@@ -56,13 +44,6 @@ def slanted_triangular(step: Any, total_steps: Any, peak: Any, cut_fraction: Any
     ``cut * (1 / cut_fraction - 1)``; where the floor rounds, that is less than the rest of the run, and rates become
     negative (``T = 55``). Here it divides by ``T - cut``, as AllenNLP does, so ``p`` is 0 at the end for every ``T``. A
     run of fewer than ``1 / cut_fraction`` updates has ``cut = 0`` and starts at the peak.
-
-    Args:
-        step: updates already made, a number or an array; past the end the rate stays ``peak / ratio``.
-        total_steps: updates of the run.
-        peak: the highest rate.
-        cut_fraction: share of the updates in the rise, 0 to 1.
-        ratio: the peak over the lowest rate.
     """
     # 0.53 * 100 is 52.999996 in float32 (and 0.29 * 100 less than 29 in float64): do not floor a rounding error.
     cut = jnp.floor(total_steps * cut_fraction * (1.0 + 2.0**-21))
@@ -77,17 +58,9 @@ def one_cycle(
 
     One cycle (Smith and Topin, arXiv 1708.07120) in the variant and with the defaults of fastai's ``fit_one_cycle``:
     two cosine legs instead of the paper's linear ones, the lowest rate relative to the peak and reached after the last
-    update. PyTorch's ``OneCycleLR`` differs: its ``final_div_factor`` divides the *first* rate (lowest
-    ``peak / (div_factor * final_div_factor)``), the defaults are 0.3, 25 and 1e4, and its last update is already at
-    the lowest rate. Only the rate is cycled, not the momentum.
-
-    Args:
-        step: updates already made, a number or an array; past the end the rate stays ``peak / div_final``.
-        total_steps: updates of the run.
-        peak: the highest rate.
-        pct_start: share of the updates in the rise, 0 to 1.
-        div: the peak over the first rate.
-        div_final: the peak over the last rate.
+    update. PyTorch's ``OneCycleLR`` differs: its ``final_div_factor`` divides the *first* rate (lowest ``peak /
+    (div_factor * final_div_factor)``), the defaults are 0.3, 25 and 1e4, and its last update is already at the lowest
+    rate. Only the rate is cycled, not the momentum.
     """
     top = pct_start * total_steps  # not rounded: the peak may be between two updates
     rising = _cosine(1.0 / div, 1.0, step / jnp.maximum(top, 1e-6))
@@ -111,7 +84,7 @@ class Schedule:
     """Base of every schedule."""
 
     def shape(self, step: Any, total_steps: Any) -> Any:
-        """Return the multiplier of the peak rate for update number ``step`` of ``total_steps``."""
+        """Return the learning rate, as a share of the peak rate, for update number ``step`` of ``total_steps``."""
         raise TypeError(f"{type(self).__name__} does not define shape()")
 
     def check(self, steps: int, key: str = "schedule") -> None:
@@ -120,9 +93,6 @@ class Schedule:
         Args:
             steps: updates of the run.
             key: the schedule's key in the configuration, for errors.
-
-        Raises:
-            UserError: the warm-up is longer than the run.
         """
 
 
@@ -159,7 +129,7 @@ class WarmupLinear(Warmup):
     """``schedule=warmup_linear``: up linearly, then linearly down to 0 (:func:`warmup_linear`)."""
 
     def shape(self, step: Any, total_steps: Any) -> Any:
-        """Return the multiplier."""
+        """Return the share of the peak rate."""
         return warmup_linear(step, total_steps, self.length(total_steps), 1.0)
 
 
@@ -168,7 +138,7 @@ class WarmupCosine(Warmup):
     """``schedule=warmup_cosine``: up linearly, then half a cosine down to 0 (:func:`warmup_cosine`)."""
 
     def shape(self, step: Any, total_steps: Any) -> Any:
-        """Return the multiplier."""
+        """Return the share of the peak rate."""
         return warmup_cosine(step, total_steps, self.length(total_steps), 1.0)
 
 
@@ -180,7 +150,7 @@ class SlantedTriangular(Schedule):
     ratio: float = hparam(32.0, AT_LEAST_ONE, traced=True)
 
     def shape(self, step: Any, total_steps: Any) -> Any:
-        """Return the multiplier."""
+        """Return the share of the peak rate."""
         return slanted_triangular(step, total_steps, 1.0, self.cut_fraction, self.ratio)
 
 
@@ -193,5 +163,5 @@ class OneCycle(Schedule):
     div_final: float = hparam(1e5, AT_LEAST_ONE, traced=True)
 
     def shape(self, step: Any, total_steps: Any) -> Any:
-        """Return the multiplier."""
+        """Return the share of the peak rate."""
         return one_cycle(step, total_steps, 1.0, self.pct_start, self.div, self.div_final)

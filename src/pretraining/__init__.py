@@ -1,1 +1,1 @@
-"""Options of ``pretrain``: ways to learn the source task, one file each."""
+"""Options of ``pretrain``: ways to learn the source task."""

@@ -2,10 +2,7 @@
 
 A view of SimCLR (Chen et al. 2020, arXiv 2002.05709, appendix A) is a random crop, resized to the image's size, flipped
 or not, with random colours, sometimes grey, sometimes blurred. Each image has its own key, derived from its row's
-number, so that its view does not depend on the number of rows in the batch.
-
-Inside, images are ``(H, C, W)``: both matrix products of a crop then run along contiguous memory, and each colour is a
-plane as wide as the image. On a CPU this takes half as long as with the channels last.
+number. Inside, images are ``(H, C, W)``, which takes half as long on a CPU as with the channels last.
 """
 
 from __future__ import annotations
@@ -73,14 +70,10 @@ class Augmentation:
 
     @functools.partial(jax.jit, static_argnums=0)
     def augment(self, key: Array, images: Shaped[Array, "N H W C"]) -> Float[Array, "N H W C"]:
-        """Return a view of each image, float32 from 0 to 1.
-
-        Args:
-            key: random key; a row's view depends on it and on the row's number only.
-            images: of 1 or 3 channels, uint8, or floats from 0 to 1.
+        """Return a view of each image, float32 from 0 to 1; a row's view depends on the key and the row's number only.
 
         Raises:
-            UserError: another number of channels, or images smaller than the blur.
+            UserError: another number of channels than 1 or 3, or images smaller than the blur.
         """
         if images.shape[-1] not in (1, 3):
             raise UserError(f"images to augment have {images.shape[-1]} channels; allowed: 1 or 3")
@@ -152,9 +145,6 @@ def to_float(images: Shaped[Array, "*n"]) -> Float[Array, "*n"]:
     return images.astype(jnp.float32)
 
 
-# --- crops, flips and blur -------------------------------------------------------------------------------------------
-
-
 class CropBox(NamedTuple):
     """A part of an image, in whole pixels (as float32)."""
 
@@ -169,7 +159,6 @@ def crop_box(
 ) -> CropBox:
     """Return a random crop as torchvision's ``RandomResizedCrop`` draws it (arXiv 1409.4842, section 6).
 
-    Its share of the area is uniform, as is the logarithm of width over height; both sides are rounded to whole pixels.
     The first of ten tries that fits is taken; if none does, the largest central part of an allowed ratio.
     """
     area = height * width * (crop[0] + (crop[1] - crop[0]) * params.areas)
@@ -199,8 +188,7 @@ def largest_crop(height: int, width: int, ratio: tuple[float, float]) -> tuple[f
 def resized_crop(planes: Float[Array, "H C W"], box: CropBox, flip: Bool[Array, ""]) -> Float[Array, "H C W"]:
     """Return a crop at the size of the image, by bilinear interpolation, mirrored or not.
 
-    The interpolation is linear and separable, ``R @ image @ C.T`` for each channel, and computed in float32 on every
-    device. A crop is never larger than the image, so no antialiasing is needed.
+    The interpolation is separable, ``R @ image @ C.T``. A crop is never larger than the image: no antialiasing.
     """
     height, channels, width = planes.shape
     rows = bilinear_weights(box.top, box.height, height)
@@ -213,10 +201,7 @@ def resized_crop(planes: Float[Array, "H C W"], box: CropBox, flip: Bool[Array, 
 
 
 def bilinear_weights(start: Array, length: Array, side: int) -> Float[Array, "side side"]:
-    """Return the weight of each old pixel (axis 1) in each new one (axis 0) of ``length`` pixels stretched to ``side``.
-
-    Pixel values are at the centres of the pixels; beyond the outer centres, values are constant.
-    """
+    """Return the weights of the pixels (axis 1) in ``side`` new ones (axis 0) at the centres of a stretched part."""
     place = start + jnp.clip((jnp.arange(side) + 0.5) * length / side - 0.5, 0.0, length - 1.0)
     return jnp.maximum(0.0, 1.0 - jnp.abs(place[:, None] - jnp.arange(side)[None, :]))
 
@@ -224,11 +209,7 @@ def bilinear_weights(start: Array, length: Array, side: int) -> Float[Array, "si
 def gaussian_blur(planes: Float[Array, "H C W"], sigma: Any, size: int) -> Float[Array, "H C W"]:
     """Return an image blurred by a Gaussian of deviation ``sigma`` pixels with a kernel of ``size`` pixels.
 
-    Edges are padded by reflection. As the kernel is small, a sum of shifted images is cheaper than a matrix product.
-    The barrier makes XLA compute the padded image once instead of in each term, which halves the time of a whole view.
-
-    Raises:
-        UserError: an image too small for the padding.
+    A sum of shifted images, as the kernel is small. The barrier makes XLA compute the padded image only once.
     """
     reach = size // 2
     if reach >= min(planes.shape[0], planes.shape[2]):
@@ -244,11 +225,8 @@ def gaussian_blur(planes: Float[Array, "H C W"], sigma: Any, size: int) -> Float
     return planes
 
 
-# --- colours ---------------------------------------------------------------------------------------------------------
-
-
 def to_grayscale(planes: Float[Array, "H C W"]) -> Float[Array, "H 1 W"]:
-    """Return the luma by ITU-R BT.601 as an image of one channel; such an image itself."""
+    """Return the luma by ITU-R BT.601 as an image of one channel."""
     if planes.shape[1] == 1:
         return planes
     red, green, blue = LUMA

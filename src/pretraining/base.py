@@ -8,7 +8,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from ..config.hparams import COUNT, hparam
 from ..data.base import Transfer
-from ..errors import UserError
 from ..models.base import Model
 from ..objectives.base import Objective
 from ..objectives.kinds import for_kind
@@ -94,10 +93,3 @@ class Pretraining:
     def feature_eval_settings(self) -> dict[str, Any]:
         """Return the settings of both evaluations, JSON-compatible; they are part of a cached stage's key."""
         return {}
-
-
-def need_source(option: str, kind: str, data: Transfer, allowed: str) -> None:
-    """Refuse data whose source task is of another kind than an option of ``pretrain`` needs."""
-    if data.source_kind != kind or not data.source:
-        has = f"is {data.source_kind}" if data.source else "is none"
-        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {allowed}")

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from ..data.base import Transfer
 from ..models.base import Model
-from .base import Pretraining, PretrainTask, need_source
+from .base import Pretraining, PretrainTask
+from .text import need_source
 
 
 @dataclass(frozen=True)

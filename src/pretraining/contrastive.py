@@ -1,7 +1,6 @@
 """Contrastive losses (SimCLR, MoCo), MoCo's queue and momentum encoder, and schedules of the temperature.
 
-Embeddings are normalised here, in float32 at least. All functions are pure; temperatures, momentums and steps may be
-traced, so that one compiled program serves a sweep over them.
+Embeddings are normalised here, in float32 at least. Temperatures, momentums and steps may be traced.
 """
 
 from __future__ import annotations
@@ -20,8 +19,6 @@ from ..metrics.embeddings import PRECISE, unit
 from ..models.base import is_statistic
 from ..types import Params
 
-# --- two views in one batch (SimCLR) -------------------------------------------------------------------------------
-
 
 def nt_xent(
     z_a: Float[Array, "N D"], z_b: Float[Array, "N D"], temperature: Any, *, chunk: int | None = None
@@ -33,12 +30,8 @@ def nt_xent(
     which is twice as much. The loss is log(2N - 1) if all embeddings are equal, and 0 for a single sample, which has no
     negatives.
 
-    Args:
-        z_a: embeddings of the first view, of any length.
-        z_b: embeddings of the second view, in the same order.
-        temperature: > 0, possibly traced.
-        chunk: rows of the 2N x 2N similarities that exist at a time (``None``: all). The backward pass computes them
-            again: memory grows with ``2N * chunk`` instead of ``(2N)**2``, and the products take a third more time.
+    ``chunk``: rows of the 2N x 2N similarities that exist at a time (``None``: all). The backward pass computes them
+    again: memory grows with ``2N * chunk`` instead of ``(2N)**2``, and the products take a third more time.
     """
     z = jnp.concatenate([unit(z_a), unit(z_b)])
     places = jnp.arange(len(z))
@@ -58,8 +51,7 @@ def nt_xent(
 def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str, Float[Array, ""]]:
     """Return the mean cosine similarity of positive and of negative pairs of :func:`nt_xent`, from -1 to 1.
 
-    ``pos_similarity`` is over the N pairs of views, ``neg_similarity`` over all pairs of different samples (0 if there
-    is only one). The sum over all pairs is the squared length of the sum, so no matrix is formed.
+    The sum over all pairs of different samples is the squared length of the sum, so no matrix is formed.
     """
     a, b = unit(z_a), unit(z_b)
     positive, n = jnp.mean(jnp.sum(a * b, axis=-1)), len(a)
@@ -71,23 +63,15 @@ def similarities(z_a: Float[Array, "N D"], z_b: Float[Array, "N D"]) -> dict[str
     return {"pos_similarity": positive, "neg_similarity": negative}
 
 
-# --- one view against a queue of old keys (MoCo) -------------------------------------------------------------------
-
-
 def queue_info_nce(
     q: Float[Array, "N D"], k: Float[Array, "N D"], queue: Float[Array, "D K"], temperature: Any
 ) -> Float[Array, ""]:
     """Return the mean cross-entropy of finding a query's key among it and the keys of a queue, in nats.
 
-    He et al. (arXiv 1911.05722, eq. 1): of the K + 1 logits the positive one is the first. Keys and queue have no
-    gradient. The loss is log(K + 1) if all embeddings are equal, and ``log(K + 1)`` minus the loss is a lower bound of
-    the mutual information of the views (van den Oord et al., arXiv 1807.03748, eq. 5, which also counts the positive).
-
-    Args:
-        q: queries, of any length.
-        k: their keys, of the momentum network.
-        queue: keys of earlier batches, one a column.
-        temperature: > 0, possibly traced.
+    He et al. (arXiv 1911.05722, eq. 1): of the K + 1 logits the positive one is the first. Keys (of the momentum
+    network) and queue (a key a column) have no gradient. The loss is log(K + 1) if all embeddings are equal, and
+    ``log(K + 1)`` minus the loss is a lower bound of the mutual information of the views (van den Oord et al., arXiv
+    1807.03748, eq. 5, which also counts the positive).
     """
     queries, keys, others = unit(q), jax.lax.stop_gradient(unit(k)), jax.lax.stop_gradient(unit(queue.T))
     positive = jnp.sum(queries * keys, axis=-1, keepdims=True)
@@ -111,11 +95,7 @@ def init_queue(key: Array, dim: int, size: int) -> Float[Array, "dim size"]:
 
 
 def check_queue(size: int, batch_size: int) -> None:
-    """Refuse a queue that a whole number of batches does not fill.
-
-    Raises:
-        UserError: ``size`` is no multiple of ``batch_size``.
-    """
+    """Refuse a queue that a whole number of batches does not fill."""
     if size < 1 or size % batch_size:
         raise UserError(f"pretrain.queue_size is {size}; allowed: a multiple of batch_size ({batch_size})")
 
@@ -125,15 +105,8 @@ def enqueue(
 ) -> tuple[Float[Array, "D K"], Int[Array, ""]]:
     """Return the queue with its oldest keys replaced by new ones (of length 1), and the next pointer.
 
-    To be called after the loss: the keys of a batch are no negatives of the same batch.
-
-    Args:
-        queue: keys, one a column.
-        keys: keys of a batch.
-        pointer: the column of the oldest key: 0 at first, then the pointer that the previous call returned.
-
-    Raises:
-        UserError: K is no multiple of N.
+    To be called after the loss: the keys of a batch are no negatives of the same batch. ``pointer``: the column of the
+    oldest key, 0 at first. K must be a multiple of N.
     """
     check_queue(queue.shape[1], len(keys))
     new = jax.lax.stop_gradient(unit(keys)).T.astype(queue.dtype)
@@ -142,10 +115,9 @@ def enqueue(
 
 
 def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params:
-    """Return the key network's parameters after an update: ``m * key + (1 - m) * query``.
+    """Return the key network's parameters after an update (He et al., eq. 2), before its keys are computed.
 
-    He et al. (arXiv 1911.05722, eq. 2). To be called before the keys of a batch are computed. The key network keeps its
-    own batch statistics, which are averages already.
+    ``m * key + (1 - m) * query``. It keeps its own batch statistics, which are averages already.
     """
     # `optax.incremental_update` adds the terms in the other order, which a fused multiply-add rounds differently.
     return {
@@ -154,21 +126,11 @@ def momentum_update(key_params: Params, params: Params, momentum: Any) -> Params
     }
 
 
-# --- temperatures --------------------------------------------------------------------------------------------------
-
-
 def cosine_temperature(step: Any, total_steps: Any, hot: Any, cold: Any, fraction: Any) -> Any:
     """Return the temperature of an update: from ``hot`` down to ``cold`` along half a cosine, then ``cold``.
 
     ``cold + (hot - cold) / 2 * (1 + cos(pi * min(t / (fraction * T), 1)))``. The similarities of an untrained network
     are noise, which a low temperature would amplify.
-
-    Args:
-        step: updates already made, a number or an array.
-        total_steps: updates of the run.
-        hot: temperature of the first update.
-        cold: temperature after the decay.
-        fraction: share of the updates that the decay takes, 0 to 1; 0 is ``cold`` from the start.
     """
     return cold + 0.5 * (hot - cold) * (1.0 + jnp.cos(jnp.pi * _progress(step, total_steps, fraction)))
 

@@ -13,8 +13,7 @@ from ..config.hparams import COUNT, POSITIVE, hparam
 from ..config.schema import option_name
 from ..data.base import Transfer
 from ..errors import UserError
-from ..metrics.knn import knn_predict
-from ..metrics.linear_probe import accuracy, fit_probe, linear_probe
+from ..metrics.probes import accuracy, fit_probe, knn_predict, linear_probe
 from ..models.base import Model
 from ..types import Split
 from .base import Features, Pretraining
@@ -114,11 +113,7 @@ class ImagePretraining(Pretraining):
 
 
 def validation_splits(data: Transfer) -> EvalSplits:
-    """Return the rows of evaluations during training: the test part stays unused until the end.
-
-    The accuracies are of the source task's validation part. Without one, every fifth training row is held out, and the
-    others form the bank.
-    """
+    """Return the rows of evaluations during training: the validation part, else every fifth training row."""
     train, val = data.source["train"], data.source.get("val")
     if val is not None:
         return EvalSplits(train, None, val)  # rows that choose a penalty would overestimate its accuracy
@@ -132,10 +127,7 @@ def pixels(x: Any) -> Float[np.ndarray, "N D"]:
 
 
 def scaled(bank: Float[np.ndarray, "N D"], x: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M D"]:
-    """Return features minus the bank's mean, divided by the root of the mean variance of its dimensions.
-
-    A penalty then has the same effect for features of any scale.
-    """
+    """Return features minus the bank's mean, over their overall deviation, so that penalties have one scale."""
     bank, x = np.asarray(bank, np.float64), np.asarray(x, np.float64)
     centre = bank.mean(axis=0)
     deviation = float(np.sqrt(np.mean(np.square(bank - centre))))

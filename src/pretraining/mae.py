@@ -29,8 +29,7 @@ EPSILON = 1e-6  # added to the variance of a patch's pixels, which is 0 for a un
 class MaeObjective(Objective):
     """The mean squared error of masked patches; targets and outputs are ``(N, masked, P)``, in the patches' order.
 
-    ``visible``: patches of an image that are not masked. ``norm_pix_loss``: whether a patch's targets are its pixels
-    minus their mean, over their standard deviation (of all P numbers; He et al., section 4.1).
+    ``norm_pix_loss``: whether targets are a patch's standardised pixels (He et al., section 4.1).
     """
 
     augmentation: Augmentation = hparam()
@@ -68,10 +67,7 @@ class MaeObjective(Objective):
 
 
 def random_mask(key: Array, images: int, patches: int, visible: int) -> Bool[Array, "N L"]:
-    """Return which patches of each image are masked: all but ``visible`` random ones.
-
-    An image's mask depends on the key and its number only.
-    """
+    """Return which patches are masked, all but ``visible`` random ones; by the key and the image's number only."""
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(images))
     return jax.vmap(lambda own: jax.random.permutation(own, patches))(keys) >= visible
 
@@ -98,11 +94,7 @@ class Mae(ImagePretraining):
     augmentation: Augmentation = hparam(Augmentation(crop=(0.2, 1.0), jitter=0.0, grey=0.0))
 
     def pretrain_task(self, model: Model, data: Transfer) -> PretrainTask:
-        """Return the autoencoder and its loss.
-
-        Raises:
-            UserError: a model without patches, a ratio that masks none or all, or sizes of a decoder that do not fit.
-        """
+        """Return the autoencoder and its loss."""
         if not isinstance(model, Vit):
             raise UserError(
                 f"pretrain={option_name(self)} masks patches, and model={option_name(model)} has none; "
@@ -122,11 +114,7 @@ class Mae(ImagePretraining):
         return PretrainTask(autoencoder, patch * patch * channels, objective, new_head=True)
 
     def num_visible(self, patches: int) -> int:
-        """Return the number of patches of an image that are not masked.
-
-        Raises:
-            UserError: none, or all.
-        """
+        """Return the number of patches of an image that are not masked; refuse none and all."""
         visible = round((1 - self.mask_ratio) * patches)
         if not 0 < visible < patches:
             raise UserError(

@@ -10,10 +10,8 @@ from ..config.schema import option_name
 from ..data.base import Transfer
 from ..errors import UserError
 from ..models.base import Model
-from ..objectives.base import Objective
-from ..objectives.text import MaskedLm
-from .base import Pretraining, PretrainTask, need_source
-from .pairs import NEXT, need_pairs
+from .base import Pretraining, PretrainTask
+from .text import NEXT, need_pairs, need_source
 
 
 @dataclass(frozen=True)
@@ -37,19 +35,9 @@ class Mlm(Pretraining):
         """Return the network with a language-modelling head, and the masking."""
         self.check_source(data)
         task = super().pretrain_task(model, data)
-        return task._replace(objective=self.masked(task.objective, data))
-
-    def check_source(self, data: Transfer) -> None:
-        """Refuse a source task other than masked tokens."""
-        allowed = "data=docstrings with data.pairs=null, or data=plain_text with data.objective=masked"
-        need_source("mlm", "masked", data, allowed)
-
-    def masked(self, objective: Objective, data: Transfer) -> Objective:
-        """Return the source task's objective with these settings of the masking."""
-        if not isinstance(objective, MaskedLm):
-            raise TypeError(f"{type(objective).__name__} does not mask tokens")
         replaced, random = self.mask_replace_prob, self.random_replace_prob
-        return replace(
+        objective: Any = task.objective  # of masked tokens, since the source task is
+        masked = replace(
             objective,
             mask_prob=self.mask_prob,
             shares=(replaced, random, 1.0 - replaced - random),
@@ -57,6 +45,12 @@ class Mlm(Pretraining):
             max_predictions_per_seq=self.max_predictions_per_seq,
             continuations=continuations(data) if self.whole_word_mask else (),
         )
+        return task._replace(objective=masked)
+
+    def check_source(self, data: Transfer) -> None:
+        """Refuse a source task other than masked tokens."""
+        allowed = "data=docstrings with data.pairs=null, or data=plain_text with data.objective=masked"
+        need_source("mlm", "masked", data, allowed)
 
     def check(self, model: Model, data: Transfer, batch: int) -> None:
         """Refuse shares above 1 together, a limit without a fixed count, and unsupported data."""
@@ -74,6 +68,17 @@ class Mlm(Pretraining):
         super().check(model, data, batch)
 
 
+def continuations(data: Transfer) -> tuple[int, ...]:
+    """Return the tokens that continue a word, ascending. The tokenizer must mark them."""
+    vocabulary: Any = data.vocabulary  # Transfer allows None, which no task with masked tokens has
+    if not (found := vocabulary.continuations):
+        raise UserError(
+            f"pretrain.whole_word_mask is true, and {vocabulary.origin} has no token that begins with ##; allowed: "
+            "false, or a WordPiece"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class MlmWithPairs(Mlm):
     """Base of the options that add the loss of pairs of sentences. ``pairs``: the value of ``data.pairs``."""
@@ -83,18 +88,3 @@ class MlmWithPairs(Mlm):
     def check_source(self, data: Transfer) -> None:
         """Refuse a source task without such pairs."""
         need_pairs(option_name(self), self.pairs, data)
-
-
-def continuations(data: Transfer) -> tuple[int, ...]:
-    """Return the tokens that continue a word, ascending.
-
-    Raises:
-        UserError: the tokenizer does not mark them.
-    """
-    vocabulary: Any = data.vocabulary  # Transfer allows None, which no task with masked tokens has
-    if not (found := vocabulary.continuations):
-        raise UserError(
-            f"pretrain.whole_word_mask is true, and {vocabulary.origin} has no token that begins with ##; allowed: "
-            "false, or a WordPiece"
-        )
-    return found

@@ -1,4 +1,4 @@
-"""``pretrain=mlm_sop``: predict masked tokens, and whether two texts are in their original order."""
+"""``pretrain=mlm_sop``: masked tokens and sentence-order prediction (Lan et al., arXiv 1909.11942, section 3.1)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ..config.hparams import hparam
 from .mlm import MlmWithPairs
-from .pairs import ORDER
+from .text import ORDER
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,7 @@ from .contrastive import (
     queue_info_nce,
     queue_similarities,
 )
-from .online_probe import OnlineProbe
-from .simclr import SIGNALS, Contrastive, ContrastiveObjective, contrastive_signals, in_splits
+from .simclr import SIGNALS, Contrastive, ContrastiveObjective, OnlineProbe, contrastive_signals, in_splits
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,8 @@ class MocoObjective(ContrastiveObjective):
     ) -> tuple[Float[Array, ""], StepAux]:
         """Return InfoNCE of the queries. The key network is updated before the keys, the queue after the loss.
 
-        Keys are batch-normalised among other images than their queries, each of ``bn_splits`` parts of a shuffled batch
-        separately, so that batch statistics do not identify the positive (He et al., section 3.3).
+        A batch is shuffled and normalised in parts, so that batch statistics do not identify the positive (section
+        3.3).
         """
         first, second = self.augmentation.two_views(context.key, batch[0])
         q, h, statistics = self.embed(network, first, self.bn_splits)

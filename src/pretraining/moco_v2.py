@@ -1,4 +1,4 @@
-"""``pretrain=moco_v2``: MoCo with SimCLR's projection head and blur, for ImageNet."""
+"""``pretrain=moco_v2``: MoCo v2 (Chen et al., arXiv 2003.04297, section 3)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from dataclasses import dataclass
 
 from ..config.hparams import COUNT, hparam
 from .augmentation import Augmentation
-from .contrastive import Shape, Temperature
+from .contrastive import (
+    Shape,
+    Temperature,
+)
 from .moco_v1 import MocoV1
 
 

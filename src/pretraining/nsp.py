@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .pairs import PairPretraining
+from .text import PairPretraining
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from ..config.hparams import COUNT, POSITIVE, hparam
 from ..data.base import Transfer
 from ..errors import UserError
-from ..metrics.embeddings import alignment, lidar, rankme, spread, uniformity
+from ..metrics.embeddings import PRECISE, alignment, lidar, rankme, spread, uniformity, unit
 from ..metrics.stability import stability_facts, stability_warnings
-from ..models.base import Model
+from ..models.base import ApplyOptions, Model
 from ..models.projected import Projected
 from ..objectives.base import NetworkFns, Objective, StepAux, StepContext
 from ..types import Params
@@ -24,12 +25,59 @@ from .augmentation import Augmentation
 from .base import Features, PretrainTask
 from .contrastive import Shape, Temperature, nt_xent, similarities
 from .feature_eval import ImagePretraining, validation_splits
-from .online_probe import SIGNALS as ONLINE_SIGNALS
-from .online_probe import OnlineProbe, feature_count
 
 SAMPLES, VIEWS = 1000, 10  # images and views of each for LiDAR (the paper takes some 50 views)
 VIEWS_KEY = 0x71E35  # of these views: the same in every run, so that numbers can be compared
 SIGNALS = ("temperature", "pos_similarity", "neg_similarity", "spread")
+MOMENTUM = 0.9
+ONLINE_SIGNALS = ("online_loss", "online_accuracy")  # of the online probe
+
+
+@dataclass(frozen=True)
+class OnlineProbe:
+    """Logistic regression by gradient descent with momentum, updated once in each update of the network.
+
+    As in SimCLR's own code, it shows the progress of the pre-training. Features are centred by their batch and
+    normalised, so that one learning rate ``lr`` fits any network.
+    """
+
+    lr: float = hparam(1.0, POSITIVE, traced=True)
+    features: int = 1
+    classes: int = 2
+
+    def init_memory(self) -> dict[str, Any]:
+        """Return the first classifier and its velocity, all zeros."""
+        zeros = {"kernel": jnp.zeros((self.features, self.classes)), "bias": jnp.zeros(self.classes)}
+        return {"weights": zeros, "velocity": jax.tree.map(jnp.zeros_like, zeros)}
+
+    def update(
+        self, memory: Any, features: Float[Array, "N F"], labels: Int[Array, " N"]
+    ) -> tuple[Any, dict[str, Float[Array, ""]]]:
+        """Return the updated classifier, and its loss (nats) and accuracy on the batch before the update."""
+        x = jax.lax.stop_gradient(features)
+        x = unit(x - jnp.mean(x, axis=0, keepdims=True))
+        one_hot = jax.nn.one_hot(labels, self.classes)
+        weights, velocity = jax.lax.stop_gradient((memory["weights"], memory["velocity"]))
+        logits = jnp.matmul(x, weights["kernel"], precision=PRECISE) + weights["bias"][None, :]
+        residual = (jax.nn.softmax(logits) - one_hot) / len(x)
+        grads = {"kernel": jnp.matmul(x.T, residual, precision=PRECISE), "bias": jnp.sum(residual, axis=0)}
+        velocity = jax.tree.map(lambda old, grad: MOMENTUM * old + grad, velocity, grads)
+        updated = jax.tree.map(lambda value, speed: value - self.lr * speed, weights, velocity)
+        loss = -jnp.mean(jnp.sum(one_hot * jax.nn.log_softmax(logits), axis=-1))
+        hits = jnp.argmax(logits, axis=-1) == labels
+        signals = {"online_loss": loss, "online_accuracy": jnp.mean(hits.astype(jnp.float32))}
+        return {"weights": updated, "velocity": velocity}, signals
+
+
+@functools.cache
+def feature_count(model: Model, features: tuple[int, ...]) -> int:
+    """Return the number of a network's features below its head, for inputs of a shape."""
+
+    def below(key: Array, x: Array) -> Array:
+        return model.apply(model.init(key, features, 1), x, 1, ApplyOptions(stop=len(model.groups()) - 1))
+
+    rows = jax.ShapeDtypeStruct((2, *features), model.input_dtype)
+    return jax.eval_shape(below, jax.eval_shape(lambda: jax.random.PRNGKey(0)), rows).shape[-1]
 
 
 @dataclass(frozen=True)
@@ -104,7 +152,7 @@ class SimclrObjective(ContrastiveObjective):
 
 
 def in_splits(run: Any, x: Float[Array, "N ..."], splits: int) -> tuple[Any, Params]:
-    """Return the outputs of a batch whose splits are batch-normalised separately, and the mean of their statistics."""
+    """Return the outputs of a batch whose splits are batch-normalised separately, and their mean statistics."""
     if splits == 1:
         return run(x)
     outputs, statistics = jax.vmap(run)(x.reshape(splits, -1, *x.shape[1:]))

@@ -1,11 +1,11 @@
-"""``pretrain=sop``: predict whether two texts are in their original order (sentence-order prediction)."""
+"""``pretrain=sop``: sentence-order prediction (Lan et al., arXiv 1909.11942, section 3.1) without masked tokens."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..config.hparams import hparam
-from .pairs import ORDER, PairPretraining
+from .text import ORDER, PairPretraining
 
 
 @dataclass(frozen=True)

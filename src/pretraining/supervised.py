@@ -1,4 +1,4 @@
-"""``pretrain=supervised``: train on the data's source task."""
+"""``pretrain=supervised``: train on the data's source task: on its labels, or on the tokens of its texts."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from ..objectives.kinds import for_kind
 from ..optim.optimizers import FreezeImpl
 from ..optim.partition import ParamLabels
 from ..pretraining.base import PretrainTask
+from ..retention.base import FinetuneSetup
 from ..strategies.full import Full
 from ..training.cache_key import stage_key
 from ..training.stage import Stage, added_shapes, initial, param_labels, with_added
@@ -223,14 +224,9 @@ def summarize_trainable(
     sizes = {path: 0 if is_statistic(path) else math.prod(leaf.shape) for path, leaf in whole.items()}
     labels = tuple(param_labels(stage, whole) for stage in phases)
     summary = TrainableSummary(labels, tuple(stage.steps for stage in phases), sizes)
-    first.retention.check(
-        summary.paths,
-        first.strategy.adapter_params,
-        head_paths(first.model, shapes),
-        source_objective is not None,
-        first.strategy.pretrained,
-        source_objective,
-    )
+    head, strategy = head_paths(first.model, shapes), first.strategy
+    setup = FinetuneSetup(summary.paths, head, strategy.adapter_params, strategy.pretrained, source_objective)
+    first.retention.check(setup)
     return summary
 
 

@@ -1,4 +1,4 @@
-"""Methods that protect the source task during fine-tuning, one file each."""
+"""Methods that protect the source task during fine-tuning."""
 
 from .fisher import fisher_diagonal
 

@@ -56,6 +56,16 @@ class SourceModel:
         return self.model.apply(params, x, self.outputs)
 
 
+class FinetuneSetup(NamedTuple):
+    """The fine-tuning that a retention method is combined with."""
+
+    trainable: Collection[str]  # paths that are trained, in any phase
+    head: Collection[str]  # paths of the head
+    adapter_params: Collection[str] = ()  # last names (``lora_a``) of the parameters that the strategy adds
+    pretrained: bool = True  # whether the strategy starts from the pre-trained parameters
+    objective: Objective | None = None  # of the pre-training; None: there are no rows of it, only a checkpoint
+
+
 @dataclass(frozen=True)
 class Retention:
     """Base of the retention methods.
@@ -85,40 +95,25 @@ class Retention:
         """Whether training needs the result of :meth:`init_state`."""
         return self.penalises or self.rehearses or self.proximal
 
-    def check(
-        self,
-        trainable: Collection[str] = (),
-        adapter_params: Collection[str] = (),
-        head: Collection[str] = (),
-        has_source: bool = True,
-        pretrained: bool = True,
-        objective: Objective | None = None,
-    ) -> None:
+    def check(self, setup: FinetuneSetup) -> None:
         """Refuse combinations that this method does not support, before anything is trained.
-
-        Args:
-            trainable: paths that fine-tuning trains, in any phase.
-            adapter_params: last names (``lora_a``) of the parameters that the strategy adds.
-            head: paths of the head.
-            has_source: whether rows of the source task are available, not only a checkpoint.
-            pretrained: whether the strategy starts from the pre-trained parameters.
-            objective: of the pre-training.
 
         Raises:
             UserError: the combination is not supported.
         """
-        if self.needs_state and not pretrained:
+        if self.needs_state and not setup.pretrained:
             raise UserError(
                 f"retention.name is '{option_name(self)}', and the strategy starts without pre-training, which leaves "
                 "nothing to keep; allowed with it: none"
             )
-        if self.needs_source and not has_source:
+        objective = setup.objective
+        if self.needs_source and objective is None:
             raise no_source(self)
         if objective is not None and not self.supports(objective):
-            others = [name for name in option_names("retention") if option_class("retention", name).supports(objective)]
+            fitting = _options(lambda method: method.supports(objective))
             raise UserError(
                 f"retention.name is '{option_name(self)}', which {self.requirement}, and this pre-training has no such"
-                f"; allowed with it: {listed(others)}"
+                f"; allowed with it: {fitting}"
             )
 
     @classmethod
@@ -127,11 +122,7 @@ class Retention:
         return True
 
     def init_state(self, task: SourceTask) -> RetentionState:
-        """Return the state of this method, computed once on the host after the source task has been learned.
-
-        Raises:
-            UserError: the method needs rows of the source task, and there are none.
-        """
+        """Return the state of this method, computed once on the host after the source task has been learned."""
         return {}
 
     def update(self, state: RetentionState, task: SourceTask) -> RetentionState:
@@ -171,11 +162,14 @@ class Retention:
 
 def no_source(method: Retention) -> UserError:
     """Return the error of a method that needs rows of the source task if there are none."""
-    others = [name for name in option_names("retention") if not option_class("retention", name).needs_source]
     return UserError(
         f"retention.name is '{option_name(method)}', which needs rows of the source task, and there is a checkpoint "
-        f"only; allowed without them: {listed(others)}"
+        f"only; allowed without them: {_options(lambda other: not other.needs_source)}"
     )
+
+
+def _options(fits: Callable[[Any], bool]) -> str:
+    return listed([name for name in option_names("retention") if fits(option_class("retention", name))])
 
 
 def source_model(task: SourceTask) -> SourceModel:
@@ -210,8 +204,7 @@ def distance(params: Params, anchor: Params, weights: Mapping[str, Any] | None =
 def _half_square(difference: Array, weight: Array) -> Float[Array, ""]:
     """Return ``1/2 sum weight * difference**2``; its gradient is ``weight * difference``.
 
-    The sum is a product with ones, as XLA's reduction of a whole array on a CPU is not vectorised. The gradient is
-    explicit, so that it is fused with the optimizer's update instead of being a product with ones itself.
+    A product with ones, as XLA's sum of a whole array on a CPU is not vectorised; explicit, the gradient is not one.
     """
     squares = jnp.atleast_1d(weight * difference * difference)
     rows = jnp.matmul(squares, jnp.ones(squares.shape[-1]), precision=jax.lax.Precision.HIGHEST)

@@ -20,10 +20,9 @@ class Distill(Retention):
     """Learning without forgetting (Li and Hoiem, arXiv 1606.09282, eq. 2 and 3); needs no rows of the source.
 
     ``strength * temperature**2 * KL(old || new)`` between the probabilities of the source's classes by the old and by
-    the new network, both from outputs divided by ``temperature``; the mean over the batch. The paper's cross-entropy
-    differs from it by a constant; the factor makes the scale of the gradients independent of the temperature (Hinton et
-    al., arXiv 1503.02531, section 2). For regressions and embeddings: the mean squared difference of the outputs,
-    without a temperature. The old network runs in every update, without dropout.
+    the new network on the batch. The paper's cross-entropy differs from it by a constant; the factor makes the scale of
+    the gradients independent of the temperature (Hinton et al., arXiv 1503.02531, section 2). For regressions and
+    embeddings: the mean squared difference of the outputs.
     """
 
     rehearses: ClassVar[bool] = True

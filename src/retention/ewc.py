@@ -16,7 +16,7 @@ from ..objectives.base import Objective
 from ..objectives.supervised import Classification, Regression
 from ..types import Params
 from .base import Retention, RetentionState, SourceModel, SourceTask, anchors, distance, source_model, source_rows
-from .fisher import CATEGORICAL, GAUSSIAN, Estimator, fisher_diagonal
+from .fisher import Estimator, Likelihood, fisher_diagonal
 
 SAMPLES_STREAM, LABELS_STREAM = 0xE3C, 0x1ABE1  # streams of the seed: which rows, and the labels drawn for them
 
@@ -68,10 +68,10 @@ class Ewc(Retention):
         return {"anchor": anchors(task), "importance": self.importance(task)}
 
     def update(self, state: RetentionState, task: SourceTask) -> RetentionState:
-        """Return one penalty that equals the sum of all tasks' penalties, each with its own anchor and importance.
+        """Return one penalty whose gradients are those of the sum of all tasks' penalties.
 
         ``sum_t F_t (w - w_t)**2`` is ``F (w - a)**2`` plus a constant, with ``F`` the sum of the importances and ``a``
-        the mean of the anchors weighted by them: the gradients are equal, and memory does not grow with the tasks.
+        the mean of the anchors weighted by them.
         """
         new = self.init_state(task)
         importance = {path: state["importance"][path] + F for path, F in new["importance"].items()}
@@ -88,11 +88,7 @@ class Ewc(Retention):
         return self.strength * distance(params, state["anchor"], state["importance"])
 
     def importance(self, task: SourceTask) -> Params:
-        """Return the diagonal of the Fisher information of the parameters with an anchor.
-
-        Raises:
-            UserError: there are no rows of the source task.
-        """
+        """Return the diagonal of the Fisher information of the parameters with an anchor."""
         x, y = source_rows(self, task)
         if self.samples is not None and self.samples < len(x):
             chosen = np.random.default_rng([task.seed, SAMPLES_STREAM]).permutation(len(x))[: self.samples]
@@ -108,11 +104,12 @@ class Ewc(Retention):
 def _diagonal(spec: FisherSpec, params: Params, rest: Params, x: Any, y: Any, key: Array) -> Params:
     """Return the diagonal for ``params``; compiled once for all runs of these shapes."""
     task = spec.task
-    likelihood = CATEGORICAL if isinstance(task.objective, Classification) else GAUSSIAN
+    categorical = isinstance(task.objective, Classification)
+    likelihood = Likelihood.categorical if categorical else Likelihood.gaussian
 
     def outputs(params: Params, row: Array) -> Array:
         out = task.infer({**params, **rest}, row[None])[0]
-        return jax.nn.log_softmax(out) if likelihood is CATEGORICAL else out
+        return jax.nn.log_softmax(out) if categorical else out
 
     return fisher_diagonal(
         outputs, params, x, likelihood=likelihood, estimator=spec.estimator, key=key, targets=y, chunk=spec.chunk

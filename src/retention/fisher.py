@@ -36,48 +36,23 @@ Params = Mapping[str, Array]
 Outputs = Callable[[Params, Array], Float[Array, " K"]]  # of ONE row
 
 
-class Categorical:
-    """The outputs are log-probabilities of K classes.
+Likelihood = Enum("Likelihood", ["categorical", "gaussian"])
 
-    For one row, each method returns a direction ``v``; the estimator is the square of ``d (v . outputs) / d w``.
-    ``exact`` is the sum over K directions, numbered by ``c``; the others have one.
+
+def direction(estimator: str, likelihood: Likelihood, c: Any, outputs: Array, target: Array, key: Array) -> Array:
+    """Return the vector ``v`` of one row; the estimator is the square of ``d (v . outputs) / d w``.
+
+    ``exact`` is the sum over K vectors, numbered by ``c``: of a ``categorical`` each class scaled by the root of its
+    probability, of a ``gaussian`` each output, as the mean of ``(y - mean)**2`` is 1. The others have one vector: of a
+    drawn or given class, or a drawn or given ``y - mean``.
     """
-
-    def exact(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
-        """Return the direction of class c, scaled by the root of its probability."""
-        return _one_hot(c, log_p) * jnp.exp(log_p[c] / 2)
-
-    def sampled(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
-        """Return the direction of a random class."""
-        return _one_hot(jax.random.categorical(key, log_p), log_p)
-
-    def empirical(self, c: Any, log_p: Array, target: Array, key: Array) -> Array:
-        """Return the direction of the row's own class."""
-        return _one_hot(target, log_p)
-
-
-class Gaussian:
-    """The outputs are means of normal distributions of variance 1: ``d log p = (y - mean) d mean``.
-
-    ``log p`` is ``-(y - mean)**2 / 2``. The loss ``(y - mean)**2``, without the half, corresponds to a variance of 1/2
-    and twice this Fisher information.
-    """
-
-    def exact(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return the direction of output c, as the mean of ``(y - mean)**2`` is 1."""
-        return _one_hot(c, mean)
-
-    def sampled(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return a random ``y - mean``."""
-        return jax.random.normal(key, mean.shape, mean.dtype)
-
-    def empirical(self, c: Any, mean: Array, target: Array, key: Array) -> Array:
-        """Return the row's residual ``y - mean``."""
-        return target.reshape(mean.shape) - mean
-
-
-Likelihood = Categorical | Gaussian
-CATEGORICAL, GAUSSIAN = Categorical(), Gaussian()
+    if estimator == "exact":
+        scale = jnp.exp(outputs[c] / 2) if likelihood is Likelihood.categorical else 1
+        return _one_hot(c, outputs) * scale
+    if likelihood is Likelihood.categorical:
+        return _one_hot(jax.random.categorical(key, outputs) if estimator == "sampled" else target, outputs)
+    drawn = estimator == "sampled"
+    return jax.random.normal(key, outputs.shape, outputs.dtype) if drawn else target.reshape(outputs.shape) - outputs
 
 
 def _one_hot(place: Any, outputs: Array) -> Array:
@@ -89,7 +64,7 @@ def fisher_diagonal(
     params: Params,
     inputs: Float[Any, "N ..."],
     *,
-    likelihood: Likelihood = CATEGORICAL,
+    likelihood: Likelihood = Likelihood.categorical,
     estimator: str | Estimator = "exact",
     key: Array | None = None,
     targets: Shaped[Any, "N ..."] | None = None,
@@ -98,8 +73,9 @@ def fisher_diagonal(
     """Return the diagonal of the Fisher information, by path like ``params``.
 
     Args:
-        function: ``(params, x)`` to the log-probabilities of K classes, or to K means for a :class:`Gaussian`: (K,) for
-            one row of inputs, or (1, K) for a batch of one row.
+        function: ``(params, x)`` to the log-probabilities of K classes, or to the means of K normal distributions of
+            variance 1: (K,) for one row of inputs, or (1, K) for a batch of one row. (A loss ``(y - mean)**2``, without
+            the half, corresponds to a variance of 1/2 and twice this Fisher information.)
         params: a flat dict; all of it is differentiated.
         inputs: rows, without augmentation.
         likelihood: of the targets.
@@ -119,16 +95,16 @@ def fisher_diagonal(
     params = {path: jnp.asarray(leaf) for path, leaf in params.items()}
     outputs = _of_one_row(function, params, inputs[0])
     labels = jnp.zeros(rows, jnp.int32) if targets is None else jnp.asarray(targets)
-    direction = getattr(likelihood, "empirical" if name == "batched" else name)
+    vector = partial(direction, name, likelihood)
     # A key for each row, so that random labels do not depend on the chunks.
     base = jax.random.PRNGKey(0) if key is None else key
     keys = jax.vmap(partial(jax.random.fold_in, base))(jnp.arange(rows, dtype=jnp.uint32))
-    size, squares = min(chunk, rows), partial(_of_a_batch, outputs, params, direction)
+    size, squares = min(chunk, rows), partial(_of_a_batch, outputs, params, vector)
     if name != "batched":
         tapped = Tapped.of(outputs, params, inputs[0])
         size = min(size, max(1, int(BUDGET / tapped.bytes_per_row)))
         size = -(-rows // -(-rows // size))  # the same number of chunks, of equal size: less padding
-        squares = partial(tapped.squares, params, direction, tapped.outputs if name == "exact" else 1)
+        squares = partial(tapped.squares, params, vector, tapped.outputs if name == "exact" else 1)
     real = jnp.arange(-(-rows // size) * size).reshape(-1, size) < rows
     parts = (*(_cut(values, size) for values in (inputs, labels, keys)), real)
 
@@ -182,7 +158,7 @@ def _cut(values: Array, size: int) -> Array:
 def _of_a_batch(
     outputs: Outputs,
     params: dict[str, Array],
-    direction: Callable[..., Array],
+    vector: Callable[..., Array],
     x: Float[Array, "b ..."],
     targets: Shaped[Array, "b ..."],
     keys: Array,
@@ -190,7 +166,7 @@ def _of_a_batch(
 ) -> dict[str, Array]:
     """Return the squared mean gradient of the real rows: a smaller last batch has the same weight as others."""
     out, pull = jax.vjp(lambda p: jax.vmap(partial(outputs, p))(x), params)
-    v = jax.vmap(partial(direction, 0))(out, targets, keys)
+    v = jax.vmap(partial(vector, 0))(out, targets, keys)
     (grads,) = pull(jnp.where(real[:, None], v, 0.0) / jnp.sum(real))
     return {path: jnp.square(grad) for path, grad in grads.items()}
 
@@ -198,10 +174,9 @@ def _of_a_batch(
 class Tapped(NamedTuple):
     """A traced function of one row, with taps at the products whose kernels need no per-row gradient.
 
-    If a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's gradient of it is the outer product of
-    ``a`` and the product's gradient ``d``. Its square is the outer product of ``a**2`` and ``d**2``, so that the sum
-    over rows is one matrix product and no row's gradient is stored: about a hundred times faster. Other parameters are
-    copied for each row, so that the gradients of the copies are per row.
+    If a kernel is used once, as ``a @ kernel`` with one row ``a``, a row's squared gradient of it is the outer product
+    of ``a**2`` and ``d**2``, with ``d`` the product's gradient. The sum over rows is then one matrix product, about a
+    hundred times faster. Other parameters are copied for each row, so that the gradients of the copies are per row.
     """
 
     program: ClosedJaxpr
@@ -227,7 +202,7 @@ class Tapped(NamedTuple):
     def squares(
         self,
         params: dict[str, Array],
-        direction: Callable[..., Array],
+        vector: Callable[..., Array],
         count: int,
         x: Float[Array, "b ..."],
         targets: Shaped[Array, "b ..."],
@@ -247,7 +222,7 @@ class Tapped(NamedTuple):
         out, pull, factors = jax.vjp(forward, copies, taps, has_aux=True)
 
         def add(total: Any, c: Any) -> tuple[Any, None]:
-            v = jax.vmap(partial(direction, c))(out, targets, keys)
+            v = jax.vmap(partial(vector, c))(out, targets, keys)
             of_copies, of_taps = pull(v)
             whole, rows = total
             masked = {path: jnp.where(_like(real, grad), grad, 0.0) for path, grad in of_copies.items()}

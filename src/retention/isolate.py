@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
 from ..config.schema import option_names
 from ..errors import UserError, listed
-from ..objectives.base import Objective
-from .base import Retention
+from .base import FinetuneSetup, Retention
 
-ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")
+ISOLATING = ("lora", "dora", "ia3", "adapter", "prompt", "linear_probe", "frozen")  # strategies
 
 
 @dataclass(frozen=True)
 class Isolate(Retention):
-    """Checks that only the head and parameters added by the strategy are trained.
-
-    The source task is then evaluated with its own head and without the added parameters, which is the network that
-    learned it: its accuracy is bit-identical.
-    """
+    """Checks that only the head and added parameters are trained; without these, the source's accuracy is kept."""
 
     isolates: ClassVar[bool] = True
 
-    def check(
-        self,
-        trainable: Collection[str] = (),
-        adapter_params: Collection[str] = (),
-        head: Collection[str] = (),
-        has_source: bool = True,
-        pretrained: bool = True,
-        objective: Objective | None = None,
-    ) -> None:
+    def check(self, setup: FinetuneSetup) -> None:
         """Refuse a strategy that changes a parameter, or a batch statistic, of the pre-trained network."""
-        shared = sorted(p for p in trainable if p.rpartition("/")[2] not in adapter_params and p not in head)
+        added, head = setup.adapter_params, setup.head
+        shared = sorted(p for p in setup.trainable if p.rpartition("/")[2] not in added and p not in head)
         if shared:
             suitable = [name for name in ISOLATING if name in option_names("strategy")]
             raise UserError(

@@ -19,13 +19,11 @@ class L2Sp(Retention):
     """L2-SP (Li, Grandvalet and Davoine, arXiv 1802.01483, eq. 3), over all trainable parameters that were pre-trained.
 
     ``strength / 2 * sum (w - w0)**2 + head_decay / 2 * sum w_head**2``. A new head and the strategy's added parameters
-    have no ``w0``; a head that is kept has one, and ``head_decay`` acts on it as well. An optimizer's weight decay
-    pulls the same parameters to 0 and should be 0.
+    have no ``w0``; a head that is kept has one, and ``head_decay`` acts on it as well. Weight decay should be 0.
 
-    As a term of the loss, the penalty makes plain gradient descent diverge at ``lr * strength >= 2``, and Adam rescales
-    it. With ``proximal`` its proximal operator is applied after each update instead (Parikh and Boyd 2014, "Proximal
-    algorithms", section 4.2), ``w <- (w + lr * strength * w0) / (1 + lr * strength)``, which never diverges and tends
-    to freezing as the strength grows.
+    The penalty makes plain gradient descent diverge at ``lr * strength >= 2``, and Adam rescales it. With ``proximal``
+    its proximal operator is applied after each update instead (Parikh and Boyd 2014, "Proximal algorithms", section
+    4.2), ``w <- (w + lr * strength * w0) / (1 + lr * strength)``, which never diverges and tends to freezing.
     """
 
     strength: float = hparam(0.01, NON_NEGATIVE, traced=True)

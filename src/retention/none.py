@@ -1,4 +1,4 @@
-"""``retention=none``: plain fine-tuning; nothing protects the source task."""
+"""``retention=none``: plain fine-tuning; forgetting is measured only."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ from .base import Retention
 
 @dataclass(frozen=True)
 class NoRetention(Retention):
-    """Plain fine-tuning: forgetting is measured only."""
+    """``retention=none``: plain fine-tuning; forgetting is measured only."""

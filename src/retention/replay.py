@@ -1,4 +1,4 @@
-"""``retention=replay``: some rows of the source task are stored and trained on beside the target's."""
+"""``retention=replay``: experience replay from a reservoir (Chaudhry et al., arXiv 1902.10486)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from ..objectives.base import NetworkFns, Objective, StepContext
 from .base import Retention, RetentionState, SourceTask, source_model, source_rows
 
 RESERVOIR_STREAM = 0x2E5E2
+
+
 LEARNING_STREAM = 1  # of an update's key, for the objective
 
 
@@ -58,10 +60,7 @@ class Replay(Retention):
         return new | {name: jnp.concatenate([state[name], new[name]]) for name in ("x", "y")}
 
     def loss(self, source: NetworkFns, x: Float[Array, "N ..."], state: RetentionState, key: Array) -> Float[Array, ""]:
-        """Return the weighted loss of the source task on random stored rows.
-
-        It is the source objective's loss as in its last update: words are masked and views drawn anew.
-        """
+        """Return the weighted loss of the source task on random stored rows, with words masked and views drawn anew."""
         wanted, rows = self.batch_size or len(x), len(state["x"])
         old_x, old_y = state["x"], state["y"]
         if wanted < rows:
@@ -76,8 +75,7 @@ class Replay(Retention):
 def reservoir(rows: int, size: int, rng: np.random.Generator) -> Int[np.ndarray, " kept"]:
     """Return which ``size`` of ``rows`` a reservoir holds after one pass: every subset is equally likely.
 
-    Vitter (1985, "Random sampling with a reservoir", algorithm R): row i (from 0) takes place i while there is room,
-    and then place ``j``, drawn from 0 to i, if it is in the reservoir. All rows if there are at most ``size``.
+    Vitter (1985, "Random sampling with a reservoir", algorithm R).
     """
     stored = np.arange(min(rows, size))
     later = np.arange(len(stored), rows)

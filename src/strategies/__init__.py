@@ -1,5 +1,5 @@
-"""Fine-tuning strategies: which parameters are trained, and at which learning rate. One file each."""
+"""Fine-tuning strategies: which parameters are trained, and at which learning rate."""
 
-from .layers import layer_scales
+from .discriminative import layer_scales
 
 __all__ = ["layer_scales"]

@@ -19,7 +19,7 @@ from ..optim.partition import Rule
 from ..types import Params
 from .injection import Injection, along_last, leaf_key
 
-Kind = Enum("Kind", ["pfeiffer", "houlsby"])
+AdapterKind = Enum("AdapterKind", ["pfeiffer", "houlsby"])
 
 # Standard deviation of the initial down-projection, a truncated normal (Houlsby et al., section 3.6; their code: 1e-3).
 DOWN_STD = 1e-2
@@ -39,7 +39,7 @@ class Adapter(Injection):
     """
 
     adapter_params: ClassVar[tuple[str, ...]] = ("adapter_down", "adapter_down_bias", "adapter_up", "adapter_up_bias")
-    kind: Kind = hparam(Kind.pfeiffer)
+    kind: AdapterKind = hparam(AdapterKind.pfeiffer)
     size: int = hparam(64, COUNT)
     activation: Activation = hparam(Activation.relu)
     train_norm: bool = hparam(False)
@@ -52,7 +52,7 @@ class Adapter(Injection):
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
         """Return the adapters of the chosen points: ``(width, size)``, ``(size,)``, ``(size, width)``, ``(width,)``."""
         blocks = model.adapter_points()
-        points = [point for block in blocks for point in (block if self.kind is Kind.houlsby else block[-1:])]
+        points = [point for block in blocks for point in (block if self.kind is AdapterKind.houlsby else block[-1:])]
         added: Params = {}
         for point in points:
             width, dtype = _output(point, params)
@@ -64,11 +64,7 @@ class Adapter(Injection):
         return added
 
     def wrap_call(self, ctx: ModuleCall) -> Array:
-        """Return ``a(module(x))``, on the last axis.
-
-        Raises:
-            UserError: the module's output is not as wide as :meth:`prepare` found.
-        """
+        """Return ``a(module(x))``, on the last axis."""
         h = ctx.call(ctx.x)
         down, bias_down, up, bias_up = (ctx.params[name] for name in self.adapter_params)
         if h.shape[-1] != down.shape[0]:
@@ -82,10 +78,9 @@ class Adapter(Injection):
 
 
 def _output(point: str, params: Params) -> tuple[int, jnp.dtype]:
-    """Return the width and dtype of a module's output, read off its parameters.
+    """Return the width and dtype of a module's output, read off its own kernel or scale.
 
-    These are its own kernel's or, for a normalisation layer, its scale's; for a module of submodules, the last
-    kernel's (Flax numbers submodules in the order of their creation).
+    For a module of submodules, the last kernel's (Flax numbers submodules in the order of their creation).
     """
     below = [path for path in params if path.startswith(f"{point}/")]
     own = [path for path in below if "/" not in path.removeprefix(f"{point}/")]

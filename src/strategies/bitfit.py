@@ -15,22 +15,14 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Bitfit(Strategy):
-    """BitFit (Ben Zaken et al., arXiv 2106.10199): all biases, those of normalisation layers too, and the head.
-
-    They are 0.09 % of BERT-base, so the optimizer state is small; the backward pass still runs through the whole trunk.
-    The best learning rate is usually well above that of full fine-tuning.
-    """
+    """BitFit (Ben Zaken et al., arXiv 2106.10199): the head and all biases, those of normalisation layers too."""
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
         """Return rules that train the head and the biases."""
         return ((groups[-1][0], 1.0), (".*/bias", 1.0), (".*", FROZEN))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return nothing.
-
-        Raises:
-            UserError: no bias below the head.
-        """
+        """Return nothing; refuse a model without a bias below the head."""
         if not any(path.endswith("/bias") for path in params.keys() - head_paths(model, params)):
             head, _ = model.groups()[-1]
             raise UserError(

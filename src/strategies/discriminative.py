@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ from ..config.hparams import RATIO, UNIT, Check, hparam
 from ..errors import UserError
 from ..optim.partition import Groups, Rule
 from .base import Strategy
-from .layers import layer_scales
 
 FACTOR = Check("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
 
@@ -21,21 +21,17 @@ FACTOR = Check("a finite number >= 1", lambda v: math.isfinite(v) and v >= 1)
 class Discriminative(Strategy):
     """Discriminative learning rates (ULMFiT, arXiv 1801.06146, section 3.2), or layer-wise learning-rate decay.
 
-    Group ``g`` of ``G``, counted from 0 at the bottom, gets ``lr * max(decay ** (G - 1 - g), min_scale)``: the head has
-    the full rate. The groups are embeddings or stem, the blocks, the head: ``G = L + 2`` for ``L`` blocks over
-    embeddings, whose exponent is then ``L + 1``.
+    Group ``g`` of ``G``, counted from 0 at the bottom, gets ``lr * max(decay ** (G - 1 - g), min_scale)``. The groups
+    are embeddings or stem, the blocks, the head: ``G = L + 2`` for ``L`` blocks over embeddings.
 
     ``decay``: 0.9 (ELECTRA .8 and .9, BEiT .9, MAE .65 to .75). ``xi``: ULMFiT's divisor, used instead of ``decay``:
     ``decay = 1 / xi``. ``min_scale``: a lower bound, as in timm.
 
-    **A strong decay freezes.** ULMFiT's 2.6 was chosen for five groups, where the bottom learns 46 times slower than
-    the head. With 12 blocks, embeddings and head, ``2.6 ** 13`` is 248,115: a rate of 2e-5 becomes 8e-11, and the
-    update of most float32 weights rounds to zero. ``freeze_bottom`` does the same at a lower cost.
+    **A strong decay freezes.** ULMFiT's 2.6 was chosen for five groups. With 12 blocks, embeddings and head, ``2.6 **
+    13`` is 248,115: a rate of 2e-5 becomes 8e-11, and the update of most float32 weights rounds to zero.
 
-    **Conventions differ by one.** As in timm, the top block has ``decay`` and the embeddings ``decay ** (L + 1)``.
-    In ELECTRA the top block is two steps below the head, so everything below the head has one more factor ``decay``.
-    Descriptions with ``xi ** L`` for the bottom count the layers only: that is the lowest *block* here. Each run prints
-    the scales.
+    **Conventions differ by one.** As in timm, the top block has ``decay`` and the embeddings ``decay ** (L + 1)``. In
+    ELECTRA everything below the head has one more factor ``decay``. Each run prints the scales.
     """
 
     decay: float = hparam(0.9, RATIO, traced=True)
@@ -65,3 +61,15 @@ def _inverse(factor: Any) -> Any:
 def _maximum(least: Any, scale: Any) -> Any:
     plain = isinstance(least, (int, float)) and isinstance(scale, (int, float))
     return max(scale, least) if plain else jnp.maximum(scale, least)
+
+
+def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
+    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``, as in timm and BEiT.
+
+    Args:
+        groups: the groups, embeddings and head included, or their number ``G``.
+        decay: factor from a group to the one below it (``1 / xi`` in ULMFiT); may be a tracer.
+    """
+    count = groups if isinstance(groups, int) else len(groups)
+    factor = float(decay) if isinstance(decay, int) else decay
+    return [factor ** (count - 1 - group) for group in range(count)]

@@ -1,4 +1,4 @@
-"""``strategy=dora``: LoRA for the directions of a kernel's columns, and a trained vector for their norms."""
+"""``strategy=dora``: weight-decomposed low-rank adaptation (Liu et al., arXiv 2402.09353, equation 5)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from jaxtyping import Array, Float
 
 from ..models.base import Model, ModuleCall
 from ..types import Params
-from .injection import along_last, module_of
+from .injection import (
+    along_last,
+    module_of,
+)
 from .lora import Lora
 
 

@@ -7,25 +7,20 @@ from dataclasses import dataclass
 from ..config.hparams import NATURAL, hparam
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_num_blocks, group_roles
+from .blocks import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
 class FreezeBottom(Strategy):
     """Freeze the general features of the lower blocks (Yosinski et al., arXiv 1411.1792; Lee et al., 1911.03090).
 
-    ``blocks``: number of frozen blocks, from the bottom; embeddings or stem are frozen with the first block. 0 is full
-    fine-tuning; if all are frozen, only the head is trained.
+    ``blocks``: number of frozen blocks; embeddings or stem are frozen with the first. 0 is full fine-tuning.
     """
 
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a frozen group, then one that trains the rest.
-
-        Raises:
-            UserError: more blocks than the model has.
-        """
+        """Return one rule a frozen group, then one that trains the rest."""
         bottom, blocks, _ = group_roles(groups)
         check_num_blocks("blocks", self.blocks, blocks)
         frozen = (*bottom, *blocks[: self.blocks]) if self.blocks else ()

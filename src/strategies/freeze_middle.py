@@ -8,7 +8,7 @@ from ..config.hparams import NATURAL, hparam
 from ..errors import UserError
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_num_blocks, group_roles
+from .blocks import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,7 @@ class FreezeMiddle(Strategy):
     top: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a frozen group, then one that trains the rest.
-
-        Raises:
-            UserError: more blocks than the model has, or no frozen block left.
-        """
+        """Return one rule a frozen group, then one that trains the rest."""
         bottom, blocks, _ = group_roles(groups)
         check_num_blocks("bottom", self.bottom, blocks)
         check_num_blocks("top", self.top, blocks)

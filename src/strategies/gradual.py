@@ -1,31 +1,31 @@
-"""``strategy=gradual``: groups are unfrozen one after the other, the head first."""
+"""``strategy=gradual``: gradual unfreezing (Howard and Ruder, ULMFiT, arXiv 1801.06146, section 3.3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from ..config.hparams import COUNT, RATIO, hparam
-from ..errors import UserError
+from ..config.hparams import RATIO, hparam
 from ..optim.partition import FROZEN, Groups
-from .base import Strategy, Table
-from .layers import layer_scales
+from .base import Table
+from .discriminative import layer_scales
+from .phases import EqualPhases
 
 
 @dataclass(frozen=True)
-class Gradual(Strategy):
+class Gradual(EqualPhases):
     """Gradual unfreezing (Howard and Ruder, ULMFiT, arXiv 1801.06146, section 3.3).
 
-    In phase ``j``, counted from 0, the ``j + 1`` highest groups are trained and the rest is frozen; in the last phase
-    everything is trained. Each phase but the last takes ``every`` updates (``None``: one epoch, as in the paper), the
-    last takes the remaining ones. ``decay`` adds discriminative learning rates, as in ULMFiT (``1 / 2.6``): a group's
-    rate is ``lr * decay ** (number of groups above it)``.
+    In phase ``j``, counted from 0, the ``j + 1`` highest groups are trained and the rest is frozen. ``decay`` adds
+    discriminative learning rates, as in ULMFiT (``1 / 2.6``): a group's rate is ``lr * decay ** (number of groups above
+    it)``.
 
     Each phase is compiled separately; its backward pass ends at its lowest trained group. The optimizer state of groups
     that were trained before is kept, that of new groups starts fresh. The schedule restarts with each phase, as in
     ULMFiT's script and in AllenNLP, so each new group has a warm-up.
     """
 
-    every: int | None = hparam(None, COUNT)
+    doing: ClassVar[str] = "unfreezing {all}"
     decay: float = hparam(1.0, RATIO, traced=True)
 
     def tables(self, groups: Groups) -> tuple[Table, ...]:
@@ -34,25 +34,3 @@ class Gradual(Strategy):
         lines = [(name, scale) for (name, _), scale in zip(groups, scales, strict=True)][::-1]
         phases = [(*lines[:count], (".*", FROZEN)) for count in range(1, len(lines))]
         return (*phases, tuple(lines))
-
-    def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return ``every`` updates for each phase but the last, which takes the remaining ones.
-
-        Raises:
-            UserError: no update is left for the last phase.
-        """
-        return equal_phases(self.every, phases, steps, epoch, f"unfreezing {phases} groups")
-
-
-def equal_phases(every: int | None, phases: int, steps: int, epoch: int, doing: str) -> tuple[int, ...]:
-    """Return ``every`` updates (``None``: an epoch) for each phase but the last, which takes the remaining ones.
-
-    Raises:
-        UserError: no update is left for the last phase; ``doing`` describes the phases.
-    """
-    each = every or epoch
-    least = each * (phases - 1) + 1
-    if steps < least:
-        given = every if every else f"null (an epoch, here {epoch})"
-        raise UserError(f"strategy.every is {given}: {doing} needs at least {least} updates, finetune_steps is {steps}")
-    return (*[each] * (phases - 1), steps - each * (phases - 1))

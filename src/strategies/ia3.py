@@ -30,11 +30,7 @@ class Ia3(Injection):
     feedforward: tuple[str, ...] = hparam(())
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return ``ia3 (out,)`` or ``ia3_input (in,)`` beside each target kernel, all ones.
-
-        Raises:
-            UserError: a pattern matches no kernel.
-        """
+        """Return ``ia3 (out,)`` or ``ia3_input (in,)`` beside each target kernel, all ones."""
         if not (self.targets or self.feedforward):
             raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")
         groups = model.groups()

@@ -50,16 +50,8 @@ def target_kernels(setting: str, patterns: Sequence[str], params: Params, groups
     """Return the paths of the kernels that patterns match, in the parameters' order.
 
     A pattern is a group's name, ``trunk``, or a regular expression that matches the whole path of a kernel
-    (``Dense_0/kernel``) or of its module (``Dense_0``). Other matches, such as the biases of a group, are ignored.
-
-    Args:
-        setting: the patterns' key in the configuration, for errors.
-        patterns: the patterns.
-        params: all parameters by path.
-        groups: the model's groups.
-
-    Raises:
-        UserError: a pattern matches no kernel, or a kernel of an ambiguous shape.
+    (``Dense_0/kernel``) or of its module (``Dense_0``). Other matches, such as the biases of a group, are ignored. A
+    pattern must match a kernel. ``setting``: the patterns' key in the configuration, for errors.
     """
     kernels = [path for path in params if path.endswith("/kernel")]
     found = {path for pattern in patterns for path in _named(setting, pattern, kernels, params, groups)}

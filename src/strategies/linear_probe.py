@@ -1,4 +1,4 @@
-"""``strategy=linear_probe``: a new head is trained on the features of the frozen trunk."""
+"""``strategy=linear_probe``: the linear evaluation protocol of MoCo (He et al., arXiv 1911.05722, section 4.1)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from .base import Strategy
 class LinearProbe(Strategy):
     """The linear evaluation protocol of MoCo (He et al., arXiv 1911.05722, section 4.1).
 
-    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)`` with ``std = 0.01``, bias zero. Batch
-    statistics are frozen with the trunk. The rest of the protocol, for ImageNet: ``optimizer=momentum`` (0.9) without
-    weight decay, 256 rows an update, 100 epochs at a rate of 30, divided by 10 after the 60th and the 80th. Good rates
-    of a probe can be far above those of ``full``.
+    The head is initialised anew, as in the paper's code: kernel ``N(0, std**2)``, bias zero. The rest of the protocol,
+    for ImageNet: ``optimizer=momentum`` (0.9) without weight decay, 256 rows an update, 100 epochs at a rate of 30,
+    divided by 10 after the 60th and the 80th. Good rates of a probe can be far above those of ``full``.
     """
 
     std: float = hparam(0.01, NON_NEGATIVE, traced=True)

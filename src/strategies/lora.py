@@ -15,11 +15,19 @@ from jaxtyping import Array, Float
 from ..config.hparams import COUNT, POSITIVE, UNIT, Check, hparam
 from ..errors import UserError, listed
 from ..models.base import Model, ModuleCall
-from ..models.layers import dropout
-from ..models.lowrank import lowrank, scale
+from ..models.layers import dropout, lowrank, scale
 from ..optim.partition import Rule
 from ..types import Params
-from .injection import Injection, as_matrix, leaf_key, leaf_pattern, matching, module_of, shape_text, target_kernels
+from .injection import (
+    Injection,
+    as_matrix,
+    leaf_key,
+    leaf_pattern,
+    matching,
+    module_of,
+    shape_text,
+    target_kernels,
+)
 
 PATTERN_RANK = Check("pattern:rank with a whole rank >= 1", lambda v: re.fullmatch(r".+:[1-9]\d*", v) is not None)
 
@@ -52,13 +60,10 @@ class Lora(Injection):
         return ((leaf_pattern("lora_b"), self.loraplus_lr_ratio), (leaf_pattern(*others), 1.0))
 
     def prepare(self, key: Array, params: Params, model: Model) -> Params:
-        """Return ``lora_a`` and ``lora_b`` beside each target kernel.
+        """Return ``lora_a (in, rank)`` and ``lora_b (rank, out)`` beside each target kernel.
 
-        ``(in, rank)`` and ``(rank, out)``; of a convolution ``(height, width, in, rank)`` and ``(1, 1, rank, out)``.
-        A is uniform on ``+-1/sqrt(fan-in)`` (PEFT's ``kaiming_uniform_(a=sqrt(5))``).
-
-        Raises:
-            UserError: a pattern matches no kernel, or a rank is larger than a kernel allows.
+        Those of a convolution are ``(height, width, in, rank)`` and ``(1, 1, rank, out)``. A is uniform on
+        ``+-1/sqrt(fan-in)`` (PEFT's ``kaiming_uniform_(a=sqrt(5))``).
         """
         if not self.targets:
             raise UserError("strategy.targets is empty: there is nothing to adapt; allowed: groups or expressions")

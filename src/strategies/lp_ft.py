@@ -1,4 +1,4 @@
-"""``strategy=lp_ft``: linear probing, then full fine-tuning."""
+"""``strategy=lp_ft``: linear probing, then full fine-tuning (Kumar et al., arXiv 2202.10054)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,8 @@ class LpFt(Strategy):
     """Linear probing, then full fine-tuning (Kumar et al., arXiv 2202.10054).
 
     An untrained head distorts the features below it while both are trained; a probed head does so less, which improves
-    accuracy out of distribution. Fine-tuning continues from the probe's head, and the schedule restarts.
-
-    ``probe_fraction``: share of the updates for the probe, rounded; each phase gets at least one. ``probe_lr_scale``:
-    the probe's learning rate over ``lr_fine``.
+    accuracy out of distribution. ``probe_fraction``: share of the updates for the probe, rounded; each phase gets at
+    least one, and the schedule restarts. ``probe_lr_scale``: the probe's learning rate over ``lr_fine``.
     """
 
     probe_fraction: float = hparam(0.5, FRACTION)
@@ -29,11 +27,7 @@ class LpFt(Strategy):
         return ((groups[-1][0], self.probe_lr_scale), (".*", FROZEN)), ((".*", 1.0),)
 
     def phase_steps(self, phases: int, steps: int, epoch: int) -> tuple[int, ...]:
-        """Return the updates of the probe and those of fine-tuning.
-
-        Raises:
-            UserError: fewer than two updates.
-        """
+        """Return the updates of the probe and those of fine-tuning."""
         if steps < 2:
             raise UserError(f"finetune_steps is {steps}; allowed with strategy=lp_ft: at least 2, one for each phase")
         probe = min(max(round(self.probe_fraction * steps), 1), steps - 1)

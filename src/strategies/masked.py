@@ -14,10 +14,7 @@ from .base import Strategy
 
 @dataclass(frozen=True)
 class Masked(Strategy):
-    """Training by pattern, with ``optax.masked`` chained to ``masked(set_to_zero)``.
-
-    ``trainable``: names of groups, or regular expressions on whole paths.
-    """
+    """Training by pattern, a group's name or an expression on whole paths, with ``optax.masked``."""
 
     freeze_impl: ClassVar[FreezeImpl] = FreezeImpl.masked
     trainable: tuple[str, ...] = hparam(("head",))

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..optim.partition import Groups, Rule
-from .base import Strategy
+from .full import Full
 
 
 @dataclass(frozen=True)
-class Scratch(Strategy):
+class Scratch(Full):
     """Training from random initial parameters (compare He, Girshick and Dollár, arXiv 1811.08883)."""
 
     pretrained: ClassVar[bool] = False
-
-    def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule for all parameters."""
-        return ((".*", 1.0),)

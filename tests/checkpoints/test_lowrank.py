@@ -8,7 +8,7 @@ from flax import linen as nn
 from jax import lax
 
 from src.errors import UserError
-from src.models.lowrank import lowrank
+from src.models.layers import lowrank
 from tests.checkpoints.networks import dense
 
 

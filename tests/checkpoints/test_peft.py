@@ -17,7 +17,7 @@ from src.errors import UserError
 from src.finished.conversion import checkpoint_model, convert_from_peft, convert_to_peft, job_to_peft
 from src.finished.jobs import read_job
 from src.finished.weighted_adapters import add_weighted_adapter
-from src.models.bert import Bert, Pooling
+from src.models.bert import Bert, BertPooling
 from src.strategies.dora import Dora
 from tests.checkpoints.damage import change, configure
 from tests.checkpoints.exported import CASES
@@ -234,7 +234,7 @@ def test_unwritable_adapters_are_refused(tmp_path, classify):
         write_peft(tmp_path / "out", tuning, classify, {**base, "pooler/bias": base["pooler/bias"] + 1}, "base")
     with pytest.raises(UserError, match=r"has no head: classifier/bias, classifier/kernel missing"):
         write_peft(tmp_path / "out", replace(tuning.lora, head={}), classify, base, "base")
-    pooled = replace(classify, pooling=Pooling.mean)
+    pooled = replace(classify, pooling=BertPooling.mean)
     with pytest.raises(UserError, match=r"model\.pooling is mean"):
         write_peft(tmp_path / "out", tuning, pooled, base, "base")
     gpt2 = network(FIXTURES / "gpt2_classify", "classify")

@@ -147,7 +147,7 @@ def test_the_source_is_pairs_too(small, pairing, caplog):
     assert share in said[0]
     objective = for_kind("pretraining", data.vocabulary)
     assert isinstance(objective, MaskedPairs)
-    assert (objective.mask_id, objective.words) == (words.mask, words.size)
+    assert (objective.mask_id, objective.vocab_size) == (words.mask, words.size)
     alone = source().load()
     assert alone.source_fingerprint != data.source_fingerprint
     for name, part in alone.target.items():

@@ -107,9 +107,9 @@ def by_hand(recipe, data, outcome, part):
     ("load", "head", "names"),
     [
         pytest.param(
-            conll, bert.Head.tokens, ["entity_f1", "entity_precision", "entity_recall"], marks=pytest.mark.slow
+            conll, bert.BertHead.tokens, ["entity_f1", "entity_precision", "entity_recall"], marks=pytest.mark.slow
         ),
-        (squad, bert.Head.spans, ["exact_match", "f1"]),
+        (squad, bert.BertHead.spans, ["exact_match", "f1"]),
     ],
 )
 def test_every_run_has_them(tmp_path, load, head, names):
@@ -126,7 +126,7 @@ def test_every_run_has_them(tmp_path, load, head, names):
 def test_lanes_and_kept_features_have_them(tmp_path):
     """Two rates of a probe: lanes of one program, on features that are computed once."""
     data = conll(tmp_path)
-    model = Bert(**SMALL, head=bert.Head.tokens)
+    model = Bert(**SMALL, head=bert.BertHead.tokens)
     recipes = [
         Recipe(model=model, strategy=Frozen(), finetune_steps=30, lr_fine=lr, log_every=30) for lr in (1e-6, 20.0)
     ]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from src.metrics.knn import CHUNK, knn_predict
+from src.metrics.probes import CHUNK, knn_predict
 
 
 def brute_force(bank, labels, queries, k, temperature, classes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from src.metrics.linear_probe import PENALTIES, accuracy, fit_probe, linear_probe
+from src.metrics.probes import PENALTIES, accuracy, fit_probe, linear_probe
 
 
 def planted(rows=300, dim=6, classes=4, seed=0, noise=1.5):

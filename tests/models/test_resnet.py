@@ -18,7 +18,7 @@ from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
 from src.strategies.freeze_bottom import FreezeBottom
@@ -136,7 +136,7 @@ STRATEGIES = {
     "lora": Lora(rank=2, targets=(r"block_\d+/conv_0", r"block_\d+/shortcut", "stem")),
     "bitfit": Bitfit(),
     "ia3": Ia3(targets=(r"block_\d+/conv_\d",)),
-    "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
+    "adapter": Adapter(kind=AdapterKind.houlsby, size=3, train_norm=True),
     "discriminative": Discriminative(),
 }
 QUICK = ("freeze_bottom", "lora")

@@ -18,7 +18,7 @@ from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
 from src.retention.ewc import Ewc
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.chain_thaw import ChainThaw
 from src.strategies.freeze_bottom import FreezeBottom
 from src.strategies.freeze_middle import FreezeMiddle
@@ -43,7 +43,7 @@ OWN = ALL | {
     "chain_thaw": ChainThaw(every=1),
     "lora": Lora(rank=2, targets=("block_\\d+/attention/(query|value|qkv)",)),
     "ia3": Ia3(targets=(".*/attention/(key|value|qkv)",), feedforward=(".*/down",)),
-    "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
+    "adapter": Adapter(kind=AdapterKind.houlsby, size=3, train_norm=True),
     "freeze_bottom": FreezeBottom(blocks=1),
     "freeze_middle": FreezeMiddle(bottom=1, top=0),
 }
@@ -63,7 +63,7 @@ def texts():
     return Transfer("classification", parts, parts, 3, 3, new_head=False)
 
 
-NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Head.classify)}
+NETWORKS = {"bert": Bert(**SMALL), "gpt2": Gpt2(**SMALL, head=gpt2.Gpt2Head.classify)}
 QUICK = {
     ("bert", "lora"),
     ("bert", "top_k"),
@@ -197,7 +197,7 @@ def test_bfloat16_keeps_the_examples_apart(texts):
 def test_precision_accumulation_and_retention_go_with_it(texts):
     """The whole recipe once: dropout, accumulated gradients, EWC's exact Fisher information, and what it reports."""
     recipe = Recipe(
-        model=Bert(**SMALL, dropout=0.1, head=bert.Head.classify),
+        model=Bert(**SMALL, dropout=0.1, head=bert.BertHead.classify),
         strategy=TopK(blocks=1),
         retention=Ewc(),
         trainer=TrainerConfig(accumulate=2),

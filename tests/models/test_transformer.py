@@ -10,8 +10,7 @@ import pytest
 
 from src.errors import UserError
 from src.models.base import ApplyOptions
-from src.models.bert import Bert, Pooling
-from src.models.bert import Head as BertHead
+from src.models.bert import Bert, BertHead, BertPooling
 from src.models.cpu_kernels import gelu
 from src.models.gpt2 import Gpt2
 from src.models.transformer import pooled, positions_within
@@ -153,7 +152,7 @@ def test_groups_cover_every_parameter_once():
         names = [name for name, _ in model.groups()]
         assert names[0] == "embeddings"
         assert names[-1] == "head"
-        assert ("pooler" in names) == (isinstance(model, Bert) and whole(model) and model.pooling is Pooling.pooler)
+        assert ("pooler" in names) == (isinstance(model, Bert) and whole(model) and model.pooling is BertPooling.pooler)
         hits = dict.fromkeys(names, 0)
         for path in parameters(model):
             owners = [name for name, expression in model.groups() if re.fullmatch(expression, path)]

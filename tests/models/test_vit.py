@@ -10,12 +10,12 @@ import pytest
 
 from src.errors import UserError
 from src.models.base import ApplyOptions
-from src.models.vit import Pooling, Size, Vit
+from src.models.vit import Size, Vit, VitPooling
 from src.objectives.supervised import Classification
 from src.optim.optimizers import Adam, Sgd
 from src.optim.schedules import Constant
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.bitfit import Bitfit
 from src.strategies.discriminative import Discriminative
 from src.strategies.frozen import Frozen
@@ -78,7 +78,7 @@ def test_patches_are_embedded_line_by_line():
     np.testing.assert_allclose(SMALL.apply(params, x, OUTPUTS, ApplyOptions(stop=1)), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", Pooling)
+@pytest.mark.parametrize("pooling", VitPooling)
 def test_two_parts_make_the_whole_pass(pooling):
     model = replace(SMALL, pooling=pooling, dropout=0.3, head_dropout=0.3)
     params = parameters(model)
@@ -95,7 +95,7 @@ def test_pooling():
     own = np.asarray(replace(SMALL, layers=3).apply(params, x, OUTPUTS, ApplyOptions(stop=3)), np.float64)
     centred = own - own.mean(-1, keepdims=True)
     normed = centred / np.sqrt(own.var(-1, keepdims=True) + 1e-12) * p["final_norm/scale"] + p["final_norm/bias"]
-    for pooling, expected in ((Pooling.first, normed[:, 0]), (Pooling.mean, normed.mean(1))):
+    for pooling, expected in ((VitPooling.first, normed[:, 0]), (VitPooling.mean, normed.mean(1))):
         found = replace(SMALL, pooling=pooling).apply(params, x, OUTPUTS, ApplyOptions(stop=3))
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
@@ -120,7 +120,7 @@ STRATEGIES = {
     "lora": Lora(rank=2, targets=(r"block_\d+/attention/(query|value)", "embeddings/patch")),
     "bitfit": Bitfit(),
     "ia3": Ia3(targets=(".*/attention/(key|value)",), feedforward=(".*/down",)),
-    "adapter": Adapter(kind=Kind.houlsby, size=3, train_norm=True),
+    "adapter": Adapter(kind=AdapterKind.houlsby, size=3, train_norm=True),
     "discriminative": Discriminative(),
 }
 QUICK = ("lora", "discriminative")

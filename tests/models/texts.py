@@ -13,16 +13,16 @@ WORDS, LENGTH = 40, 12
 SMALL = {"vocab_size": WORDS, "width": 16, "layers": 2, "heads": 2, "intermediate": 24, "positions": 16}
 MODELS = {
     "bert-classify": Bert(**SMALL),
-    "bert-first": Bert(**SMALL, pooling=bert.Pooling.first),
-    "bert-mean": Bert(**SMALL, pooling=bert.Pooling.mean),
-    "bert-tokens": Bert(**SMALL, head=bert.Head.tokens),
-    "bert-spans": Bert(**SMALL, head=bert.Head.spans),
-    "bert-masked": Bert(**SMALL, head=bert.Head.masked),
-    "gpt2-classify": Gpt2(**SMALL, head=gpt2.Head.classify),
-    "gpt2-mean": Gpt2(**SMALL, head=gpt2.Head.classify, pooling=gpt2.Pooling.mean),
-    "gpt2-tokens": Gpt2(**SMALL, head=gpt2.Head.tokens),
-    "gpt2-spans": Gpt2(**SMALL, head=gpt2.Head.spans),
-    "gpt2-causal": Gpt2(**SMALL, head=gpt2.Head.causal),
+    "bert-first": Bert(**SMALL, pooling=bert.BertPooling.first),
+    "bert-mean": Bert(**SMALL, pooling=bert.BertPooling.mean),
+    "bert-tokens": Bert(**SMALL, head=bert.BertHead.tokens),
+    "bert-spans": Bert(**SMALL, head=bert.BertHead.spans),
+    "bert-masked": Bert(**SMALL, head=bert.BertHead.masked),
+    "gpt2-classify": Gpt2(**SMALL, head=gpt2.Gpt2Head.classify),
+    "gpt2-mean": Gpt2(**SMALL, head=gpt2.Gpt2Head.classify, pooling=gpt2.Gpt2Pooling.mean),
+    "gpt2-tokens": Gpt2(**SMALL, head=gpt2.Gpt2Head.tokens),
+    "gpt2-spans": Gpt2(**SMALL, head=gpt2.Gpt2Head.spans),
+    "gpt2-causal": Gpt2(**SMALL, head=gpt2.Gpt2Head.causal),
 }
 
 

@@ -7,8 +7,7 @@ import pytest
 
 from src.config.hparams import check_values
 from src.errors import UserError
-from src.objectives.masking import SHARES, mask_tokens, num_to_mask, word_ids
-from src.objectives.text import MaskedLm
+from src.objectives.text import SHARES, MaskedLm, mask_tokens, num_to_mask, word_ids
 
 WORDS, MASK = 1000, 3
 RNG = np.random.default_rng(0)
@@ -198,7 +197,7 @@ def test_the_settings_reach_the_rows():
     inner = tuple(np.flatnonzero(continues).tolist())
     objective = MaskedLm(
         mask_id=MASK,
-        words=WORDS,
+        vocab_size=WORDS,
         fixed_count=True,
         max_predictions_per_seq=6,
         shares=(1.0, 0.0, 0.0),

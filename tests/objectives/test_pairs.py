@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from src.models.base import PLAIN
-from src.models.bert import Bert, Head
+from src.models.bert import Bert, BertHead
 from src.models.transformer import MASK_VALUE
 from src.objectives.base import NetworkFns, StepContext
 from src.objectives.kinds import for_kind
@@ -91,7 +91,7 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
     ids = RNG.integers(0, WORDS, (50, 30)).astype(np.int32)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
     labels = RNG.integers(0, 2, (50, 1)).astype(np.int32)
-    key, settings = jax.random.PRNGKey(0), {"mask_id": 3, "words": WORDS}
+    key, settings = jax.random.PRNGKey(0), {"mask_id": 3, "vocab_size": WORDS}
     seen, wanted = MaskedPairs(**settings).corrupt(key, x, np.concatenate([labels, ids], axis=1))
     alone = MaskedLm(**settings).corrupt(key, x, ids)
     np.testing.assert_array_equal(seen, alone[0])
@@ -102,7 +102,7 @@ def test_words_are_missing_as_without_pairs_and_labels_stay():
 
 # --- an update, on a network ----------------------------------------------------------------------------------------
 
-MODEL = Bert(vocab_size=WORDS, width=8, layers=1, heads=2, positions=LENGTH, head=Head.pretraining)
+MODEL = Bert(vocab_size=WORDS, width=8, layers=1, heads=2, positions=LENGTH, head=BertHead.pretraining)
 
 
 def paired_rows():
@@ -133,7 +133,7 @@ def test_the_loss_of_an_update_is_that_of_all_outputs(exact):
     """An update asks for the missing words' outputs alone; here all are computed, and the loss again in float64."""
     x, targets = paired_rows()
     params, key = parameters(), jax.random.PRNGKey(5)
-    objective = MaskedPairs(mask_id=3, words=WORDS, mask_prob=0.4, fixed_count=exact)
+    objective = MaskedPairs(mask_id=3, vocab_size=WORDS, mask_prob=0.4, fixed_count=exact)
     loss, learned = objective.loss_and_aux(network(params), (x, targets), StepContext(key, 0, 1), {})
     seen, wanted = (np.asarray(part) for part in objective.corrupt(key, x, targets))
     outputs = np.asarray(MODEL.apply(params, jnp.asarray(seen), WORDS), np.float64)
@@ -176,7 +176,7 @@ def test_a_row_without_a_word_to_miss_is_learned_from_its_label():
     x, targets = paired_rows()
     targets[:, 1:] = -1
     params = parameters()
-    loss, _ = MaskedPairs(mask_id=3, words=WORDS, fixed_count=True).loss_and_aux(
+    loss, _ = MaskedPairs(mask_id=3, vocab_size=WORDS, fixed_count=True).loss_and_aux(
         network(params), (x, targets), StepContext(jax.random.PRNGKey(0), 0, 1), {}
     )
     _, pairs = own(np.asarray(MODEL.apply(params, jnp.asarray(x), WORDS), np.float64), targets)

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import f1_score, matthews_corrcoef
 
 from src.models.base import ApplyOptions
-from src.models.bert import Bert, Head
+from src.models.bert import Bert, BertHead
 from src.objectives.supervised import Classification, Regression
 from src.objectives.text import Causal, MaskedLm, Spans, TokenClassification
 from tests.metrics.test_classification import expected_calibration_error
@@ -110,7 +110,7 @@ def test_masking_hides_the_shares_of_the_paper_and_nothing_special():
     special = RNG.random((rows, length)) < 0.1
     targets = np.where(special, -1, ids)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    objective = MaskedLm(mask_id=3, words=words)
+    objective = MaskedLm(mask_id=3, vocab_size=words)
     seen, wanted = (np.asarray(part) for part in objective.corrupt(jax.random.PRNGKey(0), x, targets))
     chosen = wanted >= 0
     assert not (chosen & special).any()
@@ -131,7 +131,9 @@ def test_masking_hides_the_shares_of_the_paper_and_nothing_special():
 def test_another_key_masks_other_words():
     ids = np.full((8, 50), 7, np.int32)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    first, second = (np.asarray(MaskedLm(mask_id=1, words=9).corrupt(jax.random.PRNGKey(k), x, ids)[1]) for k in (0, 1))
+    first, second = (
+        np.asarray(MaskedLm(mask_id=1, vocab_size=9).corrupt(jax.random.PRNGKey(k), x, ids)[1]) for k in (0, 1)
+    )
     assert (first != second).any()
 
 
@@ -141,14 +143,14 @@ def test_the_missing_words_are_asked_for_and_no_others():
     ids = RNG.integers(5, words, (rows, length)).astype(np.int32)
     targets = np.where(RNG.random(ids.shape) < 0.2, -1, ids)
     x = np.stack([ids, np.zeros_like(ids), np.ones_like(ids)], axis=1)
-    objective = MaskedLm(mask_id=3, words=words)
+    objective = MaskedLm(mask_id=3, vocab_size=words)
     seen, wanted = objective.corrupt(jax.random.PRNGKey(1), x, targets)
     places = np.asarray(objective.loss_positions(wanted))
     missing = np.flatnonzero(np.asarray(wanted) >= 0)
     assert (places[: len(missing)] == missing).all()
     assert (places[len(missing) :] == wanted.size).all()
     assert len(missing) < len(places) < wanted.size / 2
-    model = Bert(vocab_size=words, width=16, layers=1, heads=2, intermediate=32, positions=length, head=Head.masked)
+    model = Bert(vocab_size=words, width=16, layers=1, heads=2, intermediate=32, positions=length, head=BertHead.masked)
     params = model.init(jax.random.PRNGKey(0), x.shape[1:], words)
     few = model.apply(params, seen, words, ApplyOptions(positions=places))
     every = model.apply(params, seen, words).reshape(-1, words)

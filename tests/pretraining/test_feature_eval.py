@@ -11,14 +11,13 @@ from sklearn.linear_model import LogisticRegression
 from src.config.choices import CacheMode
 from src.data.base import Transfer
 from src.errors import UserError
-from src.metrics.linear_probe import PENALTIES
+from src.metrics.probes import PENALTIES
 from src.models.base import ApplyOptions
 from src.pretraining.augmentation import Augmentation
 from src.pretraining.contrastive import Shape, Temperature
 from src.pretraining.feature_eval import ImagePretraining
 from src.pretraining.moco import Moco
-from src.pretraining.online_probe import MOMENTUM, OnlineProbe, feature_count
-from src.pretraining.simclr import VIEWS, VIEWS_KEY, Simclr
+from src.pretraining.simclr import MOMENTUM, VIEWS, VIEWS_KEY, OnlineProbe, Simclr, feature_count
 from src.training.forward import forward, forward_features_and_logits
 from src.training.stage_cache import StageCache
 from src.training.step import start, step_keys, update

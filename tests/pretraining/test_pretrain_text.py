@@ -7,7 +7,7 @@ import pytest
 from src.data import docstrings
 from src.data.docstrings import PACKAGES, Docstring
 from src.errors import UserError
-from src.models.bert import Head
+from src.models.bert import BertHead
 from src.objectives.pairs import PairLabels
 from src.recipe.configure import make_plan
 from tests.config.test_config import composed
@@ -58,7 +58,7 @@ def test_pairs_alone_are_learned_by_their_own_objective():
     resolve_trainable(recipe, data)
     stage = pretraining_stage(recipe, data)
     assert stage.objective == PairLabels()
-    assert stage.model.head is Head.pretraining
+    assert stage.model.head is BertHead.pretraining
     assert data.pairs == "order"
 
 

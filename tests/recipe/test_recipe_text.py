@@ -11,7 +11,7 @@ from src.checkpoints.huggingface import load_config, read_checkpoint
 from src.data.base import Transfer
 from src.errors import UserError
 from src.models.base import head_paths, same_bits
-from src.models.bert import Bert, Head, Pooling
+from src.models.bert import Bert, BertHead, BertPooling
 from src.models.mlp import Mlp
 from src.objectives.kinds import for_kind
 from src.objectives.text import MaskedLm
@@ -30,7 +30,7 @@ from src.types import Split
 from tests.runs import pretrain_once, pretraining_stage, resolve_trainable, run
 
 WORDS, LENGTH = 40, 8
-SMALL = Bert(vocab_size=WORDS, width=16, layers=2, heads=2, positions=LENGTH, pooling=Pooling.pooler)
+SMALL = Bert(vocab_size=WORDS, width=16, layers=2, heads=2, positions=LENGTH, pooling=BertPooling.pooler)
 FIXTURE = Path(__file__).parents[1] / "checkpoints" / "fixtures" / "huggingface" / "bert_classify"
 RNG = np.random.default_rng(0)
 
@@ -40,7 +40,7 @@ class Words(Transfer):
 
     def objective(self, kind):
         found = for_kind(kind)
-        return replace(found, mask_id=1, words=WORDS) if isinstance(found, MaskedLm) else found
+        return replace(found, mask_id=1, vocab_size=WORDS) if isinstance(found, MaskedLm) else found
 
 
 def rows(count, words=WORDS, seed=0):
@@ -87,7 +87,7 @@ def test_words_first_labels_then():
     assert outcome.status == "completed"
     stage = pretraining_stage(recipe(), data())
     assert isinstance(stage.model, Bert)
-    assert stage.model.head is Head.masked
+    assert stage.model.head is BertHead.masked
     assert outcome.metrics["source_test_perplexity"] == pytest.approx(
         np.exp(outcome.metrics["source_test_loss"]), rel=1e-5
     )
@@ -103,7 +103,7 @@ def test_words_and_pairs_first_labels_then():
     mine = recipe(strategy=LinearProbe(), finetune_steps=2)
     stage = pretraining_stage(mine, task)
     assert isinstance(stage.model, Bert)
-    assert stage.model.head is Head.pretraining
+    assert stage.model.head is BertHead.pretraining
     assert {"pooler/kernel", "classifier/kernel", "vocabulary/bias"} <= head_paths(stage.model, stage_paths(stage))
     outcome = run(mine, task, lambda *_: None)
     words = outcome.metrics["source_test_masked_loss"]

@@ -13,7 +13,7 @@ from src.errors import UserError
 from src.models.base import Model
 from src.models.mlp import Activation, Mlp
 from src.retention import fisher, fisher_diagonal
-from src.retention.fisher import GAUSSIAN
+from src.retention.fisher import Likelihood
 
 ROWS, FEATURES, CLASSES = 50, 5, 4
 RNG = np.random.default_rng(0)
@@ -201,11 +201,15 @@ def mean(params, x):
 def test_a_regression_has_the_fisher_information_of_variance_1():
     params = {"w": RNG.normal(size=(5, 4)).astype(np.float32), "v": RNG.normal(size=(4, 1)).astype(np.float32)}
     y = RNG.normal(size=ROWS).astype(np.float32)
-    exact = fisher_diagonal(mean, params, X, likelihood=GAUSSIAN)
+    exact = fisher_diagonal(mean, params, X, likelihood=Likelihood.gaussian)
     squared = loop(mean, params, X, lambda i, out, jac: (jac**2).sum(axis=0))
     labelled = loop(mean, params, X, lambda i, out, jac: ((y[i] - out[0]) * jac[0]) ** 2)
-    empirical = fisher_diagonal(mean, params, X, likelihood=GAUSSIAN, estimator="empirical", targets=y, chunk=7)
-    sampled = jax.vmap(lambda key: fisher_diagonal(mean, params, X, likelihood=GAUSSIAN, estimator="sampled", key=key))
+    empirical = fisher_diagonal(
+        mean, params, X, likelihood=Likelihood.gaussian, estimator="empirical", targets=y, chunk=7
+    )
+    sampled = jax.vmap(
+        lambda key: fisher_diagonal(mean, params, X, likelihood=Likelihood.gaussian, estimator="sampled", key=key)
+    )
     draws = sampled(jax.random.split(KEY, 2000))
     for path in params:
         close(exact[path], squared[path])

@@ -24,7 +24,7 @@ from src.pretraining.mae import MaeObjective
 from src.pretraining.moco import MocoObjective
 from src.pretraining.simclr import SimclrObjective
 from src.retention import fisher_diagonal
-from src.retention.base import Retention, SourceTask, distance
+from src.retention.base import FinetuneSetup, Retention, SourceTask, distance
 from src.retention.distill import Distill, divergence
 from src.retention.ewc import Ewc
 from src.retention.fisher import Estimator
@@ -71,6 +71,7 @@ def squares(params, anchor, paths, weight=None):
 
 
 TRUNK = ["Dense_0/kernel", "Dense_0/bias"]
+SETUP = FinetuneSetup((), (), objective=Classification())
 METHODS = [L2Sp(), Ewc(), OnlineEwc(), Replay(), Distill(), Isolate(), NoRetention()]
 
 
@@ -337,10 +338,10 @@ def test_replay_learns_as_the_source_task_was_learned():
 def test_what_pre_training_leaves_nothing_to_keep_of_is_refused_before(name, objective, fits):
     method = option_class("retention", name)()
     if fits:
-        method.check(objective=objective)
+        method.check(SETUP._replace(objective=objective))
     else:
         with pytest.raises(UserError, match=f"retention.name is '{name}', which .*; allowed with it: .*l2_sp"):
-            method.check(objective=objective)
+            method.check(SETUP._replace(objective=objective))
 
 
 def test_replay_of_a_regression():
@@ -399,20 +400,23 @@ def test_the_factor_keeps_the_gradients_size():
 
 
 def test_isolation_lets_only_the_head_and_what_is_added_move():
-    Isolate().check(["Dense_0/lora_a", "Dense_1/kernel", "Dense_1/bias"], ["lora_a", "lora_b"], HEAD)
+    Isolate().check(FinetuneSetup(["Dense_0/lora_a", "Dense_1/kernel", "Dense_1/bias"], HEAD, ["lora_a", "lora_b"]))
     for path in ("Dense_0/kernel", "BatchNorm_0/mean", "Dense_0/lora_c"):
         with pytest.raises(UserError, match=rf"'isolate', and the strategy moves {path} .*linear_probe"):
-            Isolate().check([path, "Dense_1/kernel"], ["lora_a"], HEAD)
+            Isolate().check(FinetuneSetup([path, "Dense_1/kernel"], HEAD, ["lora_a"]))
 
 
 def test_what_needs_the_source_s_rows_says_what_does_not():
     for method in METHODS:
-        method.check(has_source=True)
+        method.check(SETUP)
         if not method.needs_source:
-            method.check(has_source=False)
+            method.check(SETUP._replace(objective=None))
             method.init_state(keeping(source=None))
             continue
-        for act in (lambda m=method: m.check(has_source=False), lambda m=method: m.init_state(keeping(source=None))):
+        for act in (
+            lambda m=method: m.check(SETUP._replace(objective=None)),
+            lambda m=method: m.init_state(keeping(source=None)),
+        ):
             with pytest.raises(UserError, match=r"needs rows of the source task.*: distill, isolate, l2_sp, none$"):
                 act()
 
@@ -423,9 +427,9 @@ def test_without_pre_training_there_is_nothing_to_keep():
             with pytest.raises(
                 UserError, match=r"retention.name is '\w+', and .* without pre-training.*with it: none$"
             ):
-                method.check(pretrained=False)
+                method.check(SETUP._replace(pretrained=False))
         else:
-            method.check(pretrained=False)
+            method.check(SETUP._replace(pretrained=False))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)

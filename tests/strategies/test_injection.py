@@ -9,7 +9,7 @@ import pytest
 from src.errors import UserError
 from src.models.mlp import Mlp
 from src.optim.partition import FROZEN, match_rules
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.dora import Dora
 from src.strategies.ia3 import Ia3
 from src.strategies.lora import Lora
@@ -24,7 +24,7 @@ STRATEGIES = [
     Ia3(),
     Ia3(feedforward=(".*",)),
     Adapter(size=3),
-    Adapter(kind=Kind.houlsby, size=4),
+    Adapter(kind=AdapterKind.houlsby, size=4),
 ]
 
 
@@ -97,7 +97,7 @@ def test_the_others_have_the_published_numbers_of_parameters():
     """Of adapters with biases, 12 * (2 * 768 * 64 + 64 + 768) for one a layer, twice that for two."""
     shapes = ENCODER.shapes()
     assert count(shapes_added(Adapter(size=64), ENCODER, shapes)) == 1_189_632
-    assert count(shapes_added(Adapter(kind=Kind.houlsby, size=64), ENCODER, shapes)) == 2_379_264
+    assert count(shapes_added(Adapter(kind=AdapterKind.houlsby, size=64), ENCODER, shapes)) == 2_379_264
     assert count(shapes_added(Dora(rank=8, targets=ATTENTION), ENCODER, shapes)) == 73_728 * 8 + 12 * 4 * 768
     # Liu et al., section 3.3: keys, values and the middle of the feed-forward block.
     ia3 = Ia3(targets=(".*/[kv]",), feedforward=(".*/down",))

@@ -9,7 +9,7 @@ import pytest
 from src.errors import UserError
 from src.models.base import ApplyOptions
 from src.models.mlp import Mlp
-from src.strategies.adapter import Activation, Adapter, Kind
+from src.strategies.adapter import Activation, Adapter, AdapterKind
 from src.strategies.ia3 import Ia3
 from tests.strategies.injected import Convolutional, compiled, plain, prepared, run, started
 
@@ -113,8 +113,8 @@ def test_houlsby_has_every_point_and_pfeiffer_the_last():
     def points(kind):
         return {path.rpartition("/")[0] for path in prepared(Adapter(kind=kind), CONV, params)}
 
-    assert points(Kind.pfeiffer) == {"block_0", "block_1"}
-    assert points(Kind.houlsby) == {"block_0", "block_0/Conv_0", "block_1", "block_1/Conv_0"}
+    assert points(AdapterKind.pfeiffer) == {"block_0", "block_1"}
+    assert points(AdapterKind.houlsby) == {"block_0", "block_0/Conv_0", "block_1", "block_1/Conv_0"}
 
 
 def test_an_adapter_starts_with_small_random_down_projections_and_zeros():

@@ -12,7 +12,7 @@ from src.models.cnn import Cnn
 from src.models.resnet import Resnet
 from src.models.vit import Vit
 from src.strategies import layer_scales
-from src.strategies.layers import check_num_blocks, group_roles
+from src.strategies.blocks import check_num_blocks, group_roles
 from tests.strategies.networks import BERT
 
 

@@ -15,7 +15,7 @@ from src.models.mlp import Mlp
 from src.optim.optimizers import Adam, Momentum
 from src.recipe.resolve import resolve
 from src.recipe.spec import Recipe
-from src.strategies.adapter import Adapter, Kind
+from src.strategies.adapter import Adapter, AdapterKind
 from src.strategies.bitfit import Bitfit
 from src.strategies.chain_thaw import ChainThaw
 from src.strategies.discriminative import Discriminative
@@ -94,7 +94,7 @@ def test_what_rests_keeps_its_bits_and_what_moves_moves(diabetes, name):
         LinearProbe(),
         pytest.param(Lora(rank=2), marks=pytest.mark.slow),
         pytest.param(Full(), marks=pytest.mark.slow),
-        pytest.param(Adapter(kind=Kind.houlsby, size=4), marks=pytest.mark.slow),
+        pytest.param(Adapter(kind=AdapterKind.houlsby, size=4), marks=pytest.mark.slow),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -1,9 +1,9 @@
-"""A model's groups by their role, and the learning-rate multipliers of layer-wise decay."""
+"""The roles of a model's groups, for the strategies that freeze some of its blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ..errors import UserError
 from ..optim.partition import Groups
@@ -30,24 +30,6 @@ def group_roles(groups: Groups) -> GroupRoles:
 
 
 def check_num_blocks(key: str, wanted: int, blocks: Sequence[str]) -> None:
-    """Refuse a number of blocks that the model does not have.
-
-    Raises:
-        UserError: ``wanted`` is larger than ``len(blocks)``.
-    """
+    """Refuse a number of blocks that the model does not have."""
     if wanted > len(blocks):
         raise UserError(f"strategy.{key} is {wanted}; allowed: 0 to {len(blocks)}, the number of the model's blocks")
-
-
-def layer_scales(groups: int | Sequence[Any], decay: Any) -> list[Any]:
-    """Return each group's learning-rate scale, bottom to top: ``[decay**(G-1), ..., decay, 1.0]``.
-
-    This is the layer-wise learning-rate decay of timm and BEiT.
-
-    Args:
-        groups: the groups, embeddings and head included, or their number ``G``.
-        decay: factor from a group to the one below it (``1 / xi`` in ULMFiT); may be a tracer.
-    """
-    count = groups if isinstance(groups, int) else len(groups)
-    factor = float(decay) if isinstance(decay, int) else decay
-    return [factor ** (count - 1 - group) for group in range(count)]

@@ -1,4 +1,4 @@
-"""Base class of the options of ``pretrain`` that learn pairs of sentences."""
+"""What the options of ``pretrain`` for texts share: checks of the source task, and pairs of sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ORDER = Check("order", lambda v: v == "order")
 
 @dataclass(frozen=True)
 class PairPretraining(Pretraining):
-    """Base of the options that learn pairs only, without masked tokens. ``pairs``: the value of ``data.pairs``."""
+    """Base of the options that learn pairs only. ``pairs``: the value of ``data.pairs``."""
 
     pairs: str = hparam("next", NEXT)
 
@@ -27,6 +27,13 @@ class PairPretraining(Pretraining):
         """Return the network with BERT's pre-training head, of which only the pair's part is trained."""
         need_pairs(option_name(self), self.pairs, data)
         return super().pretrain_task(model, data)._replace(objective=PairLabels())
+
+
+def need_source(option: str, kind: str, data: Transfer, allowed: str) -> None:
+    """Refuse data whose source task is of another kind than an option of ``pretrain`` needs."""
+    if data.source_kind != kind or not data.source:
+        has = f"is {data.source_kind}" if data.source else "is none"
+        raise UserError(f"pretrain={option} learns {kind} words, and the data's source task {has}; allowed: {allowed}")
 
 
 def need_pairs(option: str, pairs: str, data: Transfer) -> None:
