@@ -156,8 +156,6 @@ def read_content(options: PredictOptions, origin: str) -> str:
     """Return the text in the input file, or on stdin."""
     if options.input == "-":
         return decode_utf8(sys.stdin.buffer.read(), "stdin", origin)
-    if not Path(options.input).is_file():
-        raise UserError(f"{origin}: there is no such file")
     return read_text(Path(options.input), origin)
 
 

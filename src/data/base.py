@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
-from ..errors import UserError, listed
+from ..errors import UserError, did_you_mean, listed
 from ..types import Split
 from .tokenization import Vocabulary
 
@@ -78,12 +80,7 @@ class Transfer:
         return {}
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N ..."]) -> dict[str, float]:
-        """Return metrics that need more than outputs and targets, for instance the texts.
-
-        Args:
-            part: of the target task, ``"val"`` or ``"test"``.
-            outputs: the network's outputs for each row of the part.
-        """
+        """Return metrics of a part of the target task that need more than outputs and targets, such as the texts."""
         return {}
 
     @cached_property
@@ -112,8 +109,7 @@ def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
 class ImageTask(Mapping[str, Split]):
     """One task of a sequence: images as bytes, converted to float32 whenever a part is read.
 
-    The conversion is not cached: five tasks of 60,000 images of 28 x 28 pixels share 47 MB of bytes, and the task in
-    training takes 188 MB of float32; all five at once would take 940 MB.
+    The conversion is not cached: five tasks of MNIST share 47 MB of bytes; as float32, each takes 188 MB.
     """
 
     images: Parts  # of each part: pixels, uint8 (N, D), and labels, int32 (N,)
@@ -149,7 +145,7 @@ class TaskSequence:
 
     is_sequence: ClassVar[bool] = True
     kind: str  # "classification"
-    tasks: tuple[Mapping[str, Split], ...]  # each has "train", "test", and "val" if data.val_fraction > 0
+    tasks: tuple[ImageTask, ...]  # each has "train", "test", and "val" if data.val_fraction > 0
     outputs: tuple[int, ...]  # units of each task's head
     shared_head: bool  # one head for all tasks instead of a head for each
 
@@ -165,11 +161,10 @@ class TaskSequence:
 
     def rows(self) -> dict[str, int]:
         """Return how many rows each part has, without converting any."""
-
-        def count(task: Mapping[str, Split], name: str) -> int:
-            return len(task.images[name][1] if isinstance(task, ImageTask) else task[name].y)
-
-        return {f"task_{i}_{name}": count(task, name) for i, task in enumerate(self.tasks, 1) for name in task}
+        images = {
+            f"task_{i}_{name}": part for i, task in enumerate(self.tasks, 1) for name, part in task.images.items()
+        }
+        return {name: len(y) for name, (_, y) in images.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of the record under ``data``."""
@@ -185,19 +180,11 @@ class TaskSequence:
         digest = hashlib.sha256(f"{self.kind}{self.outputs}{self.shared_head}".encode())
         seen: dict[int, bytes] = {}  # digests of arrays that tasks share, by id
         for number, task in enumerate(self.tasks, 1):
-            for name, array in stored_arrays(task):
+            for name, array in task.stored():
                 if id(array) not in seen:
                     seen[id(array)] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
                 digest.update(f"{number}{name}{array.shape}{array.dtype}".encode() + seen[id(array)])
         return digest.hexdigest()[:16]
-
-
-def stored_arrays(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays that a task consists of, by name."""
-    if isinstance(task, ImageTask):
-        yield from task.stored()
-    else:
-        yield from ((name, array) for name, part in task.items() for array in part)
 
 
 @dataclass(frozen=True)
@@ -245,19 +232,17 @@ class DataSource:
                 "both parts need the same ones"
             )
         rng = np.random.default_rng(self.split_seed)
-        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        pre = split_off(source, rng, {"test": self.source_test_fraction, **kept})
+        pre = split_off(source, rng, only_positive(test=self.source_test_fraction, val=self.source_val_fraction))
         fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
         scale_x = (lambda x: x) if source.as_bytes else Standardizer(pre["train"][0], shared=source.image)
         if kind == "classification":
             return number_classes(pre, fine, source, target, scale_x)
         scale_y = Standardizer(pre["train"][1])
-
-        def numbers(parts: Parts) -> dict[str, Split]:
-            return {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()}
-
-        return Transfer(kind, numbers(pre), numbers(fine), 1, 1, new_head=False)
+        pre_splits, fine_splits = (
+            {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()} for parts in (pre, fine)
+        )
+        return Transfer(kind, pre_splits, fine_splits, 1, 1, new_head=False)
 
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -290,18 +275,31 @@ def check_table(table: Table, kind: str) -> None:
             )
 
 
-def split_off(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
-    """Shuffle a table's rows and split off the named fractions; the others are ``train``, which comes first."""
-    order = rng.permutation(len(table.x))
-    parts: Parts = {}
+def split_rows(
+    rows: int, rng: np.random.Generator, fractions: Mapping[str, float], origin: str
+) -> dict[str, Int[np.ndarray, " n"]]:
+    """Shuffle row numbers and split off the named fractions; the others are ``train``, which comes first."""
+    order = rng.permutation(rows)
+    parts = {}
     for name, fraction in fractions.items():
-        size = math.floor(fraction * len(table.x) + 0.5)
-        parts[name], order = (table.x[order[:size]], table.y[order[:size]]), order[size:]
-    parts = {"train": (table.x[order], table.y[order]), **dict(reversed(parts.items()))}
-    for name, (x, _) in parts.items():
-        if len(x) == 0:
-            raise UserError(f"{table.origin} has {len(table.x)} rows, which leaves its {name} part empty; give it more")
+        size = math.floor(fraction * rows + 0.5)
+        parts[name], order = order[:size], order[size:]
+    parts = {"train": order, **dict(reversed(parts.items()))}
+    for name, part in parts.items():
+        if len(part) == 0:
+            raise UserError(f"{origin} has {rows} rows, which leaves its {name} part empty; give it more")
     return parts
+
+
+def split_off(table: Table, rng: np.random.Generator, fractions: Mapping[str, float]) -> Parts:
+    """Return a table's rows split as by :func:`split_rows`."""
+    parts = split_rows(len(table.x), rng, fractions, table.origin)
+    return {name: (table.x[rows], table.y[rows]) for name, rows in parts.items()}
+
+
+def only_positive(**fractions: float) -> dict[str, float]:
+    """Return the fractions that are not 0."""
+    return {name: fraction for name, fraction in fractions.items() if fraction}
 
 
 def subsample(
@@ -370,14 +368,9 @@ def number_classes(
             for name, (x, y) in parts.items()
         }
 
-    return Transfer(
-        "classification",
-        numbered(pre, names[0]),
-        numbered(fine, names[1]),
-        len(names[0]),
-        len(names[1]),
-        new_head=names[0] != names[1],
-    )
+    first, second = names
+    tasks = numbered(pre, first), numbered(fine, second)
+    return Transfer("classification", *tasks, len(first), len(second), new_head=first != second)
 
 
 def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
@@ -394,3 +387,24 @@ def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
         f"the two parts share some of their classes and not all ({', '.join(only)}); "
         "allowed: the same classes in both, which keep the pre-trained head, or none in common, which get a new one"
     )
+
+
+def check_column(key: str, column: str, columns: Iterable[str], origin: str) -> None:
+    """Refuse the name of a column that a table lacks."""
+    if column not in (columns := list(columns)):
+        raise UserError(
+            f"{key}: {origin} has no column '{column}'{did_you_mean(column, columns)}; it has {listed(columns)}"
+        )
+
+
+def read_embedded(name: str) -> np.ndarray:
+    """Return a table of ``sklearn/datasets/data``, without importing scikit-learn, which takes more than a second.
+
+    Raises:
+        UserError: scikit-learn is not installed, or does not contain the file.
+    """
+    found = importlib.util.find_spec("sklearn")
+    path = Path(found.origin).parent / "datasets" / "data" / name if found and found.origin else None
+    if path is None or not path.is_file():
+        raise UserError(f"the embedded data {name} is part of scikit-learn, which is not installed here with its data")
+    return np.loadtxt(path, delimiter="," if name.startswith("digits") else None)

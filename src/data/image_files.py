@@ -24,7 +24,7 @@ from jaxtyping import Int, Shaped, UInt8
 
 from ..errors import UserError, listed
 from ..notices import warn_once
-from ..store import Store, key_of
+from ..store import key_of, stored
 from .base import rank_in_class
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
@@ -219,14 +219,14 @@ def load_decoded(
     cache: str | None,
 ) -> Decoded:
     """Return the decoded images of files, from the cache if it has them."""
-    store, key = Store(cache, "images"), decoded_key(entries, image_format)
-    found = store.get(key, deserialize)
-    if found is None:
+
+    def decode() -> Decoded:
         kept = "" if cache is None else f", once, and kept in {cache}"
         warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
-        found = decode_images(entries, read, image_format, origin)
-        store.put(key, serialize(found))
-    return found
+        return decode_images(entries, read, image_format, origin)
+
+    key = decoded_key(entries, image_format)
+    return stored(cache, "images", key, decode, encode=serialize, decode=deserialize)
 
 
 def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..types import Split
-from .base import DataSource, Table, Transfer, check_fractions, rank_in_class, split_off, subsample
-from .image_files import LabeledImages
+from .base import DataSource, Table, Transfer, check_fractions, only_positive, rank_in_class, split_off, subsample
+from .image_files import ImageFormat, LabeledImages, OnBad
 from .mnist import ROWS_STREAM
 
 
@@ -62,6 +62,7 @@ class ImageSource(DataSource):
         Raises:
             UserError: the images cannot be used; the message names the file or key and the reason.
         """
+        pre_shares = only_positive(test=self.source_test_fraction, val=self.source_val_fraction)
         check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         found, held_out = self.read_parts()
         shares = {"val": self.val_fraction} if held_out else {"test": self.test_fraction, "val": self.val_fraction}
@@ -69,9 +70,8 @@ class ImageSource(DataSource):
         first = select_classes(found, self.source_classes, "source_classes")
         second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
-        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        rows, others = self.split_rows(found, first, second)
-        pre = split_off(row_table(found, rows), rng, {"test": self.source_test_fraction, **kept})
+        rows, others = self.task_rows(found, first, second)
+        pre = split_off(row_table(found, rows), rng, pre_shares)
         fine = split_off(row_table(found, others), rng, shares)
         fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
         source = {name: to_split(found, part, first) for name, (part, _) in pre.items()}
@@ -88,7 +88,7 @@ class ImageSource(DataSource):
             labels=tuple(found.names[number] for number in second),
         )
 
-    def split_rows(
+    def task_rows(
         self, found: LabeledImages, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
         """Return the row numbers of the source task and of the target task, which are disjoint."""
@@ -112,6 +112,25 @@ class ImageSource(DataSource):
                 "data.source_rows, and at least two images of each class that both tasks have"
             )
         return rows, others
+
+
+@dataclass(frozen=True)
+class DecodedImageSource(ImageSource):
+    """Base of sources of PNG and JPEG files.
+
+    ``size``: pixels of each side, to which the shorter side is scaled before the middle is cropped; ``null``: all
+    images have the same size. ``grey``: one channel instead of three. ``on_bad``: whether images that cannot be decoded
+    are refused, or counted and left out.
+    """
+
+    size: int | None = hparam(None, COUNT)
+    grey: bool = hparam(False)
+    on_bad: OnBad = hparam(OnBad.refuse)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """The size and the channels of decoded images."""
+        return ImageFormat(self.size, self.grey)
 
 
 def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:

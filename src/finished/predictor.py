@@ -20,7 +20,7 @@ from ..config.hparams import static_part
 from ..config.schema import option_name
 from ..data.conll import align_tags
 from ..data.packing import IGNORE, Example, buckets, build_example, fill_rows, unpacked
-from ..data.squad import Squad, SquadQuestion, answers_of, window_rows, windows
+from ..data.squad import Squad, SquadQuestion, answers_of, window_index, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
@@ -111,7 +111,7 @@ class Predictor:
             SquadQuestion("", text, context, (), IGNORE) for text, context in zip(questions, contexts, strict=True)
         ]
         examples = windows(asked, self.vocabulary, settings)
-        _, kept = window_rows(examples, asked, self.max_length, self.vocabulary.pad)
+        kept = window_index(examples, asked, self.max_length)
         outputs = np.zeros((len(examples), self.max_length, 2), np.float32)
         for row, own in enumerate(self.outputs([one.example for one in examples])):
             outputs[row, : len(own)] = own
