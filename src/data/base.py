@@ -307,17 +307,22 @@ def subsample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``count`` of a part's shuffled rows in their order, with classes as balanced as possible.
 
-    Rows are chosen by their rank among the rows of their class, so a larger ``count`` includes the rows of a smaller
-    one. ``use``: ``train`` or ``test``, for the error message.
+    A larger ``count`` includes the rows of a smaller one. ``use``: ``train`` or ``test``, for the error message.
     """
     x, y = part
     if count is None:
         return part
     if count > len(x):
         raise UserError(f"data.{use}_rows is {count}; allowed: at most {len(x)}, the rows to {use} on of {origin}")
-    order = np.argsort(rank_in_class(y), kind="stable") if kind == "classification" else np.arange(len(x))
-    chosen = np.sort(order[:count])
+    chosen = balanced_rows(y, count) if kind == "classification" else np.arange(count)
     return x[chosen], y[chosen]
+
+
+def balanced_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+    """Return the numbers of ``limit`` rows, with labels as balanced as possible, the first of each label."""
+    if limit is None:
+        return np.arange(len(labels))
+    return np.sort(np.argsort(rank_in_class(labels), kind="stable")[:limit])
 
 
 def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
@@ -350,11 +355,7 @@ class Standardizer:
 def number_classes(
     pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
 ) -> Transfer:
-    """Return the two tasks with labels numbered from 0 in sorted order, each task by its own labels.
-
-    Raises:
-        UserError: a task has one label only, or the tasks share some of their labels and not all.
-    """
+    """Return the two tasks with labels numbered from 0 in sorted order, each task by its own labels."""
     names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
     for table, labels in zip((source, target), names, strict=True):
         if len(labels) < 2:
@@ -398,11 +399,7 @@ def check_column(key: str, column: str, columns: Iterable[str], origin: str) -> 
 
 
 def read_embedded(name: str) -> np.ndarray:
-    """Return a table of ``sklearn/datasets/data``, without importing scikit-learn, which takes more than a second.
-
-    Raises:
-        UserError: scikit-learn is not installed, or does not contain the file.
-    """
+    """Return a table of ``sklearn/datasets/data``, without importing scikit-learn, which takes more than a second."""
     found = importlib.util.find_spec("sklearn")
     path = Path(found.origin).parent / "datasets" / "data" / name if found and found.origin else None
     if path is None or not path.is_file():

@@ -11,7 +11,8 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, hparam
 from ..errors import UserError
-from .image_files import ImageFormat, LabeledImages, OnBad, limit_rows, read_images, split_archive
+from .base import balanced_rows
+from .image_files import ImageFormat, LabeledImages, OnBad, read_images, split_archive
 from .images import ImageSource
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -81,18 +82,14 @@ def of_archive(path: Path, origin: str) -> dict[str, bytes]:
 
 
 def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> LabeledImages:
-    """Return the images in binary files, in order.
-
-    Raises:
-        UserError: a file does not consist of whole records, or has an unknown label.
-    """
+    """Return the images in binary files, in order."""
     for name, content in files:
         if not content or len(content) % RECORD:
             raise UserError(f"{origin}: {name} has {len(content)} bytes; allowed: a multiple of {RECORD}")
         if (most := max(content[::RECORD])) >= len(NAMES):
             raise UserError(f"{origin}: {name} holds the label {most}; allowed: 0 to {len(NAMES) - 1}")
     records = np.frombuffer(b"".join(content for _, content in files), np.uint8).reshape(-1, RECORD)
-    records = records[limit_rows(records[:, 0], limit)]
+    records = records[balanced_rows(records[:, 0], limit)]
     planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
     return LabeledImages(
         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin

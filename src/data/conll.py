@@ -129,11 +129,7 @@ def align_tags(
 
 
 def read_sentences(content: str, token_column: int, tag_column: int | None, origin: str) -> list[Sentence]:
-    """Return the sentences of a file with columns separated by white space.
-
-    Raises:
-        UserError: a line has too few columns or a tag that is not IOB; the message names the line.
-    """
+    """Return the sentences of a file with columns separated by white space."""
     found, words, tags = [], [], []
     needed = max(token_column, tag_column if tag_column is not None else 1) + 1
     for line, cells in lines_of_columns(content, needed, origin):

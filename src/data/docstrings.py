@@ -119,9 +119,6 @@ class Docstrings(TextSource):
         return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
 
 
-# --- the labelled texts ----------------------------------------------------------------------------------------------
-
-
 def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
     """Return docstrings of the 8 packages, as many of each as the smallest has, drawn at random."""
     by_package = {name: [one.text for one in library if one.package == name] for name in PACKAGES}
@@ -178,9 +175,6 @@ def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[
     return kept
 
 
-# --- reading the documentation ---------------------------------------------------------------------------------------
-
-
 def read_topics() -> list[str]:
     """Return the paragraphs of the language reference that ``help()`` shows."""
     if importlib.util.find_spec("pydoc_data") is None:
@@ -195,9 +189,6 @@ def read_library(cache: str | None) -> list[Docstring]:
     """Return the distinct docstrings of the standard library, ordered by file and line.
 
     Files are parsed, not imported. This takes some seconds, so the result is stored in the folder ``cache``.
-
-    Raises:
-        UserError: the library's sources are not installed.
     """
     files = list(library_files())
     if not files:

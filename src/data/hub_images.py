@@ -11,9 +11,9 @@ import numpy as np
 
 from ..config.hparams import hparam
 from ..errors import UserError
-from .base import check_column
+from .base import balanced_rows, check_column
 from .hub_text import fetch
-from .image_files import ImageFile, LabeledImages, check_bad, limit_rows, load_decoded
+from .image_files import ImageFile, LabeledImages, check_bad, load_decoded
 from .images import DecodedImageSource
 
 
@@ -46,7 +46,7 @@ class HubImages(DecodedImageSource):
             raise UserError(
                 f"data.{key}={split}: {origin} has rows without a label in this split; allowed: a split with all labels"
             )
-        rows = limit_rows(y, self.limit)
+        rows = balanced_rows(y, self.limit)
         contents = encoded_files(part.select(rows), self.image, origin)
         files = [ImageFile(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
         at = dict(zip(files, contents, strict=True))

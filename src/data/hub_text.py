@@ -54,11 +54,7 @@ class HubText(LabeledTextSource):
 
 
 def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
-    """Return a split of a data set, downloaded if it is not in the cache.
-
-    Raises:
-        UserError: the extra is not installed, there is no such data set or split, or the Hub cannot be reached.
-    """
+    """Return a split of a data set, downloaded if it is not in the cache."""
     origin = f"data.dataset={dataset}"
     try:
         from datasets import load_dataset  # type: ignore[import-not-found]

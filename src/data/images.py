@@ -134,11 +134,7 @@ class DecodedImageSource(ImageSource):
 
 
 def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
-    """Return the numbers of a task's classes, ascending.
-
-    Raises:
-        UserError: a class has no images, or there are fewer than two classes.
-    """
+    """Return the numbers of a task's classes, ascending."""
     names = found.names if classes is None else classes
     for name in names:
         if name not in found.names:
@@ -163,11 +159,7 @@ def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.
 
 
 def held_out_split(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
-    """Return the separate test images of a task's classes, with the task's labels.
-
-    Raises:
-        UserError: their size or a class differs from the training images, or none is of the task's classes.
-    """
+    """Return the separate test images of a task's classes, with the task's labels."""
     if held_out.x.shape[1:] != found.x.shape[1:]:
         shapes = [" x ".join(map(str, part.x.shape[1:])) for part in (held_out, found)]
         raise UserError(

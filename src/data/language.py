@@ -32,9 +32,6 @@ def language_rows(
     split into rows of ``source.max_seq_len``. Only the last row is padded, and a row may hold the end of one document
     and the start of the next ("full-sentences", Liu et al. 2019, arXiv 1907.11692, section 4.2). With more, documents
     are split into pieces that share rows and do not attend to each other.
-
-    Raises:
-        UserError: the tokenizer has no [MASK], or a part has too few tokens.
     """
     if modelling is LmObjective.masked:
         vocabulary.needed("mask", "masked language modelling")

@@ -53,7 +53,7 @@ def build_example(
     parts = [[*text[:size], *vocabulary.sep_ids] for text, size in zip(texts, kept, strict=True)]
     parts[0] = [*vocabulary.cls_ids, *parts[0]]
     types = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
-    return Example(np.array(sum(parts, []), np.int32), types), sum(kept) < sum(map(len, texts))
+    return Example(np.array([*itertools.chain(*parts)], np.int32), types), sum(kept) < sum(map(len, texts))
 
 
 def special_tokens(vocabulary: Vocabulary, texts: int) -> int:
@@ -71,9 +71,6 @@ def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
         return [first, second]
     second_kept = min(second, max(room // 2, room - first))
     return [room - second_kept, second_kept]
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def padded_width(lengths: Sequence[int], limit: int) -> int:
@@ -155,9 +152,6 @@ def scatter_by_token(rows: Rows, values: Sequence[Int[np.ndarray, " T"]]) -> Int
 def padding_share(x: Int[np.ndarray, "N 3 L"]) -> float:
     """Return the share of tokens that are padding."""
     return float(np.mean(x[:, 2] == 0))
-
-
-# --- prediction ------------------------------------------------------------------------------------------------------
 
 
 class Bucket(NamedTuple):

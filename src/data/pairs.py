@@ -101,9 +101,6 @@ def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.rand
 
     Sentences without tokens and documents with fewer than two sentences are left out. ``rng`` draws lengths, places and
     labels.
-
-    Raises:
-        UserError: no document has two sentences, or only one has and false pairs need another.
     """
     whole = [[sentence for sentence in document if len(sentence)] for document in documents]
     usable = [document for document in whole if len(document) > 1]
@@ -198,11 +195,7 @@ def pairing_rows(
     lone: LonePolicy | None,
     origin: str,
 ) -> dict[str, Split]:
-    """Return each part's documents as rows of pairs (see :class:`PairRules`); log how many were made and left out.
-
-    Raises:
-        UserError: the tokenizer has no [MASK], [CLS] or [SEP], or a part has no pair.
-    """
+    """Return each part's documents as rows of pairs (see :class:`PairRules`); log how many were made and left out."""
     for name in ("mask", "cls", "sep"):
         vocabulary.needed(name, "pretraining on pairs of sentences")
     rules = PairRules(pairing, source.max_seq_len - special_tokens(vocabulary, 2), lone)

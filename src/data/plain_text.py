@@ -113,9 +113,6 @@ def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: 
     """Return ``train`` and the named shares as consecutive blocks of whole documents.
 
     Shares count characters; a document belongs to the block that contains its middle.
-
-    Raises:
-        UserError: a block would be empty.
     """
     ends = np.cumsum([len(text) for text in documents])
     middles = (ends - np.array([len(text) for text in documents]) / 2) / ends[-1]

@@ -115,11 +115,7 @@ class Squad(TextFileSource):
 
 
 def read_questions(path: str, origin: str) -> list[SquadQuestion]:
-    """Return the questions of a file; questions without an answer (in SQuAD 2.0) are counted and left out.
-
-    Raises:
-        UserError: the file is not in SQuAD's format.
-    """
+    """Return the questions of a file; questions without an answer (in SQuAD 2.0) are counted and left out."""
     whole = questions_in(read_text(Path(path), origin), origin)
     found = [one for one in whole if one.answers]
     if not found:
@@ -132,11 +128,7 @@ def read_questions(path: str, origin: str) -> list[SquadQuestion]:
 
 
 def questions_in(content: str, origin: str, answered: bool = True) -> list[SquadQuestion]:
-    """Return the questions of a JSON text in SQuAD's format, in order; with no answers unless ``answered``.
-
-    Raises:
-        UserError: the text is not in SQuAD's format.
-    """
+    """Return the questions of a JSON text in SQuAD's format, in order; with no answers unless ``answered``."""
     try:
         known: Any = json.loads(content)
     except ValueError as error:
@@ -165,9 +157,6 @@ def find_answer(context: str, answer: str, start: int) -> int:
     before = context.rfind(answer, 0, start + len(answer) - 1)
     places = [place for place in (before, context.find(answer, start)) if answer and place >= 0]
     return min(places, key=lambda place: abs(place - start), default=IGNORE)
-
-
-# --- windows ---------------------------------------------------------------------------------------------------------
 
 
 class Window(NamedTuple):

@@ -82,11 +82,7 @@ class Sheet(NamedTuple):
 
 
 def read_sheet(path: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ...
-
-    Raises:
-        UserError: there is no such file, its ending is unknown, or a line cannot be read; the message names it.
-    """
+    """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ..."""
     file = Path(path)
     content = read_text(file, origin)
     if file.suffix.lower() not in FORMATS:

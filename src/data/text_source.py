@@ -239,9 +239,6 @@ class TextFileSource(TextSource):
         return {name: read(path, f"data.{name}_path={path}") for name, path in paths.items() if path is not None}
 
 
-# --- rows with a label -----------------------------------------------------------------------------------------------
-
-
 class LabeledTexts(NamedTuple):
     """Texts with labels, before they are encoded."""
 

@@ -154,11 +154,7 @@ def wrap_tokenizer(backend: Tokenizer, origin: str) -> Vocabulary:
 
 
 def load_vocabulary(name: str) -> Vocabulary:
-    """Return the tokenizer of a folder, a file or a Hub id, from ``tokenizer.json`` or a BERT's ``vocab.txt``.
-
-    Raises:
-        UserError: there is none, it cannot be read, or the Hub cannot be reached.
-    """
+    """Return the tokenizer of a folder, a file or a Hub id, from ``tokenizer.json`` or a BERT's ``vocab.txt``."""
     from tokenizers import Tokenizer
 
     origin = f"data.tokenizer={name}"
