@@ -6,7 +6,7 @@ import hashlib
 import importlib.util
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -236,13 +236,16 @@ class DataSource:
         fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
         scale_x = (lambda x: x) if source.as_bytes else Standardizer(pre["train"][0], shared=source.image)
-        if kind == "classification":
-            return number_classes(pre, fine, source, target, scale_x)
-        scale_y = Standardizer(pre["train"][1])
+        first, second = ([], []) if kind == "regression" else class_labels(source, target)
+        if kind == "regression":
+            outputs, encoders = (1, 1), [Standardizer(pre["train"][1])] * 2
+        else:
+            outputs, encoders = (len(first), len(second)), [class_encoder(first), class_encoder(second)]
         pre_splits, fine_splits = (
-            {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()} for parts in (pre, fine)
+            {name: Split(scale_x(x), encode(y)) for name, (x, y) in parts.items()}
+            for parts, encode in zip((pre, fine), encoders, strict=True)
         )
-        return Transfer(kind, pre_splits, fine_splits, 1, 1, new_head=False)
+        return Transfer(kind, pre_splits, fine_splits, *outputs, new_head=first != second)
 
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -352,26 +355,22 @@ class Standardizer:
         return ((rows - self.mean) / self.scale).astype(np.float32)
 
 
-def number_classes(
-    pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
-) -> Transfer:
-    """Return the two tasks with labels numbered from 0 in sorted order, each task by its own labels."""
-    names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
-    for table, labels in zip((source, target), names, strict=True):
+def class_labels(source: Table, target: Table) -> tuple[list[object], list[object]]:
+    """Return each task's labels in sorted order; refuse a single one, and tasks that share only some of theirs."""
+    first, second = (
+        sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)
+    )
+    for table, labels in ((source, first), (target, second)):
         if len(labels) < 2:
             raise UserError(f"{table.origin} has one label only ({listed(map(str, labels))}); allowed: at least two")
-    check_overlap([list(map(str, labels)) for labels in names], source.origin, target.origin)
+    check_overlap([list(map(str, labels)) for labels in (first, second)], source.origin, target.origin)
+    return first, second
 
-    def numbered(parts: Parts, labels: list[object]) -> dict[str, Split]:
-        index = {label: i for i, label in enumerate(labels)}
-        return {
-            name: Split(scale_x(x), np.array([index[label] for label in y.tolist()], np.int32))
-            for name, (x, y) in parts.items()
-        }
 
-    first, second = names
-    tasks = numbered(pre, first), numbered(fine, second)
-    return Transfer("classification", *tasks, len(first), len(second), new_head=first != second)
+def class_encoder(labels: Sequence[object]) -> Callable[[np.ndarray], Int[np.ndarray, " N"]]:
+    """Return a function that numbers labels by their place in ``labels``."""
+    index = {label: i for i, label in enumerate(labels)}
+    return lambda y: np.array([index[label] for label in y.tolist()], np.int32)
 
 
 def check_overlap(classes: list[list[str]], source: str, target: str) -> None:

@@ -59,8 +59,9 @@ class Csv(DataSource):
 
         for column in (*features, *([self.label] if self.kind is LabelKind.regression else [])):
             if not pd.api.types.is_numeric_dtype(frame[column]):
-                texts = map(str, frame[column].dropna())
-                text = next((one for one in texts if pd.isna(pd.to_numeric(one, errors="coerce"))), "")
+                texts = frame[column].dropna().astype(str).to_numpy()
+                wrong = texts[np.isnan(np.asarray(pd.to_numeric(texts, errors="coerce"), float))]
+                text = next(iter(wrong), "")
                 raise UserError(f"{origin}: column '{column}' holds '{text}'; allowed: numbers")
         labels = frame[self.label].to_numpy()
         missing = np.asarray(frame[self.label].isna())

@@ -16,7 +16,7 @@ from jaxtyping import Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..types import Split
-from .base import DataSource, Table, Transfer, check_fractions, only_positive, rank_in_class, split_off, subsample
+from .base import DataSource, Transfer, check_fractions, only_positive, rank_in_class, split_rows, subsample
 from .image_files import ImageFormat, LabeledImages, OnBad
 from .mnist import ROWS_STREAM
 
@@ -71,11 +71,12 @@ class ImageSource(DataSource):
         second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
         rows, others = self.task_rows(found, first, second)
-        pre = split_off(row_table(found, rows), rng, pre_shares)
-        fine = split_off(row_table(found, others), rng, shares)
-        fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
-        source = {name: to_split(found, part, first) for name, (part, _) in pre.items()}
-        target = {name: to_split(found, part, second) for name, (part, _) in fine.items()}
+        pre = split_rows(len(rows), rng, pre_shares, found.origin)
+        fine = {name: others[part] for name, part in split_rows(len(others), rng, shares, found.origin).items()}
+        labeled = fine["train"], found.y[fine["train"]]
+        fine["train"], _ = subsample(labeled, self.train_rows, "classification", found.origin)
+        source = {name: to_split(found, rows[part], first) for name, part in pre.items()}
+        target = {name: to_split(found, part, second) for name, part in fine.items()}
         if held_out is not None:
             target["test"] = held_out_split(held_out, found, second)
         return ImageTransfer(
@@ -146,11 +147,6 @@ def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str
     if len(numbers) < 2:
         raise UserError(f"data.{key} has one class only ({listed(names)}); allowed: at least two of {found.origin}")
     return numbers
-
-
-def row_table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
-    """Return a table of row numbers, so that splitting copies no images."""
-    return Table(rows, found.y[rows], found.origin)
 
 
 def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:

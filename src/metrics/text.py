@@ -5,13 +5,11 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-
-# --- entities --------------------------------------------------------------------------------------------------------
 
 
 class Entity(NamedTuple):
@@ -28,15 +26,13 @@ class Score(NamedTuple):
     precision: float
     recall: float
     f1: float
-    support: int  # number of true entities
 
 
-def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
+def entities(tags: Sequence[str]) -> list[Entity]:
     """Return the entities of a sentence.
 
-    By default, an ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's
-    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, entities begin with ``B-``, and an
-    ``I-`` that continues no entity of its type is outside of all.
+    An ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's default
+    mode.
     """
     found: list[Entity] = []
     kind, first = "", 0  # of the current entity
@@ -46,45 +42,18 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
             continue
         if kind:
             found.append(Entity(kind, first, place - 1))
-        begins = mark == "B" or (mark == "I" and not strict)
-        kind, first = (own, place) if begins else ("", place)
+        kind, first = own, place
     return found
 
 
-def entity_scores(
-    true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
-) -> dict[str, Score]:
-    """Return the scores of each type, and of all entities as ``micro``.
-
-    A predicted entity is correct if its type, its first and its last word are.
-
-    Args:
-        true: the tags of each sentence.
-        predicted: predicted tags of the same words.
-        strict: see :func:`entities`; applies to both.
-    """
-    correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
+def entity_score(true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> Score:
+    """Return the score of the entities of all types; one is correct if its type, its first and its last word are."""
+    correct = n_true = n_predicted = 0
     for a, b in zip(true, predicted, strict=True):
-        if len(a) != len(b):
-            raise ValueError(f"a sentence has {len(a)} tags and {len(b)} predictions")
-        mine, theirs = set(entities(a, strict)), set(entities(b, strict))
-        n_true.update(one.kind for one in mine)
-        n_predicted.update(one.kind for one in theirs)
-        correct.update(one.kind for one in mine & theirs)
-    scores = {kind: _score(correct[kind], n_true[kind], n_predicted[kind]) for kind in sorted(n_true | n_predicted)}
-    return {**scores, "micro": _score(correct.total(), n_true.total(), n_predicted.total())}
+        mine, theirs = set(entities(a)), set(entities(b))
+        correct, n_true, n_predicted = correct + len(mine & theirs), n_true + len(mine), n_predicted + len(theirs)
+    return Score(correct / max(n_predicted, 1), correct / max(n_true, 1), 2 * correct / max(n_predicted + n_true, 1))
 
-
-def _score(correct: int, n_true: int, n_predicted: int) -> Score:
-    return Score(
-        correct / n_predicted if n_predicted else 0.0,
-        correct / n_true if n_true else 0.0,
-        2 * correct / (n_predicted + n_true) if n_predicted + n_true else 0.0,
-        n_true,
-    )
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -97,7 +66,7 @@ def normalised(answer: str) -> str:
 
 def exact_match(answer: str, answers: Iterable[str]) -> float:
     """Return 1.0 if the normalised answer equals one of the correct ones, else 0.0."""
-    return _best(lambda one: float(normalised(answer) == normalised(one)), answers)
+    return float(normalised(answer) in map(normalised, answers))
 
 
 def answer_f1(answer: str, answers: Iterable[str]) -> float:
@@ -108,11 +77,7 @@ def answer_f1(answer: str, answers: Iterable[str]) -> float:
         common = (Counter(mine) & Counter(theirs)).total()
         return 2 * common / (len(mine) + len(theirs)) if common else 0.0
 
-    return _best(one_f1, answers)
-
-
-def _best(score: Callable[[str], float], answers: Iterable[str]) -> float:
-    return max(map(score, answers))
+    return max(map(one_f1, answers))
 
 
 def squad_scores(predicted: Sequence[str], answers: Sequence[Sequence[str]]) -> dict[str, float]:
@@ -137,16 +102,8 @@ def best_spans(
 
     A span's score is the sum of its start and end logits. The ``n_best`` highest starts and ends of each window are
     combined; spans have at most ``max_answer`` tokens, and the first of equal scores wins. A question without a span
-    has the answer "".
-
-    Args:
-        starts: start logits of each row.
-        ends: end logits of each row.
-        offsets: characters of the context that each token spans; -1 for tokens outside of the context.
-        question: the index of each row's question.
-        contexts: the context of each question.
-        n_best: number of starts and of ends to combine in a window.
-        max_answer: the most tokens of an answer.
+    has the answer "". ``offsets``: the characters of the context that each token spans, -1 outside of it;
+    ``question``: the index in ``contexts`` of each row's question.
     """
     best: dict[int, tuple[float, str]] = {}
     for row, number in enumerate(np.asarray(question).tolist()):
