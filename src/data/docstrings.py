@@ -25,12 +25,10 @@ from ..config.hparams import FRACTION, SHARE, hparam
 from ..errors import UserError
 from ..notices import warn_once
 from ..store import key_of, stored
-from ..types import Split
 from .base import check_fractions, only_positive, split_rows
 from .language import LmObjective, language_rows
 from .pairs import LonePolicy, Pairing, pairing_rows, split_sentences
 from .text_source import LabeledTexts, TextSource, TextTransfer
-from .tokenization import Vocabulary
 
 DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
 
@@ -92,7 +90,11 @@ class Docstrings(TextSource):
         check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
-        chosen = balanced(library, rng) if self.task is DocstringsTask.package else of_two_sentences(library)
+        if self.task is DocstringsTask.package:
+            chosen = balanced(library, rng)
+        else:
+            texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
+            chosen = LabeledTexts(texts, None, [""] * len(texts), ORIGIN)  # labels follow
         parts = self.split_texts({"train": chosen}, rng)
         hidden = [text for name in ("val", "test") for text in parts[name].first]
         if self.task is DocstringsTask.follows:
@@ -105,18 +107,16 @@ class Docstrings(TextSource):
         counts = ", ".join(f"{len(part.first)} {name} examples" for name, part in parts.items())
         warn_once(f"{ORIGIN}: {counts}", logging.INFO)
         vocabulary = self.vocabulary(lambda: corpus["train"])
-        source, kind = self._source(corpus, vocabulary)
+        origin = f"{ORIGIN}, the source task"
+        if self.pairs is None:
+            kind, source = "masked", language_rows(self, corpus, vocabulary, LmObjective.masked, origin)
+        else:
+            rows = pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin)
+            kind, source = "pretraining", rows
         target = self.labeled_transfer(parts, vocabulary, sorted(set(parts["train"].labels)))
         words = self.num_outputs(vocabulary)
         pairs = self.pairs and self.pairs.name
         return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
-
-    def _source(self, corpus: dict[str, list[str]], vocabulary: Vocabulary) -> tuple[dict[str, Split], str]:
-        """Return the source task's rows and their kind."""
-        origin = f"{ORIGIN}, the source task"
-        if self.pairs is None:
-            return language_rows(self, corpus, vocabulary, LmObjective.masked, origin), "masked"
-        return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
 
 
 def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
@@ -133,12 +133,6 @@ def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledT
         first += [texts[row] for row in rng.permutation(len(texts))[:least]]
         labels += [PACKAGES[name]] * least
     return LabeledTexts(first, None, labels, ORIGIN)
-
-
-def of_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
-    """Return the docstrings of at least two sentences, with a provisional label."""
-    texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
-    return LabeledTexts(texts, None, ["follows"] * len(texts), ORIGIN)
 
 
 def two_sentences(text: str) -> list[str]:
@@ -190,7 +184,7 @@ def read_library(cache: str | None) -> list[Docstring]:
 
     Files are parsed, not imported. This takes some seconds, so the result is stored in the folder ``cache``.
     """
-    files = list(library_files())
+    files = [path for path in sorted(LIBRARY.rglob("*.py")) if is_chosen(path.relative_to(LIBRARY).parts)]
     if not files:
         raise UserError(f"{ORIGIN} finds no sources in {LIBRARY}; allowed: a Python with its standard library")
     return stored(
@@ -203,12 +197,9 @@ def read_library(cache: str | None) -> list[Docstring]:
     )
 
 
-def library_files() -> Iterator[Path]:
-    """Yield the standard library's source files, sorted by name."""
-    for path in sorted(LIBRARY.rglob("*.py")):
-        parts = path.relative_to(LIBRARY).parts
-        if not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-"):
-            yield path
+def is_chosen(parts: tuple[str, ...]) -> bool:
+    """Return whether a file of the standard library, by the parts of its path, is read."""
+    return not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-")
 
 
 @functools.lru_cache(maxsize=1)

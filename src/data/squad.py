@@ -18,7 +18,7 @@ from ..notices import warn_once
 from ..types import Split
 from .packing import IGNORE, Example, build_example, special_tokens
 from .text_source import LENGTH, TextFileSource, TextTransfer
-from .tokenization import Pieces, Vocabulary, read_text
+from .tokenization import Vocabulary, read_text
 
 
 class SquadQuestion(NamedTuple):
@@ -84,7 +84,7 @@ class Squad(TextFileSource):
             )
         parts = self._parts(origin)
         vocabulary = self.vocabulary(lambda: [text for one in parts["train"] for text in (one.context, one.text)])
-        cuts = {name: windows(part, vocabulary, self) for name, part in parts.items()}
+        cuts = {name: list(windows(part, vocabulary, self)) for name, part in parts.items()}
         wide = self.row_width({name: [one.example for one in part] for name, part in cuts.items()})
         chosen = set(self.train_subset(np.arange(len(parts["train"])), None, origin).tolist())
         cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != IGNORE]
@@ -168,42 +168,26 @@ class Window(NamedTuple):
     offsets: Int[np.ndarray, "T 2"]
 
 
-def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings: Squad) -> list[Window]:
-    """Return the windows of each question, in the order of the questions."""
+def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings: Squad) -> Iterator[Window]:
+    """Yield the windows of each question, in the order of the questions."""
     contexts = sorted({one.context for one in questions})
     pieces = dict(zip(contexts, vocabulary.encode_with_offsets(contexts), strict=True))
-    asked = vocabulary.encode([one.text for one in questions])
-    return [
-        window
-        for number, (one, ids) in enumerate(zip(questions, asked, strict=True))
-        for window in windows_of(
-            number, one, ids[: settings.question_length], pieces[one.context], vocabulary, settings
-        )
-    ]
-
-
-def windows_of(
-    number: int,
-    question: SquadQuestion,
-    asked: Int[np.ndarray, " Q"],
-    context: Pieces,
-    vocabulary: Vocabulary,
-    settings: Squad,
-) -> Iterator[Window]:
-    """Yield the windows of a question; the last one contains the end of its context."""
-    room = settings.max_seq_len - len(asked) - special_tokens(vocabulary, 2)
-    front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
-    answer = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
-    for begin in range(0, len(context.ids), settings.stride):
-        end = min(begin + room, len(context.ids))
-        example, _ = build_example(vocabulary, asked, context.ids[begin:end], settings.max_seq_len)
-        offsets = np.full((len(example.ids), 2), IGNORE)
-        offsets[front : front + end - begin] = context.offsets[begin:end]
-        inside = question.start != IGNORE and begin <= answer[0] <= answer[1] < end
-        span = (front + answer[0] - begin, front + answer[1] - begin) if inside else (IGNORE, IGNORE)
-        yield Window(example, number, span, offsets)
-        if end == len(context.ids):
-            break
+    asked = [ids[: settings.question_length] for ids in vocabulary.encode([one.text for one in questions])]
+    for number, (question, ids) in enumerate(zip(questions, asked, strict=True)):
+        context = pieces[question.context]
+        room = settings.max_seq_len - len(ids) - special_tokens(vocabulary, 2)
+        front = len(vocabulary.cls_ids) + len(ids) + len(vocabulary.sep_ids)
+        first, last = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
+        for begin in range(0, len(context.ids), settings.stride):
+            end = min(begin + room, len(context.ids))
+            example, _ = build_example(vocabulary, ids, context.ids[begin:end], settings.max_seq_len)
+            offsets = np.full((len(example.ids), 2), IGNORE)
+            offsets[front : front + end - begin] = context.offsets[begin:end]
+            inside = question.start != IGNORE and begin <= first <= last < end
+            span = (front + first - begin, front + last - begin) if inside else (IGNORE, IGNORE)
+            yield Window(example, number, span, offsets)
+            if end == len(context.ids):  # this window contains the end of the context
+                break
 
 
 def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:

@@ -41,7 +41,10 @@ class Text(LabeledTextSource, TextFileSource):
         return {"train": self._read(self.path, f"data.path={self.path}"), **self.read_separate(self._read)}
 
     def _read(self, path: str, origin: str) -> LabeledTexts:
-        sheet = read_sheet(path, origin, self.header)
+        content, suffix = read_text(Path(path), origin), Path(path).suffix
+        if suffix.lower() not in FORMATS:
+            raise UserError(f"{origin} ends in '{suffix}'; allowed: {listed(FORMATS)}")
+        sheet = parse_sheet(content, FORMATS[suffix.lower()], origin, self.header)
         first = sheet.column("data.text", self.text)
         second = None if self.second_text is None else sheet.column("data.second_text", self.second_text)
         labels = [label.strip() for label in sheet.column("data.label", self.label)]
@@ -81,17 +84,8 @@ class Sheet(NamedTuple):
         return [row[place] for row in self.cells]
 
 
-def read_sheet(path: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ..."""
-    file = Path(path)
-    content = read_text(file, origin)
-    if file.suffix.lower() not in FORMATS:
-        raise UserError(f"{origin} ends in '{file.suffix}'; allowed: {listed(FORMATS)}")
-    return parse_sheet(content, FORMATS[file.suffix.lower()], origin, header)
-
-
 def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of text in one of :data:`FORMATS`."""
+    """Return the cells of CSV, TSV or JSONL; without a header, columns are called ``0``, ``1`` ..."""
     if form == "JSONL":
         return parse_jsonl(content, origin)
     cells, lines = parse_rows(content, form, origin)

@@ -110,7 +110,7 @@ class Predictor:
         asked = [
             SquadQuestion("", text, context, (), IGNORE) for text, context in zip(questions, contexts, strict=True)
         ]
-        examples = windows(asked, self.vocabulary, settings)
+        examples = list(windows(asked, self.vocabulary, settings))
         kept = window_index(examples, asked, self.max_length)
         outputs = np.zeros((len(examples), self.max_length, 2), np.float32)
         for row, own in enumerate(self.outputs([one.example for one in examples])):
