@@ -33,11 +33,6 @@ class Table:
     origin: str  # configuration key or file, for error messages
     image: bool = False  # the features are pixels, which share one mean and one deviation
 
-    @property
-    def as_bytes(self) -> bool:
-        """Whether the rows are images as uint8, which are not standardised."""
-        return self.x.dtype == np.uint8
-
 
 @dataclass(frozen=True)
 class Transfer:
@@ -161,10 +156,8 @@ class TaskSequence:
 
     def rows(self) -> dict[str, int]:
         """Return how many rows each part has, without converting any."""
-        images = {
-            f"task_{i}_{name}": part for i, task in enumerate(self.tasks, 1) for name, part in task.images.items()
-        }
-        return {name: len(y) for name, (_, y) in images.items()}
+        tasks = enumerate(self.tasks, 1)
+        return {f"task_{i}_{name}": len(y) for i, task in tasks for name, (_, y) in task.images.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of the record under ``data``."""
@@ -235,10 +228,10 @@ class DataSource:
         pre = split_off(source, rng, only_positive(test=self.source_test_fraction, val=self.source_val_fraction))
         fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
-        scale_x = (lambda x: x) if source.as_bytes else Standardizer(pre["train"][0], shared=source.image)
+        scale_x = (lambda x: x) if source.x.dtype == np.uint8 else standardizer(pre["train"][0], source.image)
         first, second = ([], []) if kind == "regression" else class_labels(source, target)
         if kind == "regression":
-            outputs, encoders = (1, 1), [Standardizer(pre["train"][1])] * 2
+            outputs, encoders = (1, 1), [standardizer(pre["train"][1])] * 2
         else:
             outputs, encoders = (len(first), len(second)), [class_encoder(first), class_encoder(second)]
         pre_splits, fine_splits = (
@@ -264,7 +257,7 @@ def check_table(table: Table, kind: str) -> None:
     """Refuse a table with wrong shapes or types, or with values that are not finite."""
     if len(table.x) != len(table.y):
         raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; allowed: equal numbers")
-    if table.x.ndim != (4 if table.as_bytes else 2) or table.x.shape[1] == 0:
+    if table.x.ndim != (4 if table.x.dtype == np.uint8 else 2) or table.x.shape[1] == 0:
         raise UserError(f"{table.origin} has features of shape {table.x.shape}; allowed: (rows, at least one feature)")
     for name, values in (("x", table.x), *((("y", table.y),) if kind == "regression" else ())):
         if not np.issubdtype(values.dtype, np.number):
@@ -338,21 +331,15 @@ def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     return ranks
 
 
-class Standardizer:
-    """Centre and scale by the mean and the deviation of each column of the given rows, or of all values (``shared``).
+def standardizer(rows: np.ndarray, shared: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that standardises rows, to float32, by the statistics of these ones.
 
-    A constant column is only centred.
+    They are the mean and deviation of each column, or of all values (``shared``). Constant columns are only centred.
     """
-
-    def __init__(self, rows: np.ndarray, shared: bool = False) -> None:
-        rows = rows.astype(np.float64)
-        axis = None if shared else 0
-        self.mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
-        self.scale = np.where(spread > 1e-12 * np.maximum(np.abs(self.mean), 1.0), spread, 1.0)
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return standardised rows as float32."""
-        return ((rows - self.mean) / self.scale).astype(np.float32)
+    rows, axis = rows.astype(np.float64), None if shared else 0
+    mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
+    scale = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1.0), spread, 1.0)
+    return lambda values: ((values - mean) / scale).astype(np.float32)
 
 
 def class_labels(source: Table, target: Table) -> tuple[list[object], list[object]]:

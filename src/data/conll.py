@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError, listed
 from ..metrics.text import entity_score
-from ..types import Split
 from .packing import IGNORE, Example, scatter_by_token
 from .text_source import TextFileSource, TextTransfer
 from .tokenization import Vocabulary, read_text
@@ -51,15 +50,8 @@ class Conll(TextFileSource):
             {name: [one.example for one in part] for name, part in encoded.items()}, wide, vocabulary, origin
         )
         targets = {name: scatter_by_token(rows[name], [one.labels for one in part]) for name, part in encoded.items()}
-        return ConllTransfer(
-            kind="labels",
-            source={},
-            target={name: Split(part.x, targets[name]) for name, part in rows.items()},
-            source_outputs=len(classes),
-            outputs=len(classes),
-            new_head=True,
-            vocabulary=vocabulary,
-            labels=tuple(classes),
+        return ConllTransfer.without_source(
+            "labels", rows, targets, len(classes), vocabulary=vocabulary, labels=tuple(classes)
         )
 
     def _read(self, path: str, origin: str) -> list[Sentence]:

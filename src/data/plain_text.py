@@ -51,15 +51,8 @@ class PlainText(TextFileSource):
             )
         origin, before = f"data.path={self.path}", f"data.source_path={self.source_path}"
         given, source = self.read_separate(self._read), {}
-        missing = self.missing_shares(given)
-        target = (
-            split_blocks(
-                self._read(self.path, origin),
-                {name: missing[name] for name in ("val", "test") if name in missing},
-                origin,
-            )
-            | given
-        )
+        shares = self.missing_shares(given)
+        target = split_blocks(self._read(self.path, origin), shares, origin) | given
         if self.source_path is not None:
             source = split_blocks(self._read(self.source_path, before), {"test": self.source_test_fraction}, before)
         vocabulary = self.vocabulary(lambda: [*source.get("train", ()), *target["train"]])
@@ -114,10 +107,10 @@ def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: 
 
     Shares count characters; a document belongs to the block that contains its middle.
     """
-    ends = np.cumsum([len(text) for text in documents])
-    middles = (ends - np.array([len(text) for text in documents]) / 2) / ends[-1]
-    borders = np.cumsum([1 - sum(shares.values()), *shares.values()])
-    names = ["train", *shares]
+    sizes = np.array([len(text) for text in documents])
+    middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    names = ["train", *(name for name in ("val", "test") if name in shares)]
+    borders = np.cumsum([1 - sum(shares.values()), *(shares[name] for name in names[1:])])
     numbers = np.minimum(np.searchsorted(borders, middles, side="right"), len(names) - 1)
     found = {
         name: [text for text, own in zip(documents, numbers, strict=True) if own == n] for n, name in enumerate(names)

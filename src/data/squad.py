@@ -15,7 +15,6 @@ from ..config.hparams import COUNT, hparam
 from ..errors import UserError
 from ..metrics.text import best_spans, squad_scores
 from ..notices import warn_once
-from ..types import Split
 from .packing import IGNORE, Example, build_example, special_tokens
 from .text_source import LENGTH, TextFileSource, TextTransfer
 from .tokenization import Vocabulary, read_text
@@ -92,16 +91,8 @@ class Squad(TextFileSource):
             raise UserError(f"{origin}: no window contains a whole answer; allowed: at least one")
         rows = self.rows({name: [one.example for one in part] for name, part in cuts.items()}, wide, vocabulary, origin)
         spans = {name: np.array([one.span for one in part], np.int32) for name, part in cuts.items()}
-        return SquadTransfer(
-            kind="spans",
-            source={},
-            target={name: Split(part.x, spans[name]) for name, part in rows.items()},
-            source_outputs=2,
-            outputs=2,
-            new_head=True,
-            vocabulary=vocabulary,
-            questions={name: window_index(part, parts[name], wide) for name, part in cuts.items()},
-        )
+        asked = {name: window_index(part, parts[name], wide) for name, part in cuts.items()}
+        return SquadTransfer.without_source("spans", rows, spans, 2, vocabulary=vocabulary, questions=asked)
 
     def _parts(self, origin: str) -> dict[str, list[SquadQuestion]]:
         given = {name: [part] for name, part in self.read_separate(read_questions).items()}

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -54,6 +54,14 @@ class TextTransfer(Transfer):
     labels: tuple[str, ...] = ()  # class names by number
     scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation by which a regression's targets are standardised
     pairs: str | None = None  # of a source task with pairs of sentences: what its false pairs are (next, order)
+
+    @classmethod
+    def without_source(
+        cls, kind: str, rows: Mapping[str, Rows], targets: Mapping[str, np.ndarray], outputs: int, **more: Any
+    ) -> Self:
+        """Return a target task with these targets of its rows and a new head."""
+        target = {name: Split(part.x, targets[name]) for name, part in rows.items()}
+        return cls(kind=kind, source={}, target=target, source_outputs=outputs, outputs=outputs, new_head=True, **more)
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of the record under ``data``, with class names or the scale of a regression."""
@@ -203,21 +211,12 @@ class TextSource:
         chosen = self.train_subset(np.arange(len(targets["train"])), targets["train"] if classes else None, origin)
         examples["train"], targets["train"] = [examples["train"][row] for row in chosen], targets["train"][chosen]
         rows = self.rows(examples, wide, vocabulary, origin)
-        many = self.examples > 1
-        placed = {
-            name: scatter_by_example(part, targets[name], self.examples) if many else targets[name]
-            for name, part in rows.items()
-        }
-        return TextTransfer(
-            kind="labels" if many else "classification" if classes else "regression",
-            source={},
-            target={name: Split(part.x, placed[name]) for name, part in rows.items()},
-            source_outputs=len(classes) or 1,
-            outputs=len(classes) or 1,
-            new_head=True,
-            vocabulary=vocabulary,
-            labels=tuple(classes),
-            scale=scale,
+        kind = "classification" if classes else "regression"
+        if self.examples > 1:
+            kind = "labels"
+            targets = {name: scatter_by_example(part, targets[name], self.examples) for name, part in rows.items()}
+        return TextTransfer.without_source(
+            kind, rows, targets, len(classes) or 1, vocabulary=vocabulary, labels=tuple(classes), scale=scale
         )
 
 
