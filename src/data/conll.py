@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError, listed
-from ..metrics.text import entity_score
+from ..metrics.text import entity_scores
 from .packing import IGNORE, Example, scatter_by_token
 from .text_source import TextFileSource, TextTransfer
 from .tokenization import Vocabulary, read_text
@@ -76,7 +76,7 @@ class ConllTransfer(TextTransfer):
         """Return precision, recall and F1 of the entities of all types together, read as ``conlleval`` reads tags."""
         x, y = self.target[part]
         true, said = (group_by_sentence(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
-        found = entity_score(true, said)
+        found = entity_scores(true, said)["micro"]
         return {"entity_f1": found.f1, "entity_precision": found.precision, "entity_recall": found.recall}
 
 

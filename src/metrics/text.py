@@ -26,13 +26,15 @@ class Score(NamedTuple):
     precision: float
     recall: float
     f1: float
+    support: int  # number of true entities
 
 
-def entities(tags: Sequence[str]) -> list[Entity]:
+def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
     """Return the entities of a sentence.
 
-    An ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's default
-    mode.
+    By default, an ``I-`` that continues no entity begins one, as in the CoNLL-2000 scorer (``conlleval``) and seqeval's
+    default mode. With ``strict``, as in seqeval's ``mode="strict"`` with IOB2, entities begin with ``B-``, and an
+    ``I-`` that continues no entity of its type is outside of all.
     """
     found: list[Entity] = []
     kind, first = "", 0  # of the current entity
@@ -42,17 +44,31 @@ def entities(tags: Sequence[str]) -> list[Entity]:
             continue
         if kind:
             found.append(Entity(kind, first, place - 1))
-        kind, first = own, place
+        begins = mark == "B" or (mark == "I" and not strict)
+        kind, first = (own, place) if begins else ("", place)
     return found
 
 
-def entity_score(true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]]) -> Score:
-    """Return the score of the entities of all types; one is correct if its type, its first and its last word are."""
-    correct = n_true = n_predicted = 0
+def entity_scores(
+    true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
+) -> dict[str, Score]:
+    """Return the scores of each type, and of all entities as ``micro``, from the tags of each sentence.
+
+    A predicted entity is correct if its type, its first and its last word are. ``strict``: see :func:`entities`.
+    """
+    correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, predicted, strict=True):
-        mine, theirs = set(entities(a)), set(entities(b))
-        correct, n_true, n_predicted = correct + len(mine & theirs), n_true + len(mine), n_predicted + len(theirs)
-    return Score(correct / max(n_predicted, 1), correct / max(n_true, 1), 2 * correct / max(n_predicted + n_true, 1))
+        mine, theirs = set(entities(a, strict)), set(entities(b, strict))
+        n_true.update(one.kind for one in mine)
+        n_predicted.update(one.kind for one in theirs)
+        correct.update(one.kind for one in mine & theirs)
+    scores = {kind: _score(correct[kind], n_true[kind], n_predicted[kind]) for kind in sorted(n_true | n_predicted)}
+    return {**scores, "micro": _score(correct.total(), n_true.total(), n_predicted.total())}
+
+
+def _score(correct: int, n_true: int, n_predicted: int) -> Score:
+    f1 = 2 * correct / max(n_predicted + n_true, 1)
+    return Score(correct / max(n_predicted, 1), correct / max(n_true, 1), f1, n_true)
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")

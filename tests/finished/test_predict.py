@@ -21,7 +21,7 @@ from src.finished.conversion import export_job
 from src.finished.jobs import read_job
 from src.finished.predictor import load_predictor
 from src.launch.job import run_job
-from src.metrics.text import entity_score, squad_scores
+from src.metrics.text import entity_scores, squad_scores
 from tests.commands import ROOT, summary
 
 SIZES = {"layers": 1, "width": 16, "heads": 2, "positions": 64, "vocab_size": 200}
@@ -264,7 +264,7 @@ def test_tags_of_words(tmp_path, predict_cli):
     predict_cli(f"checkpoint={job}", f"input={path}", f"output={tmp_path / 'out.jsonl'}")
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [one["words"] for one in rows] == [[word for word, _ in sentence] for sentence in sentences]
-    scores = entity_score([[tag for _, tag in one] for one in sentences], [one["tags"] for one in rows])
+    scores = entity_scores([[tag for _, tag in one] for one in sentences], [one["tags"] for one in rows])["micro"]
     assert scores.f1 == pytest.approx(summary(job)["metrics"]["test_entity_f1"])
     assert scores.f1 > 0.5
     (tmp_path / "a.txt").write_text("Ann saw Bob\n" + "Rome " * 60 + "\n")

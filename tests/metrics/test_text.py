@@ -10,39 +10,47 @@ from src.metrics.text import (
     answer_f1,
     best_spans,
     entities,
-    entity_score,
+    entity_scores,
     exact_match,
     normalised,
     squad_scores,
 )
 
 BY_HAND = [
-    # as conlleval and seqeval's default read them
-    ("B-PER I-PER O B-LOC", [("PER", 0, 1), ("LOC", 3, 3)]),
-    ("B-PER B-PER I-PER", [("PER", 0, 0), ("PER", 1, 2)]),
-    ("O O", []),
-    ("", []),
-    ("I-PER I-PER O", [("PER", 0, 1)]),
-    ("B-PER I-LOC I-LOC", [("PER", 0, 0), ("LOC", 1, 2)]),
-    ("O I-LOC B-LOC I-LOC", [("LOC", 1, 1), ("LOC", 2, 3)]),
-    ("B-ORG O I-ORG", [("ORG", 0, 0), ("ORG", 2, 2)]),
-    ("B-ORG I-PER I-ORG", [("ORG", 0, 0), ("PER", 1, 1), ("ORG", 2, 2)]),
-    ("B-A-B I-A-B", [("A-B", 0, 1)]),
+    # tags, as conlleval and seqeval's default read them, as IOB2 read strictly
+    ("B-PER I-PER O B-LOC", [("PER", 0, 1), ("LOC", 3, 3)], None),
+    ("B-PER B-PER I-PER", [("PER", 0, 0), ("PER", 1, 2)], None),
+    ("O O", [], None),
+    ("", [], None),
+    ("I-PER I-PER O", [("PER", 0, 1)], []),
+    ("B-PER I-LOC I-LOC", [("PER", 0, 0), ("LOC", 1, 2)], [("PER", 0, 0)]),
+    ("O I-LOC B-LOC I-LOC", [("LOC", 1, 1), ("LOC", 2, 3)], [("LOC", 2, 3)]),
+    ("B-ORG O I-ORG", [("ORG", 0, 0), ("ORG", 2, 2)], [("ORG", 0, 0)]),
+    ("B-ORG I-PER I-ORG", [("ORG", 0, 0), ("PER", 1, 1), ("ORG", 2, 2)], [("ORG", 0, 0)]),
+    ("B-A-B I-A-B", [("A-B", 0, 1)], None),
 ]
 
 
-@pytest.mark.parametrize(("tags", "found"), BY_HAND)
-def test_entities_by_hand(tags, found):
-    assert entities(tags.split()) == [Entity(*one) for one in found]
+@pytest.mark.parametrize(("tags", "lenient", "strict"), BY_HAND)
+def test_entities_by_hand(tags, lenient, strict):
+    assert entities(tags.split()) == [Entity(*one) for one in lenient]
+    assert entities(tags.split(), strict=True) == [Entity(*one) for one in (lenient if strict is None else strict)]
 
 
 def test_scores_of_entities():
     """The example of seqeval's documentation: one of two entities is right."""
     true = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     said = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
-    assert entity_score(true, said) == (0.5, 0.5, 0.5)
-    assert entity_score([["B-A", "O", "B-A", "B-B"]], [["B-A", "O", "O", "I-C"]]) == (1 / 2, 1 / 3, 2 / 5)
-    assert entity_score([["O"]], [["O"]]) == (0, 0, 0)
+    scores = entity_scores(true, said)
+    assert scores["micro"] == (0.5, 0.5, 0.5, 2)
+    assert scores["MISC"] == (0, 0, 0, 1)
+    assert scores["PER"] == (1, 1, 1, 1)
+    scores = entity_scores([["B-A", "O", "B-A", "B-B"]], [["B-A", "O", "O", "I-C"]])
+    assert scores["micro"] == (1 / 2, 1 / 3, 2 / 5, 3)
+    assert scores["C"] == (0, 0, 0, 0)
+    strict = entity_scores([["B-A", "O", "B-A", "B-B"]], [["B-A", "O", "O", "I-C"]], strict=True)
+    assert strict["micro"] == (1, 1 / 3, 1 / 2, 3)
+    assert entity_scores([["O"]], [["O"]])["micro"] == (0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
