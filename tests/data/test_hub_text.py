@@ -79,5 +79,7 @@ def test_what_cannot_be_used(hub, settings, message):
 
 def test_without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"data.dataset=some/set needs the package datasets, .*; install thaw\[hub\]"):
+    with pytest.raises(
+        UserError, match=r"data.dataset=some/set needs the package datasets, .*; install thaw-jax\[hub\]"
+    ):
         source().load()
