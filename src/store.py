@@ -1,8 +1,8 @@
-"""A keyed store: what is computed once and kept on disk, an entry a file.
+"""A keyed store of results on disk, one file for each entry.
 
-An entry's key is a hash of everything that decides its content, so entries are never outdated: a change of what decides
-is another key. Files appear whole or not at all, are verified when they are read, and can be limited in their total
-size. The store never fails a run: what cannot be read counts as missing, what cannot be written is warned about.
+An entry's key is a hash of everything that determines its content, so entries are never outdated. Files are written
+atomically, are verified when they are read, and can be limited in their total size. The store never fails a run: what
+cannot be read counts as missing, what cannot be written is warned about.
 """
 
 from __future__ import annotations
@@ -30,11 +30,28 @@ def key_of(description: Any) -> str:
     """Return the key of an entry: 24 hexadecimal digits of a SHA-256.
 
     Args:
-        description: everything that decides the entry's content, as JSON can say it; the order of keys is no matter.
+        description: everything that determines the entry's content, in JSON's types; the order of keys does not matter.
             It includes a number for the format, and the versions of the libraries that compute the content.
     """
     canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:KEY_DIGITS]
+
+
+def stored(
+    folder: str | None,
+    kind: str,
+    key: str,
+    compute: Callable[[], T],
+    *,
+    encode: Callable[[T], Iterable[bytes | memoryview]],
+    decode: Callable[[memoryview], T],
+) -> T:
+    """Return an entry of a folder, or compute and keep it; see :class:`Store` and :meth:`Store.get`."""
+    store = Store(folder, kind)
+    if (found := store.get(key, decode)) is None:
+        found = compute()
+        store.put(key, encode(found))
+    return found
 
 
 class Stored(NamedTuple):
@@ -50,11 +67,11 @@ class Store:
     """A folder of entries of one kind, shared by any number of processes.
 
     Args:
-        folder: made when it is first written to; other files in it are left alone. ``None``: nothing is kept.
-        kind: what an entry is, in words, for instance ``"tokenizer"``; files end in it, errors name it.
+        folder: made when it is first written to; other files in it are not touched. ``None``: nothing is kept.
+        kind: what an entry is, for instance ``"tokenizer"``: the suffix of its file, and its name in warnings.
         reads: whether entries that exist are used.
-        writes: whether entries are written, damaged ones removed, and their time of last use noted.
-        limit_bytes: of all entries together; the least recently used are removed first. ``None``: no limit. 0: none.
+        writes: whether entries are written, damaged ones removed, and their time of last use recorded.
+        limit_bytes: of all entries together; the least recently used are removed first. ``None``: no limit.
         warn: takes one sentence.
     """
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
-from ..errors import UserError, listed
+from ..errors import UserError, did_you_mean, listed
 from ..types import Split
 from .tokenization import Vocabulary
 
@@ -30,11 +32,6 @@ class Table:
     y: Shaped[np.ndarray, " N"]  # numbers for regression; labels of any kind for classification
     origin: str  # configuration key or file, for error messages
     image: bool = False  # the features are pixels, which share one mean and one deviation
-
-    @property
-    def as_bytes(self) -> bool:
-        """Whether the rows are images as uint8, which are not standardised."""
-        return self.x.dtype == np.uint8
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,7 @@ class Transfer:
         return {}
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N ..."]) -> dict[str, float]:
-        """Return metrics that need more than outputs and targets, for instance the texts.
-
-        Args:
-            part: of the target task, ``"val"`` or ``"test"``.
-            outputs: the network's outputs for each row of the part.
-        """
+        """Return metrics of a part of the target task that need more than outputs and targets, such as the texts."""
         return {}
 
     @cached_property
@@ -112,8 +104,7 @@ def fingerprint_of(kind: str, parts: Iterable[tuple[str, Split]]) -> str:
 class ImageTask(Mapping[str, Split]):
     """One task of a sequence: images as bytes, converted to float32 whenever a part is read.
 
-    The conversion is not cached: five tasks of 60,000 images of 28 x 28 pixels share 47 MB of bytes, and the task in
-    training takes 188 MB of float32; all five at once would take 940 MB.
+    The conversion is not cached: five tasks of MNIST share 47 MB of bytes; as float32, each takes 188 MB.
     """
 
     images: Parts  # of each part: pixels, uint8 (N, D), and labels, int32 (N,)
@@ -149,7 +140,7 @@ class TaskSequence:
 
     is_sequence: ClassVar[bool] = True
     kind: str  # "classification"
-    tasks: tuple[Mapping[str, Split], ...]  # each has "train", "test", and "val" if data.val_fraction > 0
+    tasks: tuple[ImageTask, ...]  # each has "train", "test", and "val" if data.val_fraction > 0
     outputs: tuple[int, ...]  # units of each task's head
     shared_head: bool  # one head for all tasks instead of a head for each
 
@@ -165,11 +156,8 @@ class TaskSequence:
 
     def rows(self) -> dict[str, int]:
         """Return how many rows each part has, without converting any."""
-
-        def count(task: Mapping[str, Split], name: str) -> int:
-            return len(task.images[name][1] if isinstance(task, ImageTask) else task[name].y)
-
-        return {f"task_{i}_{name}": count(task, name) for i, task in enumerate(self.tasks, 1) for name in task}
+        tasks = enumerate(self.tasks, 1)
+        return {f"task_{i}_{name}": len(y) for i, task in tasks for name, (_, y) in task.images.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return the entries of the record under ``data``."""
@@ -185,19 +173,11 @@ class TaskSequence:
         digest = hashlib.sha256(f"{self.kind}{self.outputs}{self.shared_head}".encode())
         seen: dict[int, bytes] = {}  # digests of arrays that tasks share, by id
         for number, task in enumerate(self.tasks, 1):
-            for name, array in stored_arrays(task):
+            for name, array in task.stored():
                 if id(array) not in seen:
                     seen[id(array)] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
                 digest.update(f"{number}{name}{array.shape}{array.dtype}".encode() + seen[id(array)])
         return digest.hexdigest()[:16]
-
-
-def stored_arrays(task: Mapping[str, Split]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays that a task consists of, by name."""
-    if isinstance(task, ImageTask):
-        yield from task.stored()
-    else:
-        yield from ((name, array) for name, part in task.items() for array in part)
 
 
 @dataclass(frozen=True)
@@ -245,19 +225,20 @@ class DataSource:
                 "both parts need the same ones"
             )
         rng = np.random.default_rng(self.split_seed)
-        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        pre = split_off(source, rng, {"test": self.source_test_fraction, **kept})
+        pre = split_off(source, rng, only_positive(test=self.source_test_fraction, val=self.source_val_fraction))
         fine = split_off(target, rng, {"test": self.test_fraction, "val": self.val_fraction})
         fine["train"] = subsample(fine["train"], self.train_rows, kind, target.origin)
-        scale_x = (lambda x: x) if source.as_bytes else Standardizer(pre["train"][0], shared=source.image)
-        if kind == "classification":
-            return number_classes(pre, fine, source, target, scale_x)
-        scale_y = Standardizer(pre["train"][1])
-
-        def numbers(parts: Parts) -> dict[str, Split]:
-            return {name: Split(scale_x(x), scale_y(y)) for name, (x, y) in parts.items()}
-
-        return Transfer(kind, numbers(pre), numbers(fine), 1, 1, new_head=False)
+        scale_x = (lambda x: x) if source.x.dtype == np.uint8 else standardizer(pre["train"][0], source.image)
+        first, second = ([], []) if kind == "regression" else class_labels(source, target)
+        if kind == "regression":
+            outputs, encoders = (1, 1), [standardizer(pre["train"][1])] * 2
+        else:
+            outputs, encoders = (len(first), len(second)), [class_encoder(first), class_encoder(second)]
+        pre_splits, fine_splits = (
+            {name: Split(scale_x(x), encode(y)) for name, (x, y) in parts.items()}
+            for parts, encode in zip((pre, fine), encoders, strict=True)
+        )
+        return Transfer(kind, pre_splits, fine_splits, *outputs, new_head=first != second)
 
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]
@@ -276,7 +257,7 @@ def check_table(table: Table, kind: str) -> None:
     """Refuse a table with wrong shapes or types, or with values that are not finite."""
     if len(table.x) != len(table.y):
         raise UserError(f"{table.origin} has {len(table.x)} rows of x and {len(table.y)} of y; allowed: equal numbers")
-    if table.x.ndim != (4 if table.as_bytes else 2) or table.x.shape[1] == 0:
+    if table.x.ndim != (4 if table.x.dtype == np.uint8 else 2) or table.x.shape[1] == 0:
         raise UserError(f"{table.origin} has features of shape {table.x.shape}; allowed: (rows, at least one feature)")
     for name, values in (("x", table.x), *((("y", table.y),) if kind == "regression" else ())):
         if not np.issubdtype(values.dtype, np.number):
@@ -290,18 +271,31 @@ def check_table(table: Table, kind: str) -> None:
             )
 
 
-def split_off(table: Table, rng: np.random.Generator, fractions: dict[str, float]) -> Parts:
-    """Shuffle a table's rows and split off the named fractions; the others are ``train``, which comes first."""
-    order = rng.permutation(len(table.x))
-    parts: Parts = {}
+def split_rows(
+    rows: int, rng: np.random.Generator, fractions: Mapping[str, float], origin: str
+) -> dict[str, Int[np.ndarray, " n"]]:
+    """Shuffle row numbers and split off the named fractions; the others are ``train``, which comes first."""
+    order = rng.permutation(rows)
+    parts = {}
     for name, fraction in fractions.items():
-        size = math.floor(fraction * len(table.x) + 0.5)
-        parts[name], order = (table.x[order[:size]], table.y[order[:size]]), order[size:]
-    parts = {"train": (table.x[order], table.y[order]), **dict(reversed(parts.items()))}
-    for name, (x, _) in parts.items():
-        if len(x) == 0:
-            raise UserError(f"{table.origin} has {len(table.x)} rows, which leaves its {name} part empty; give it more")
+        size = math.floor(fraction * rows + 0.5)
+        parts[name], order = order[:size], order[size:]
+    parts = {"train": order, **dict(reversed(parts.items()))}
+    for name, part in parts.items():
+        if len(part) == 0:
+            raise UserError(f"{origin} has {rows} rows, which leaves its {name} part empty; give it more")
     return parts
+
+
+def split_off(table: Table, rng: np.random.Generator, fractions: Mapping[str, float]) -> Parts:
+    """Return a table's rows split as by :func:`split_rows`."""
+    parts = split_rows(len(table.x), rng, fractions, table.origin)
+    return {name: (table.x[rows], table.y[rows]) for name, rows in parts.items()}
+
+
+def only_positive(**fractions: float) -> dict[str, float]:
+    """Return the fractions that are not 0."""
+    return {name: fraction for name, fraction in fractions.items() if fraction}
 
 
 def subsample(
@@ -309,17 +303,22 @@ def subsample(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return ``count`` of a part's shuffled rows in their order, with classes as balanced as possible.
 
-    Rows are chosen by their rank among the rows of their class, so a larger ``count`` includes the rows of a smaller
-    one. ``use``: ``train`` or ``test``, for the error message.
+    A larger ``count`` includes the rows of a smaller one. ``use``: ``train`` or ``test``, for the error message.
     """
     x, y = part
     if count is None:
         return part
     if count > len(x):
         raise UserError(f"data.{use}_rows is {count}; allowed: at most {len(x)}, the rows to {use} on of {origin}")
-    order = np.argsort(rank_in_class(y), kind="stable") if kind == "classification" else np.arange(len(x))
-    chosen = np.sort(order[:count])
+    chosen = balanced_rows(y, count) if kind == "classification" else np.arange(count)
     return x[chosen], y[chosen]
+
+
+def balanced_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
+    """Return the numbers of ``limit`` rows, with labels as balanced as possible, the first of each label."""
+    if limit is None:
+        return np.arange(len(labels))
+    return np.sort(np.argsort(rank_in_class(labels), kind="stable")[:limit])
 
 
 def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
@@ -332,52 +331,33 @@ def rank_in_class(labels: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     return ranks
 
 
-class Standardizer:
-    """Centre and scale by the mean and the deviation of each column of the given rows, or of all values (``shared``).
+def standardizer(rows: np.ndarray, shared: bool = False) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that standardises rows, to float32, by the statistics of these ones.
 
-    A constant column is only centred.
+    They are the mean and deviation of each column, or of all values (``shared``). Constant columns are only centred.
     """
-
-    def __init__(self, rows: np.ndarray, shared: bool = False) -> None:
-        rows = rows.astype(np.float64)
-        axis = None if shared else 0
-        self.mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
-        self.scale = np.where(spread > 1e-12 * np.maximum(np.abs(self.mean), 1.0), spread, 1.0)
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        """Return standardised rows as float32."""
-        return ((rows - self.mean) / self.scale).astype(np.float32)
+    rows, axis = rows.astype(np.float64), None if shared else 0
+    mean, spread = rows.mean(axis=axis), rows.std(axis=axis)
+    scale = np.where(spread > 1e-12 * np.maximum(np.abs(mean), 1.0), spread, 1.0)
+    return lambda values: ((values - mean) / scale).astype(np.float32)
 
 
-def number_classes(
-    pre: Parts, fine: Parts, source: Table, target: Table, scale_x: Callable[[np.ndarray], np.ndarray]
-) -> Transfer:
-    """Return the two tasks with labels numbered from 0 in sorted order, each task by its own labels.
-
-    Raises:
-        UserError: a task has one label only, or the tasks share some of their labels and not all.
-    """
-    names = [sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)]
-    for table, labels in zip((source, target), names, strict=True):
+def class_labels(source: Table, target: Table) -> tuple[list[object], list[object]]:
+    """Return each task's labels in sorted order; refuse a single one, and tasks that share only some of theirs."""
+    first, second = (
+        sorted(set(table.y.tolist()), key=lambda label: (str(type(label)), label)) for table in (source, target)
+    )
+    for table, labels in ((source, first), (target, second)):
         if len(labels) < 2:
             raise UserError(f"{table.origin} has one label only ({listed(map(str, labels))}); allowed: at least two")
-    check_overlap([list(map(str, labels)) for labels in names], source.origin, target.origin)
+    check_overlap([list(map(str, labels)) for labels in (first, second)], source.origin, target.origin)
+    return first, second
 
-    def numbered(parts: Parts, labels: list[object]) -> dict[str, Split]:
-        index = {label: i for i, label in enumerate(labels)}
-        return {
-            name: Split(scale_x(x), np.array([index[label] for label in y.tolist()], np.int32))
-            for name, (x, y) in parts.items()
-        }
 
-    return Transfer(
-        "classification",
-        numbered(pre, names[0]),
-        numbered(fine, names[1]),
-        len(names[0]),
-        len(names[1]),
-        new_head=names[0] != names[1],
-    )
+def class_encoder(labels: Sequence[object]) -> Callable[[np.ndarray], Int[np.ndarray, " N"]]:
+    """Return a function that numbers labels by their place in ``labels``."""
+    index = {label: i for i, label in enumerate(labels)}
+    return lambda y: np.array([index[label] for label in y.tolist()], np.int32)
 
 
 def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
@@ -394,3 +374,20 @@ def check_overlap(classes: list[list[str]], source: str, target: str) -> None:
         f"the two parts share some of their classes and not all ({', '.join(only)}); "
         "allowed: the same classes in both, which keep the pre-trained head, or none in common, which get a new one"
     )
+
+
+def check_column(key: str, column: str, columns: Iterable[str], origin: str) -> None:
+    """Refuse the name of a column that a table lacks."""
+    if column not in (columns := list(columns)):
+        raise UserError(
+            f"{key}: {origin} has no column '{column}'{did_you_mean(column, columns)}; it has {listed(columns)}"
+        )
+
+
+def read_embedded(name: str) -> np.ndarray:
+    """Return a table of ``sklearn/datasets/data``, without importing scikit-learn, which takes more than a second."""
+    found = importlib.util.find_spec("sklearn")
+    path = Path(found.origin).parent / "datasets" / "data" / name if found and found.origin else None
+    if path is None or not path.is_file():
+        raise UserError(f"the embedded data {name} is part of scikit-learn, which is not installed here with its data")
+    return np.loadtxt(path, delimiter="," if name.startswith("digits") else None)

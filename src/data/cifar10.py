@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tarfile
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -12,7 +11,8 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, hparam
 from ..errors import UserError
-from .image_files import ImageFormat, LabeledImages, OnBad, limit_rows, read_images, split_archive
+from .base import balanced_rows
+from .image_files import ImageFormat, LabeledImages, OnBad, read_images, split_archive
 from .images import ImageSource
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -37,41 +37,34 @@ class Cifar10(ImageSource):
 
     def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Read both parts."""
-        read = self._binary() or self._images()
-        return read("train"), read("test")
+        contents = self._binary_files()
+        if contents is None:
+            return self._images("train"), self._images("test")
+        origin = f"data.path={self.path}"
+        if missing := next((name for name in (*TRAIN, *TEST) if name not in contents), None):
+            raise UserError(f"{origin} has no file {missing}; allowed: the six files of the binary version")
+        train, test = ([(name, contents[name]) for name in names] for names in (TRAIN, TEST))
+        return of_records(train, self.limit, origin), of_records(test, self.limit, origin)
 
-    def _binary(self) -> Callable[[str], LabeledImages] | None:
-        """Return a function that reads a part of the binary files; ``None`` if there are none."""
+    def _binary_files(self) -> dict[str, bytes] | None:
+        """Return the contents of the binary files by name; ``None`` if there are none."""
         path, origin = Path(self.path), f"data.path={self.path}"
         if path.is_file() and path.name.endswith((".tar.gz", ".tgz", ".tar")):
-            contents = of_archive(path, origin)
-        elif folder := next((f for f in (path, path / FOLDER) if any((f / name).is_file() for name in TRAIN)), None):
-            contents = {name: (folder / name).read_bytes() for name in (*TRAIN, *TEST) if (folder / name).is_file()}
-        else:
-            return None
+            return of_archive(path, origin)
+        if folder := next((f for f in (path, path / FOLDER) if any((f / name).is_file() for name in TRAIN)), None):
+            return {name: (folder / name).read_bytes() for name in (*TRAIN, *TEST) if (folder / name).is_file()}
+        return None
 
-        def read(part: str) -> LabeledImages:
-            names = TRAIN if part == "train" else TEST
-            if missing := next((name for name in names if name not in contents), None):
-                raise UserError(f"{origin} has no file {missing}; allowed: the six files of the binary version")
-            return of_records([(name, contents[name]) for name in names], self.limit, origin)
-
-        return read
-
-    def _images(self) -> Callable[[str], LabeledImages]:
-        """Return a function that reads a part of the image files."""
+    def _images(self, part: str) -> LabeledImages:
+        """Return a part that consists of image files."""
         path, (archive, _) = Path(self.path), split_archive(Path(self.path))
         if archive is None and not (path / "train").is_dir():
             raise UserError(
                 f"data.path={self.path} holds no CIFAR-10; allowed: the folder of data_batch_1.bin and its like, "
                 "cifar-10-binary.tar.gz, or a folder or .zip with train/<class>/*.jpg and test/<class>/*.jpg"
             )
-
-        def read(part: str) -> LabeledImages:
-            inner = f"{self.path}/{part}"
-            return read_images(inner, f"data.path={inner}", ImageFormat(), OnBad.refuse, self.limit, self.image_cache)
-
-        return read
+        inner = f"{self.path}/{part}"
+        return read_images(inner, f"data.path={inner}", ImageFormat(), OnBad.refuse, self.limit, self.image_cache)
 
 
 def of_archive(path: Path, origin: str) -> dict[str, bytes]:
@@ -89,18 +82,14 @@ def of_archive(path: Path, origin: str) -> dict[str, bytes]:
 
 
 def of_records(files: list[tuple[str, bytes]], limit: int | None, origin: str) -> LabeledImages:
-    """Return the images in binary files, in order.
-
-    Raises:
-        UserError: a file does not consist of whole records, or has an unknown label.
-    """
+    """Return the images in binary files, in order."""
     for name, content in files:
         if not content or len(content) % RECORD:
             raise UserError(f"{origin}: {name} has {len(content)} bytes; allowed: a multiple of {RECORD}")
         if (most := max(content[::RECORD])) >= len(NAMES):
             raise UserError(f"{origin}: {name} holds the label {most}; allowed: 0 to {len(NAMES) - 1}")
     records = np.frombuffer(b"".join(content for _, content in files), np.uint8).reshape(-1, RECORD)
-    records = records[limit_rows(records[:, 0], limit)]
+    records = records[balanced_rows(records[:, 0], limit)]
     planes = records[:, 1:].reshape(-1, 3, SIDE, SIDE)
     return LabeledImages(
         np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), records[:, 0].astype(np.int32), NAMES, origin

@@ -13,11 +13,8 @@ from jaxtyping import Float, Int
 from ..config.hparams import NATURAL, hparam
 from ..errors import UserError, listed
 from ..metrics.text import entity_scores
-from ..notices import warn_once
-from ..types import Split
-from .base import Table, check_fractions, split_off
 from .packing import IGNORE, Example, scatter_by_token
-from .text_source import TextSource, TextTransfer, format_counts
+from .text_source import TextFileSource, TextTransfer
 from .tokenization import Vocabulary, read_text
 
 OUTSIDE = "O"
@@ -25,65 +22,39 @@ DOCUMENT = "-DOCSTART-"  # marks a line between documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conll(TextSource):
+class Conll(TextFileSource):
     """Token classification, such as named entities: one word a line in columns, an empty line between sentences.
 
     ``token_column`` and ``tag_column``: column numbers from 0, ``null`` for the last. Tags are IOB1 or IOB2; IOB1 is
     converted to IOB2, in which each entity begins with ``B-``. A word's tag is predicted at its first token, as in
-    Devlin et al. 2019 (section 5.3); its other tokens have the target -1. ``path``: the training file; ``val_path`` and
-    ``test_path``: separate files, ``null`` splits fractions of random sentences off the first. Words beyond
-    ``max_seq_len`` are truncated and not scored.
+    Devlin et al. 2019 (section 5.3); its other tokens have the target -1. Words beyond ``max_seq_len`` are truncated
+    and not scored.
     """
 
-    path: str = hparam()
-    val_path: str | None = hparam(None)
-    test_path: str | None = hparam(None)
     token_column: int = hparam(0, NATURAL)
     tag_column: int | None = hparam(None, NATURAL)
 
     def load(self) -> TextTransfer:
         """Read, split, convert and encode."""
-        parts, origin = self._parts(), f"data.path={self.path}"
+        origin = f"data.path={self.path}"
+        given, rng = self.read_separate(self._read), np.random.default_rng(self.split_seed)
+        parts = self.split(self._read(self.path, origin), given, rng, origin)
         classes = tags_of(parts, origin)
         vocabulary = self.vocabulary(lambda: [" ".join(one.words) for one in parts["train"]])
         encoded = {name: self._encoded(part, classes, vocabulary) for name, part in parts.items()}
-        cuts = {name: sum(one.truncated for one in part) for name, part in encoded.items()}
-        if any(cuts.values()):
-            warn_once(f"{origin}: data.max_seq_len={self.max_seq_len} truncated {format_counts(cuts, encoded)}")
+        self.warn_truncated({name: [one.truncated for one in part] for name, part in encoded.items()}, origin)
         wide = self.row_width({name: [one.example for one in part] for name, part in encoded.items()})
         chosen = self.train_subset(np.arange(len(encoded["train"])), None, origin)
         encoded["train"] = [encoded["train"][row] for row in chosen]
-        examples = {name: [one.example for one in part] for name, part in encoded.items()}
-        rows = self.rows(examples, wide, vocabulary, origin)
-        return ConllTransfer(
-            kind="labels",
-            source={},
-            target={
-                name: Split(part.x, scatter_by_token(part, [one.labels for one in encoded[name]]))
-                for name, part in rows.items()
-            },
-            source_outputs=len(classes),
-            outputs=len(classes),
-            new_head=True,
-            vocabulary=vocabulary,
-            labels=tuple(classes),
+        rows = self.rows(
+            {name: [one.example for one in part] for name, part in encoded.items()}, wide, vocabulary, origin
+        )
+        targets = {name: scatter_by_token(rows[name], [one.labels for one in part]) for name, part in encoded.items()}
+        return ConllTransfer.without_source(
+            "labels", rows, targets, len(classes), vocabulary=vocabulary, labels=tuple(classes)
         )
 
-    def _parts(self) -> dict[str, list[Sentence]]:
-        files = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
-        own = {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
-        sentences, origin = self._read(f"data.path={self.path}", self.path), f"data.path={self.path}"
-        shares = {"test": self.test_fraction, "val": self.val_fraction}
-        wanted = {name: share for name, share in shares.items() if name not in own}
-        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
-        numbers = np.arange(len(sentences))
-        parts = split_off(Table(numbers, numbers, origin), np.random.default_rng(self.split_seed), wanted)
-        found = {name: [sentences[row] for row in rows] for name, (rows, _) in parts.items()} | own
-        return {name: found[name] for name in ("train", "val", "test")}
-
-    def _read(self, origin: str, path: str) -> list[Sentence]:
-        if not Path(path).is_file():
-            raise UserError(f"{origin}: there is no such file")
+    def _read(self, path: str, origin: str) -> list[Sentence]:
         return read_sentences(read_text(Path(path), origin), self.token_column, self.tag_column, origin)
 
     def _encoded(self, sentences: Sequence[Sentence], classes: Sequence[str], vocabulary: Vocabulary) -> list[Tagged]:
@@ -102,10 +73,7 @@ class ConllTransfer(TextTransfer):
     scored: ClassVar[bool] = True
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N L K"]) -> dict[str, float]:
-        """Return precision, recall and F1 of the entities of all types together, read as ``conlleval`` reads tags.
-
-        Words beyond ``max_seq_len`` are in no row and not scored.
-        """
+        """Return precision, recall and F1 of the entities of all types together, read as ``conlleval`` reads tags."""
         x, y = self.target[part]
         true, said = (group_by_sentence(x, y, numbers, self.labels) for numbers in (y, np.argmax(outputs, axis=-1)))
         found = entity_scores(true, said)["micro"]
@@ -141,8 +109,7 @@ def align_tags(
     words: Sequence[Int[np.ndarray, " P"]], tags: Sequence[int], vocabulary: Vocabulary, length: int
 ) -> Tagged:
     """Return a sentence as at most ``length`` tokens; only whole words are kept."""
-    front = [] if vocabulary.cls is None else [vocabulary.cls]
-    back = [] if vocabulary.sep is None else [vocabulary.sep]
+    front, back = vocabulary.cls_ids, vocabulary.sep_ids
     ends = np.cumsum([len(word) for word in words])
     fits = int(np.searchsorted(ends, length - len(front) - len(back), side="right"))
     ids, labels = list(front), [IGNORE] * len(front)
@@ -154,14 +121,8 @@ def align_tags(
 
 
 def read_sentences(content: str, token_column: int, tag_column: int | None, origin: str) -> list[Sentence]:
-    """Return the sentences of a file with columns separated by white space.
-
-    Raises:
-        UserError: a line has too few columns or a tag that is not IOB; the message names the line.
-    """
-    found: list[Sentence] = []
-    words: list[str] = []
-    tags: list[str] = []
+    """Return the sentences of a file with columns separated by white space."""
+    found, words, tags = [], [], []
     needed = max(token_column, tag_column if tag_column is not None else 1) + 1
     for line, cells in lines_of_columns(content, needed, origin):
         if not cells:
@@ -180,11 +141,7 @@ def read_sentences(content: str, token_column: int, tag_column: int | None, orig
 
 
 def lines_of_columns(content: str, needed: int, origin: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the number and the cells of each line; no cells between sentences and after the last one.
-
-    Raises:
-        UserError: a line has fewer than ``needed`` columns.
-    """
+    """Yield the number and the cells of each line, at least ``needed``; none between sentences and after the last."""
     for line, text in enumerate([*content.split("\n"), ""], 1):
         cells = text.split()
         if not cells or cells[0] == DOCUMENT:
@@ -210,11 +167,7 @@ def to_iob2(tags: Sequence[str]) -> list[str]:
 
 
 def tags_of(parts: dict[str, list[Sentence]], origin: str) -> list[str]:
-    """Return the classes: ``B-`` and ``I-`` of each type in the training sentences, sorted, then ``O``.
-
-    Raises:
-        UserError: there is no entity, or a type occurs only in another part.
-    """
+    """Return the classes: ``B-`` and ``I-`` of each type in the training sentences, sorted, then ``O``."""
     types = {name: {tag[2:] for one in part for tag in one.tags if tag != OUTSIDE} for name, part in parts.items()}
     if not types["train"]:
         raise UserError(f"{origin} has no entities to train on; allowed: at least one tag B-... or I-...")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..config.hparams import hparam
-from ..errors import UserError, did_you_mean, listed
-from .base import DataSource, LabelKind, Table
+from ..errors import UserError, first_line, listed
+from .base import DataSource, LabelKind, Table, check_column
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,12 +35,7 @@ class Csv(DataSource):
     kind: LabelKind = hparam(LabelKind.regression)
 
     def tables(self) -> tuple[Table, Table, str]:
-        """Read both files.
-
-        Raises:
-            UserError: a file cannot be read, lacks a column, or holds values that do not fit :attr:`kind`; or the two
-                files have different columns.
-        """
+        """Read both files."""
         paths = {"data.source_path": self.source_path, "data.target_path": self.target_path}
         frames = {f"{key}={path}": read_frame(path, f"{key}={path}") for key, path in paths.items()}
         features = {origin: self._features(list(frame.columns), origin) for origin, frame in frames.items()}
@@ -54,11 +48,7 @@ class Csv(DataSource):
         """Return the names of the feature columns of a file."""
         wanted = [c for c in columns if c != self.label] if self.features is None else list(self.features)
         for name, column in (("data.label", self.label), *(("data.features", feature) for feature in wanted)):
-            if column not in columns:
-                raise UserError(
-                    f"{name}: {origin} has no column '{column}'{did_you_mean(column, columns)}; "
-                    f"it has {listed(columns)}"
-                )
+            check_column(name, column, columns, origin)
         if self.label in wanted:
             raise UserError(f"data.features names the label '{self.label}'; allowed: the other columns")
         return wanted
@@ -69,31 +59,29 @@ class Csv(DataSource):
 
         for column in (*features, *([self.label] if self.kind is LabelKind.regression else [])):
             if not pd.api.types.is_numeric_dtype(frame[column]):
-                text = next((str(v) for v in frame[column] if not _is_number(v)), "")
+                texts = frame[column].dropna().astype(str).to_numpy()
+                wrong = texts[np.isnan(np.asarray(pd.to_numeric(texts, errors="coerce"), float))]
+                text = next(iter(wrong), "")
                 raise UserError(f"{origin}: column '{column}' holds '{text}'; allowed: numbers")
         labels = frame[self.label].to_numpy()
         missing = np.asarray(frame[self.label].isna())
         if missing.any():
-            raise UserError(f"{origin}: column '{self.label}' has no value in row {int(np.argmax(missing))}")
+            raise UserError(f"{origin}: column '{self.label}' has no value in row {missing.argmax()}")
         if self.kind is LabelKind.classification:
             check_classes(labels, f"{origin}: column '{self.label}'")
         return Table(frame[features].to_numpy(np.float64), labels, origin)
 
 
 def read_frame(path: str, origin: str) -> pd.DataFrame:
-    """Return the rows of a CSV file; none has more cells than the header.
-
-    Raises:
-        UserError: there is no such file, or it is not such a table.
-    """
+    """Return the rows of a CSV file; none has more cells than the header."""
     import pandas as pd  # slow to import, and only this source needs it
 
     if not Path(path).is_file():
         raise UserError(f"{origin}: there is no such file")
     try:
         names = pd.read_csv(path, header=None, nrows=1, dtype=str).iloc[0].dropna().tolist()
-        if twice := [name for name, count in Counter(names).items() if count > 1]:
-            raise UserError(f"{origin} has the column '{twice[0]}' twice; allowed: each name once")
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise UserError(f"{origin} has the column '{twice}' twice; allowed: each name once")
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
             # By default, pandas takes the first of more cells for the row's name and shifts the others by a column.
@@ -101,7 +89,7 @@ def read_frame(path: str, origin: str) -> pd.DataFrame:
     except pd.errors.ParserWarning as error:
         raise UserError(f"{origin} has rows with more cells than its header; allowed: a name for each") from error
     except (ValueError, UnicodeDecodeError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(f"{origin} cannot be read as CSV: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{origin} cannot be read as CSV: {first_line(error)}") from error
     if frame.empty:
         raise UserError(f"{origin} has no rows below its header")
     return frame
@@ -114,11 +102,9 @@ def check_same(features: dict[str, list[str]]) -> None:
     for origin, own, rest in ((second, others, columns), (first, columns, others)):
         if lacking := [column for column in rest if column not in own]:
             raise UserError(f"{origin} has no column {listed(lacking)}, which the other file has; {allowed}")
-    for column, other in zip(columns, others, strict=True):
-        if column != other:
-            raise UserError(
-                f"{second} has the column '{other}' where {first} has '{column}': the order differs; {allowed}"
-            )
+    if columns != others:
+        column, other = next((a, b) for a, b in zip(columns, others, strict=True) if a != b)
+        raise UserError(f"{second} has the column '{other}' where {first} has '{column}': the order differs; {allowed}")
 
 
 def check_classes(labels: np.ndarray, where: str) -> None:
@@ -131,11 +117,3 @@ def check_classes(labels: np.ndarray, where: str) -> None:
         raise UserError(
             f"{where} holds {count} different values; allowed with data.kind=classification: at most {MAX_CLASSES}"
         )
-
-
-def _is_number(value: object) -> bool:
-    try:
-        float(str(value))
-    except ValueError:
-        return False
-    return True

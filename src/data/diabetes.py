@@ -8,8 +8,7 @@ from enum import Enum
 import numpy as np
 
 from ..config.hparams import hparam
-from .base import DataSource, Table
-from .embedded import read_embedded
+from .base import DataSource, Table, read_embedded
 
 Sex = Enum("Sex", ["first", "second"])  # the study codes them 1 and 2 and does not say which is which
 SEX_COLUMN = 1

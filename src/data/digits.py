@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int
 
 from ..config.hparams import hparam
-from .base import DataSource, Table, rank_in_class
-from .embedded import read_embedded
+from .base import DataSource, Table, rank_in_class, read_embedded
 
 DigitsTask = Enum("DigitsTask", ["new_digits", "rotated", "inverted", "both", "union"])
 SIDE = 8  # pixels
@@ -38,37 +37,23 @@ class Digits(DataSource):
 
     def tables(self) -> tuple[Table, Table, str]:
         """Return the digits of the two tasks."""
-        source, target = self._halves()
-        if self.images:
-            source, target = (replace(half, x=as_images(half.x)) for half in (source, target))
-        return source, target, "classification"
-
-    def _halves(self) -> tuple[Table, Table]:
         rows = read_embedded("digits.csv.gz")
         x, y = rows[:, :-1] / 16.0, rows[:, -1].astype(int)
-        if self.task is DigitsTask.new_digits:
-            low = y < 5
-            return (
-                Table(x[low], y[low], "the digits 0 to 4", image=True),
-                Table(x[~low], y[~low], "the digits 5 to 9", image=True),
-            )
-        # Alternating within each digit: both halves have the same classes and writers, for any seed.
         rank = rank_in_class(y)
-        first, second = rank % 2 == 0, rank % 2 == 1
-        return (
-            Table(x[first], y[first], "the digits as they are", image=True),
-            Table(transform(x[second], rank[second] // 2, self.task), y[second], "the changed digits", image=True),
+        if self.task is DigitsTask.new_digits:
+            first, names = y < 5, ("the digits 0 to 4", "the digits 5 to 9")
+        else:  # alternating within each digit: both halves have the same classes and writers, for any seed
+            first, names = rank % 2 == 0, ("the digits as they are", "the changed digits")
+            x = np.where(first[:, None], x, transform(x, rank // 2, self.task))
+        if self.images:
+            x = np.rint(255 * x).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
+        source, target = (
+            Table(x[own], y[own], name, image=True) for own, name in zip((first, ~first), names, strict=True)
         )
+        return source, target, "classification"
 
 
-def as_images(x: Float[np.ndarray, "N 64"]) -> UInt8[np.ndarray, "N 8 8 1"]:
-    """Return images from 0 (paper) to 1 (ink) as bytes from 0 to 255."""
-    return np.rint(255 * x).astype(np.uint8).reshape(-1, SIDE, SIDE, 1)
-
-
-def transform(
-    x: Float[np.ndarray, "N 64"], rank: Float[np.ndarray, " N"], task: DigitsTask
-) -> Float[np.ndarray, "N 64"]:
+def transform(x: Float[np.ndarray, "N 64"], rank: Int[np.ndarray, " N"], task: DigitsTask) -> Float[np.ndarray, "N 64"]:
     """Return changed images, from 0 (paper) to 1 (ink); ``rank`` numbers the rows of each digit."""
     turned = np.rot90(x.reshape(-1, SIDE, SIDE), axes=(1, 2)).reshape(x.shape)  # counter-clockwise
     if task is DigitsTask.union:

@@ -24,13 +24,11 @@ import numpy as np
 from ..config.hparams import FRACTION, SHARE, hparam
 from ..errors import UserError
 from ..notices import warn_once
-from ..store import Store, key_of
-from ..types import Split
-from .base import Table, check_fractions, split_off
+from ..store import key_of, stored
+from .base import check_fractions, only_positive, split_rows
 from .language import LmObjective, language_rows
 from .pairs import LonePolicy, Pairing, pairing_rows, split_sentences
-from .text_source import LabeledTexts, TextSource, TextTransfer, split_texts
-from .tokenization import Vocabulary
+from .text_source import LabeledTexts, TextSource, TextTransfer
 
 DocstringsTask = Enum("DocstringsTask", ["package", "follows"])
 
@@ -49,6 +47,7 @@ PACKAGES = {
 LEFT_OUT = frozenset({"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-packages"}) | frozenset(
     {"distutils", "ensurepip", "idlelib", "lib2to3", "pydoc_data", "tkinter", "turtle.py", "turtledemo"}
 )
+LIBRARY = Path(sysconfig.get_path("stdlib"))
 SHORTEST = 40  # characters of a docstring, or of two sentences
 FEWEST = 40  # docstrings of a package
 KEY_WORDS = 3  # first words of a hidden text that a document must contain to be searched
@@ -91,54 +90,42 @@ class Docstrings(TextSource):
         check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         library = read_library(self.tokenizer_cache)
         rng = np.random.default_rng(self.split_seed)
-        chosen = balanced(library, rng) if self.task is DocstringsTask.package else with_two_sentences(library)
-        parts = split_texts({"train": chosen}, self.val_fraction, self.test_fraction, rng)
+        if self.task is DocstringsTask.package:
+            chosen = balanced(library, rng)
+        else:
+            texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
+            chosen = LabeledTexts(texts, None, [""] * len(texts), ORIGIN)  # labels follow
+        parts = self.split_texts({"train": chosen}, rng)
         hidden = [text for name in ("val", "test") for text in parts[name].first]
         if self.task is DocstringsTask.follows:
             hidden = [" ".join(two_sentences(text)) for text in hidden]
             parts = {name: make_pairs(part) for name, part in parts.items()}
-        corpus = self._corpus(exclude_containing([*read_topics(), *(one.text for one in library)], hidden), rng)
-        warn_once(
-            f"{ORIGIN}: {', '.join(f'{len(part.first)} {name} examples' for name, part in parts.items())}",
-            logging.INFO,
-        )
+        documents = exclude_containing([*read_topics(), *(one.text for one in library)], hidden)
+        shares = only_positive(test=self.source_test_fraction, val=self.source_val_fraction)
+        rows = split_rows(len(documents), rng, shares, ORIGIN)
+        corpus = {name: [documents[row] for row in part] for name, part in rows.items()}
+        counts = ", ".join(f"{len(part.first)} {name} examples" for name, part in parts.items())
+        warn_once(f"{ORIGIN}: {counts}", logging.INFO)
         vocabulary = self.vocabulary(lambda: corpus["train"])
-        source, kind = self._source(corpus, vocabulary)
+        origin = f"{ORIGIN}, the source task"
+        if self.pairs is None:
+            kind, source = "masked", language_rows(self, corpus, vocabulary, LmObjective.masked, origin)
+        else:
+            rows = pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin)
+            kind, source = "pretraining", rows
         target = self.labeled_transfer(parts, vocabulary, sorted(set(parts["train"].labels)))
         words = self.num_outputs(vocabulary)
         pairs = self.pairs and self.pairs.name
         return dataclasses.replace(target, source=source, source_kind=kind, source_outputs=words, pairs=pairs)
 
-    def _source(self, corpus: dict[str, list[str]], vocabulary: Vocabulary) -> tuple[dict[str, Split], str]:
-        """Return the source task's rows and their kind."""
-        origin = f"{ORIGIN}, the source task"
-        if self.pairs is None:
-            return language_rows(self, corpus, vocabulary, LmObjective.masked, origin), "masked"
-        return pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin), "pretraining"
-
-    def _corpus(self, documents: list[str], rng: np.random.Generator) -> dict[str, list[str]]:
-        shares = {"test": self.source_test_fraction, "val": self.source_val_fraction}
-        numbers = np.arange(len(documents))
-        parts = split_off(
-            Table(numbers, numbers, ORIGIN), rng, {name: share for name, share in shares.items() if share}
-        )
-        return {name: [documents[row] for row in rows] for name, (rows, _) in parts.items()}
-
-
-# --- the labelled texts ----------------------------------------------------------------------------------------------
-
 
 def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledTexts:
     """Return docstrings of the 8 packages, as many of each as the smallest has, drawn at random."""
-    by_package: dict[str, list[str]] = {name: [] for name in PACKAGES}
-    for one in library:
-        if one.package in by_package:
-            by_package[one.package].append(one.text)
-    least = min(map(len, by_package.values()))
-    if least < FEWEST:
-        name = min(by_package, key=lambda package: len(by_package[package]))
+    by_package = {name: [one.text for one in library if one.package == name] for name in PACKAGES}
+    name = min(by_package, key=lambda package: len(by_package[package]))
+    if (least := len(by_package[name])) < FEWEST:
         raise UserError(
-            f"{ORIGIN} finds {least} docstrings of {name} in {library_folder()}; allowed: an installation of Python "
+            f"{ORIGIN} finds {least} docstrings of {name} in {LIBRARY}; allowed: an installation of Python "
             f"with the sources of its standard library, which has at least {FEWEST}"
         )
     first, labels = [], []
@@ -146,12 +133,6 @@ def balanced(library: Sequence[Docstring], rng: np.random.Generator) -> LabeledT
         first += [texts[row] for row in rng.permutation(len(texts))[:least]]
         labels += [PACKAGES[name]] * least
     return LabeledTexts(first, None, labels, ORIGIN)
-
-
-def with_two_sentences(library: Sequence[Docstring]) -> LabeledTexts:
-    """Return the docstrings of at least two sentences, with a provisional label."""
-    texts = [one.text for one in library if len(two_sentences(one.text)) > 1]
-    return LabeledTexts(texts, None, ["follows"] * len(texts), ORIGIN)
 
 
 def two_sentences(text: str) -> list[str]:
@@ -164,14 +145,9 @@ def make_pairs(texts: LabeledTexts) -> LabeledTexts:
 
     The replacements rotate the second sentences among these docstrings, so no single sentence is informative.
     """
-    first, second, labels = [], [], []
-    split = [two_sentences(text) for text in texts.first]
-    others = range(1, len(split), 2)
-    after = dict(zip(others, [*others[1:], *others[:1]], strict=True))
-    for row, (one, two) in enumerate(split):
-        first.append(one)
-        second.append(split[after[row]][1] if row in after else two)
-        labels.append("other" if row in after else "follows")
+    first, second = map(list, zip(*map(two_sentences, texts.first), strict=True))
+    second[1::2] = [*second[3::2], *second[1:2]]
+    labels = ["other" if row % 2 else "follows" for row in range(len(first))]
     return LabeledTexts(first, second, labels, texts.origin)
 
 
@@ -193,14 +169,6 @@ def exclude_containing(documents: Sequence[str], hidden: Sequence[str]) -> list[
     return kept
 
 
-# --- reading the documentation ---------------------------------------------------------------------------------------
-
-
-def library_folder() -> Path:
-    """Return the folder of the standard library."""
-    return Path(sysconfig.get_path("stdlib"))
-
-
 def read_topics() -> list[str]:
     """Return the paragraphs of the language reference that ``help()`` shows."""
     if importlib.util.find_spec("pydoc_data") is None:
@@ -215,38 +183,31 @@ def read_library(cache: str | None) -> list[Docstring]:
     """Return the distinct docstrings of the standard library, ordered by file and line.
 
     Files are parsed, not imported. This takes some seconds, so the result is stored in the folder ``cache``.
-
-    Raises:
-        UserError: the library's sources are not installed.
     """
-    files = list(library_files())
+    files = [path for path in sorted(LIBRARY.rglob("*.py")) if is_chosen(path.relative_to(LIBRARY).parts)]
     if not files:
-        raise UserError(f"{ORIGIN} finds no sources in {library_folder()}; allowed: a Python with its standard library")
-    store = Store(cache, "docstrings")
-    key = key_of([FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]])
-    found = store.get(key, lambda content: [Docstring(*one) for one in json.loads(bytes(content))])
-    if found is None:
-        found = parsed(tuple(files))
-        store.put(key, [json.dumps(found).encode()])
-    return found
+        raise UserError(f"{ORIGIN} finds no sources in {LIBRARY}; allowed: a Python with its standard library")
+    return stored(
+        cache,
+        "docstrings",
+        key_of([FORMAT, sys.version, [[str(path), path.stat().st_size] for path in files]]),
+        lambda: parsed(tuple(files)),
+        encode=lambda found: [json.dumps(found).encode()],
+        decode=lambda content: [Docstring(*one) for one in json.loads(bytes(content))],
+    )
 
 
-def library_files() -> Iterator[Path]:
-    """Yield the standard library's source files, sorted by name."""
-    root = library_folder()
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root).parts
-        if not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-"):
-            yield path
+def is_chosen(parts: tuple[str, ...]) -> bool:
+    """Return whether a file of the standard library, by the parts of its path, is read."""
+    return not LEFT_OUT.intersection(parts) and not parts[0].startswith("config-")
 
 
 @functools.lru_cache(maxsize=1)
 def parsed(files: tuple[Path, ...]) -> list[Docstring]:
     """Return the distinct docstrings of source files."""
     found: dict[str, str] = {}
-    root = library_folder()
     for path in files:
-        package = path.relative_to(root).parts[0].removesuffix(".py")
+        package = path.relative_to(LIBRARY).parts[0].removesuffix(".py")
         for text in docstrings_of(path.read_bytes()):
             if len(text) >= SHORTEST:
                 found.setdefault(text, package)

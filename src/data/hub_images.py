@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 
-from ..config.hparams import COUNT, hparam
-from ..errors import UserError, did_you_mean, listed
+from ..config.hparams import hparam
+from ..errors import UserError
+from .base import balanced_rows, check_column
 from .hub_text import fetch
-from .image_files import ImageFile, ImageFormat, LabeledImages, OnBad, check_bad, limit_rows, load_decoded
-from .images import ImageSource
+from .image_files import ImageFile, LabeledImages, check_bad, load_decoded
+from .images import DecodedImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubImages(ImageSource):
+class HubImages(DecodedImageSource):
     """PNG or JPEG images with labels, from the Hub or its cache on disk; requires the extra ``hub``.
 
     ``dataset`` is the id (``uoft-cs/cifar10``), ``subset`` its configuration. ``train_split`` and ``test_split`` name
-    the splits (``null`` splits a fraction off the first), ``image`` and ``label`` their columns; ``size``, ``grey`` and
-    ``on_bad`` are as in ``data=image_folder``.
+    the splits (``null`` splits a fraction off the first), ``image`` and ``label`` their columns.
     """
 
     dataset: str = hparam()
@@ -31,9 +31,6 @@ class HubImages(ImageSource):
     test_split: str | None = hparam(None)
     image: str = hparam("image")
     label: str = hparam("label")
-    size: int | None = hparam(None, COUNT)
-    grey: bool = hparam(False)
-    on_bad: OnBad = hparam(OnBad.refuse)
 
     def read_parts(self) -> tuple[LabeledImages, LabeledImages | None]:
         """Load the splits."""
@@ -42,23 +39,18 @@ class HubImages(ImageSource):
 
     def _fetch(self, key: str, split: str) -> LabeledImages:
         part, origin = fetch(self.dataset, self.subset, split, f"data.{key}"), f"data.dataset={self.dataset}, {split}"
-        for name, column in (("image", self.image), ("label", self.label)):
-            if column not in part.column_names:
-                raise UserError(
-                    f"data.{name}: {origin} has no column '{column}'{did_you_mean(column, part.column_names)}; "
-                    f"it has {listed(part.column_names)}"
-                )
+        for name in ("image", "label"):
+            check_column(f"data.{name}", getattr(self, name), part.column_names, origin)
         names, y = encode_labels(part[self.label], getattr(part.features[self.label], "names", None))
         if (y < 0).any():
             raise UserError(
                 f"data.{key}={split}: {origin} has rows without a label in this split; allowed: a split with all labels"
             )
-        rows = limit_rows(y, self.limit)
+        rows = balanced_rows(y, self.limit)
         contents = encoded_files(part.select(rows), self.image, origin)
         files = [ImageFile(str(row), len(one), zlib.crc32(one)) for row, one in zip(rows, contents, strict=True)]
-        at = {file.name: content for file, content in zip(files, contents, strict=True)}
-        image_format = ImageFormat(self.size, self.grey)
-        found = load_decoded(files, lambda file: at[file.name], image_format, origin, self.image_cache)
+        at = dict(zip(files, contents, strict=True))
+        found = load_decoded(files, at.__getitem__, self.image_format, origin, self.image_cache)
         check_bad(found, self.on_bad, origin)
         return LabeledImages(found.images, y[rows][found.kept], names, origin)
 
@@ -67,9 +59,8 @@ def encode_labels(values: list, names: list[str] | None) -> tuple[tuple[str, ...
     """Return the class names, and each row's class number; -1: no label."""
     if names is not None:
         return tuple(names), np.array([-1 if value is None else value for value in values], np.int32)
-    words = [str(value) for value in values]
-    found = sorted(set(words))
-    return tuple(found), np.array([found.index(word) for word in words], np.int32)
+    found, numbers = np.unique([str(value) for value in values], return_inverse=True)
+    return tuple(found.tolist()), numbers.astype(np.int32)
 
 
 def encoded_files(part: Any, column: str, origin: str) -> list[bytes]:
@@ -78,11 +69,5 @@ def encoded_files(part: Any, column: str, origin: str) -> list[bytes]:
 
     if not isinstance(part.features[column], Image):
         raise UserError(f"data.image: column '{column}' of {origin} is not of images; allowed: a column of images")
-    return [content_of(one) for one in part.cast_column(column, Image(decode=False))[column]]
-
-
-def content_of(stored: dict[str, Any] | None) -> bytes:
-    """Return a file's content, which is in the table or beside it; empty for a row without an image."""
-    if stored is None:
-        return b""
-    return Path(stored["path"]).read_bytes() if stored["bytes"] is None else stored["bytes"]
+    stored = part.cast_column(column, Image(decode=False))[column]  # None: a row without an image
+    return [b"" if one is None else one["bytes"] or Path(one["path"]).read_bytes() for one in stored]

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..config.hparams import hparam
-from ..errors import UserError, did_you_mean, listed
+from ..errors import UserError, first_line
+from .base import check_column
 from .text import OnEmpty, drop_empty
 from .text_source import LabeledTexts, LabeledTextSource
 
@@ -41,11 +42,7 @@ class HubText(LabeledTextSource):
         for key, column in (("text", self.text), ("second_text", self.second_text), ("label", self.label)):
             if column is None:
                 continue
-            if column not in table.column_names:
-                raise UserError(
-                    f"data.{key}: {origin} has no column '{column}'{did_you_mean(column, table.column_names)}; "
-                    f"it has {listed(table.column_names)}"
-                )
+            check_column(f"data.{key}", column, table.column_names, origin)
             columns[key] = ["" if value is None else str(value) for value in table[column]]
         if set(columns["label"]) <= {"-1", ""}:
             raise UserError(
@@ -57,11 +54,7 @@ class HubText(LabeledTextSource):
 
 
 def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
-    """Return a split of a data set, downloaded if it is not in the cache.
-
-    Raises:
-        UserError: the extra is not installed, there is no such data set or split, or the Hub cannot be reached.
-    """
+    """Return a split of a data set, downloaded if it is not in the cache."""
     origin = f"data.dataset={dataset}"
     try:
         from datasets import load_dataset  # type: ignore[import-not-found]
@@ -74,5 +67,5 @@ def fetch(dataset: str, subset: str | None, split: str, key: str) -> Any:
     except ConnectionError as error:
         raise UserError(f"{origin} is not on this disk, and the Hub cannot be reached to fetch it") from error
     except (ValueError, OSError) as error:  # an unknown split, subset or data set
-        said = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{origin}, data.subset={subset}, {key}={split} cannot be loaded: {said[0]}") from error
+        reason = first_line(error)
+        raise UserError(f"{origin}, data.subset={subset}, {key}={split} cannot be loaded: {reason}") from error

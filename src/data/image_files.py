@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, Shaped, UInt8
+from jaxtyping import Int, UInt8
 
 from ..errors import UserError, listed
 from ..notices import warn_once
-from ..store import Store, key_of
-from .base import rank_in_class
+from ..store import key_of, stored
+from .base import balanced_rows
 
 OnBad = Enum("OnBad", ["refuse", "skip"])
 ENDINGS = (".png", ".jpg", ".jpeg")
@@ -73,62 +73,37 @@ class Decoded(NamedTuple):
 def read_images(
     path: str, origin: str, image_format: ImageFormat, on_bad: OnBad, limit: int | None = None, cache: str | None = None
 ) -> LabeledImages:
-    """Return the images in a folder or a .zip, labelled by the folders that they are in.
+    """Return the images in a folder or a .zip (or in a folder of one), labelled by the folders that they are in.
 
-    Args:
-        path: of the folder or .zip; a folder within a .zip is appended, as in ``images.zip/train``.
-        origin: for error messages.
-        image_format: the size and the channels of the result.
-        on_bad: what happens to files that cannot be decoded.
-        limit: the most files that are read, with classes as balanced as possible, the first by name; ``None``: all.
-        cache: a folder to store decoded images in; ``None``: they are not stored.
-
-    Raises:
-        UserError: there are no images, no classes, several sizes, or (if refused) files that cannot be decoded.
+    Of more than ``limit`` files, the first by name are read, with classes as balanced as possible.
     """
     with files_of(path, origin) as (files, read):
         labels = class_of_each([file.name for file in files], origin)
-        names = tuple(sorted(set(labels)))
-        numbers = {name: number for number, name in enumerate(names)}
-        y = np.array([numbers[label] for label in labels], np.int32)
-        rows = limit_rows(y, limit)
+        names, y = np.unique(labels, return_inverse=True)
+        rows = balanced_rows(y, limit)
         found = load_decoded([files[row] for row in rows], read, image_format, origin, cache)
     check_bad(found, on_bad, origin)
-    return LabeledImages(found.images, y[rows][found.kept], names, origin)
+    return LabeledImages(found.images, y[rows][found.kept].astype(np.int32), tuple(names.tolist()), origin)
 
 
 def check_bad(found: Decoded, on_bad: OnBad, origin: str) -> None:
     """Refuse images that cannot be decoded, or log their number; at least one other image is required."""
-    images, are = ("image", "is") if len(found.bad) == 1 else ("images", "are")
-    if found.bad and on_bad is OnBad.refuse:
+    bad = len(found.bad)
+    if bad and on_bad is OnBad.refuse:
         raise UserError(
-            f"{origin} has {len(found.bad)} {images} that cannot be decoded: {listed(found.bad, 3)}; "
+            f"{origin} has {bad} image{'s' * (bad > 1)} that cannot be decoded: {listed(found.bad, 3)}; "
             "allowed: none, or data.on_bad=skip to leave them out"
         )
-    if found.bad:
-        count = len(found.bad) + len(found.kept)
-        warn_once(f"{origin}: {len(found.bad)} of {count} images cannot be decoded and {are} left out")
+    if bad:
+        are = "is" if bad == 1 else "are"
+        warn_once(f"{origin}: {bad} of {bad + len(found.kept)} images cannot be decoded and {are} left out")
     if not len(found.images):
         raise UserError(f"{origin} has no image that can be decoded: {listed(found.bad, 3)}")
 
 
-def limit_rows(labels: Shaped[np.ndarray, " N"], limit: int | None) -> Int[np.ndarray, " n"]:
-    """Return the numbers of ``limit`` rows, with labels as balanced as possible, the first of each label."""
-    if limit is None:
-        return np.arange(len(labels))
-    return np.sort(np.argsort(rank_in_class(labels), kind="stable")[:limit])
-
-
-# --- which files there are -------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable[[ImageFile], bytes]]]:
-    """Yield the image files below a folder or in a .zip, sorted by name, and a function that reads one.
-
-    Raises:
-        UserError: there is no such place, it cannot be read, or it has no images.
-    """
+    """Yield the image files below a folder or in a .zip, sorted by name, and a function that reads one."""
     archive, inner = split_archive(Path(path))
     if archive is None and not Path(path).is_dir():
         raise UserError(f"{origin}: there is no such folder and no such .zip")
@@ -136,7 +111,11 @@ def files_of(path: str, origin: str) -> Iterator[tuple[list[ImageFile], Callable
         if archive is None:
             entries, read = in_folder(Path(path))
         else:
-            entries, read = in_archive(stack.enter_context(opened(archive, origin)), inner)
+            try:
+                opened = stack.enter_context(zipfile.ZipFile(archive))
+            except (OSError, zipfile.BadZipFile) as error:
+                raise UserError(f"{origin}: {archive} cannot be read as a .zip: {error}") from error
+            entries, read = in_archive(opened, inner)
         if not entries:
             raise UserError(f"{origin} has no image in it; allowed: files that end in {listed(ENDINGS)}")
         yield sorted(entries), read
@@ -163,14 +142,6 @@ def in_folder(folder: Path) -> tuple[list[ImageFile], Callable[[ImageFile], byte
     return entries, lambda entry: (folder / entry.name).read_bytes()
 
 
-def opened(archive: Path, origin: str) -> zipfile.ZipFile:
-    """Open a .zip."""
-    try:
-        return zipfile.ZipFile(archive)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{origin}: {archive} cannot be read as a .zip: {error}") from error
-
-
 def in_archive(archive: zipfile.ZipFile, inner: str) -> tuple[list[ImageFile], Callable[[ImageFile], bytes]]:
     """Return the files of images in a .zip, below a folder ``inner`` of it (empty: all), and what reads them."""
     top = f"{inner}/" if inner else ""
@@ -186,11 +157,7 @@ def is_image(name: str) -> bool:
 
 
 def class_of_each(names: Sequence[str], origin: str) -> list[str]:
-    """Return the class of each file: the first folder of its path that is not common to all files.
-
-    Raises:
-        UserError: there is no such folder, or the folders are splits (``train``, ``test``) that contain the classes.
-    """
+    """Return the class of each file: the first folder of its path that is not common to all files."""
     folders = [tuple(name.split("/")[:-1]) for name in names]
     least, most = min(folders), max(folders)  # all others begin with what these two begin with
     depth = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
@@ -208,9 +175,6 @@ def class_of_each(names: Sequence[str], origin: str) -> list[str]:
     return labels
 
 
-# --- what is in them -------------------------------------------------------------------------------------------------
-
-
 def load_decoded(
     entries: Sequence[ImageFile],
     read: Callable[[ImageFile], bytes],
@@ -219,14 +183,14 @@ def load_decoded(
     cache: str | None,
 ) -> Decoded:
     """Return the decoded images of files, from the cache if it has them."""
-    store, key = Store(cache, "images"), decoded_key(entries, image_format)
-    found = store.get(key, deserialize)
-    if found is None:
+
+    def decode() -> Decoded:
         kept = "" if cache is None else f", once, and kept in {cache}"
         warn_once(f"{origin}: {len(entries)} images are decoded{kept}", logging.INFO)
-        found = decode_images(entries, read, image_format, origin)
-        store.put(key, serialize(found))
-    return found
+        return decode_images(entries, read, image_format, origin)
+
+    key = decoded_key(entries, image_format)
+    return stored(cache, "images", key, decode, encode=serialize, decode=deserialize)
 
 
 def decoded_key(entries: Sequence[ImageFile], image_format: ImageFormat) -> str:
@@ -253,11 +217,7 @@ def deserialize(content: memoryview) -> Decoded:
 def decode_images(
     entries: Sequence[ImageFile], read: Callable[[ImageFile], bytes], image_format: ImageFormat, origin: str
 ) -> Decoded:
-    """Decode files, several in parallel.
-
-    Raises:
-        UserError: they have several sizes, and no size is configured.
-    """
+    """Decode files, several in parallel; refuse several sizes if no size is configured."""
     from PIL import Image
 
     def look(entry: ImageFile) -> UInt8[np.ndarray, "H W C"] | str:
@@ -279,24 +239,17 @@ def decode_images(
                 if not kept:
                     images = np.empty((len(entries), *image.shape), np.uint8)
                 elif image.shape != images.shape[1:]:
-                    raise UserError(other_size(entries[kept[0]], images.shape[1:], entries[row], image.shape, origin))
+                    pair = ((entries[kept[0]], images[0]), (entries[row], image))
+                    sizes = " and ".join(f"{file.name} of {one.shape[1]} x {one.shape[0]}" for file, one in pair)
+                    allowed = "allowed: one, or data.size=<pixels>"
+                    raise UserError(f"{origin} has images of several sizes, {sizes} pixels; {allowed}")
                 images[len(kept)] = image
                 kept.append(row)
     return Decoded(images[: len(kept)], np.array(kept, np.int64), bad)
 
 
-def other_size(one: ImageFile, shape: Sequence[int], other: ImageFile, other_shape: Sequence[int], origin: str) -> str:
-    """Return the error message for two files of different sizes."""
-    sizes = [f"{file.name} of {s[1]} x {s[0]}" for file, s in ((one, shape), (other, other_shape))]
-    return f"{origin} has images of several sizes, {' and '.join(sizes)} pixels; allowed: one, or data.size=<pixels>"
-
-
 def decode_image(content: bytes, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]:
-    """Return the pixels of a PNG or JPEG.
-
-    Raises:
-        Exception: one of those that :func:`decode_images` catches.
-    """
+    """Return the pixels of a PNG or JPEG; errors are those that :func:`decode_images` catches."""
     from PIL import Image
 
     with Image.open(io.BytesIO(content), formats=("PNG", "JPEG")) as image:
@@ -307,10 +260,7 @@ def convert(image: Any, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]
     """Return a Pillow image's pixels in three channels or in grey (ITU-R BT.601), turned as its EXIF data says.
 
     With a size, the shorter side is scaled to it (bilinear, antialiased), and the square in the middle is cropped.
-    Transparency is dropped.
-
-    Raises:
-        ValueError: the pixels have more than 8 bits.
+    Transparency is dropped, and pixels of more than 8 bits are a ``ValueError``.
     """
     from PIL import Image, ImageOps
 
@@ -320,10 +270,9 @@ def convert(image: Any, image_format: ImageFormat) -> UInt8[np.ndarray, "H W C"]
         image = ImageOps.exif_transpose(image)
     image = image.convert("L" if image_format.grey else "RGB")
     if image_format.size is not None:
-        short = min(image.size)
-        wide, high = (max(image_format.size, round(image_format.size * side / short)) for side in image.size)
-        image = image.resize((wide, high), Image.Resampling.BILINEAR)
-        left, top = (wide - image_format.size) // 2, (high - image_format.size) // 2
-        image = image.crop((left, top, left + image_format.size, top + image_format.size))
+        size, short = image_format.size, min(image.size)
+        wide, high = (max(size, round(size * side / short)) for side in image.size)
+        left, top = (wide - size) // 2, (high - size) // 2
+        image = image.resize((wide, high), Image.Resampling.BILINEAR).crop((left, top, left + size, top + size))
     found = np.asarray(image, np.uint8)
     return found[..., None] if found.ndim == 2 else found

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from ..config.hparams import COUNT, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..types import Split
-from .base import DataSource, Table, Transfer, check_fractions, rank_in_class, split_off, subsample
-from .image_files import LabeledImages
+from .base import DataSource, Transfer, check_fractions, only_positive, rank_in_class, split_rows, subsample
+from .image_files import ImageFormat, LabeledImages, OnBad
 from .mnist import ROWS_STREAM
 
 
@@ -62,6 +62,7 @@ class ImageSource(DataSource):
         Raises:
             UserError: the images cannot be used; the message names the file or key and the reason.
         """
+        pre_shares = only_positive(test=self.source_test_fraction, val=self.source_val_fraction)
         check_fractions(source_val_fraction=self.source_val_fraction, source_test_fraction=self.source_test_fraction)
         found, held_out = self.read_parts()
         shares = {"val": self.val_fraction} if held_out else {"test": self.test_fraction, "val": self.val_fraction}
@@ -69,13 +70,13 @@ class ImageSource(DataSource):
         first = select_classes(found, self.source_classes, "source_classes")
         second = select_classes(found, self.target_classes, "target_classes")
         rng = np.random.default_rng(self.split_seed)
-        kept = {"val": self.source_val_fraction} if self.source_val_fraction else {}
-        rows, others = self.split_rows(found, first, second)
-        pre = split_off(row_table(found, rows), rng, {"test": self.source_test_fraction, **kept})
-        fine = split_off(row_table(found, others), rng, shares)
-        fine["train"] = subsample(fine["train"], self.train_rows, "classification", found.origin)
-        source = {name: to_split(found, part, first) for name, (part, _) in pre.items()}
-        target = {name: to_split(found, part, second) for name, (part, _) in fine.items()}
+        rows, others = self.task_rows(found, first, second)
+        pre = split_rows(len(rows), rng, pre_shares, found.origin)
+        fine = {name: others[part] for name, part in split_rows(len(others), rng, shares, found.origin).items()}
+        labeled = fine["train"], found.y[fine["train"]]
+        fine["train"], _ = subsample(labeled, self.train_rows, "classification", found.origin)
+        source = {name: to_split(found, rows[part], first) for name, part in pre.items()}
+        target = {name: to_split(found, part, second) for name, part in fine.items()}
         if held_out is not None:
             target["test"] = held_out_split(held_out, found, second)
         return ImageTransfer(
@@ -88,7 +89,7 @@ class ImageSource(DataSource):
             labels=tuple(found.names[number] for number in second),
         )
 
-    def split_rows(
+    def task_rows(
         self, found: LabeledImages, first: Int[np.ndarray, " K"], second: Int[np.ndarray, " L"]
     ) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " m"]]:
         """Return the row numbers of the source task and of the target task, which are disjoint."""
@@ -114,12 +115,27 @@ class ImageSource(DataSource):
         return rows, others
 
 
-def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
-    """Return the numbers of a task's classes, ascending.
+@dataclass(frozen=True)
+class DecodedImageSource(ImageSource):
+    """Base of sources of PNG and JPEG files.
 
-    Raises:
-        UserError: a class has no images, or there are fewer than two classes.
+    ``size``: pixels of each side, to which the shorter side is scaled before the middle is cropped; ``null``: all
+    images have the same size. ``grey``: one channel instead of three. ``on_bad``: whether images that cannot be decoded
+    are refused, or counted and left out.
     """
+
+    size: int | None = hparam(None, COUNT)
+    grey: bool = hparam(False)
+    on_bad: OnBad = hparam(OnBad.refuse)
+
+    @property
+    def image_format(self) -> ImageFormat:
+        """The size and the channels of decoded images."""
+        return ImageFormat(self.size, self.grey)
+
+
+def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str) -> Int[np.ndarray, " K"]:
+    """Return the numbers of a task's classes, ascending."""
     names = found.names if classes is None else classes
     for name in names:
         if name not in found.names:
@@ -133,22 +149,13 @@ def select_classes(found: LabeledImages, classes: Sequence[str] | None, key: str
     return numbers
 
 
-def row_table(found: LabeledImages, rows: Int[np.ndarray, " n"]) -> Table:
-    """Return a table of row numbers, so that splitting copies no images."""
-    return Table(rows, found.y[rows], found.origin)
-
-
 def to_split(found: LabeledImages, rows: Int[np.ndarray, " n"], classes: Int[np.ndarray, " K"]) -> Split:
     """Return images with labels from 0, in the order of a task's classes."""
     return Split(found.x[rows], np.searchsorted(classes, found.y[rows]).astype(np.int32))
 
 
 def held_out_split(held_out: LabeledImages, found: LabeledImages, classes: Int[np.ndarray, " K"]) -> Split:
-    """Return the separate test images of a task's classes, with the task's labels.
-
-    Raises:
-        UserError: their size or a class differs from the training images, or none is of the task's classes.
-    """
+    """Return the separate test images of a task's classes, with the task's labels."""
     if held_out.x.shape[1:] != found.x.shape[1:]:
         shapes = [" x ".join(map(str, part.x.shape[1:])) for part in (held_out, found)]
         raise UserError(

@@ -32,9 +32,6 @@ def language_rows(
     split into rows of ``source.max_seq_len``. Only the last row is padded, and a row may hold the end of one document
     and the start of the next ("full-sentences", Liu et al. 2019, arXiv 1907.11692, section 4.2). With more, documents
     are split into pieces that share rows and do not attend to each other.
-
-    Raises:
-        UserError: the tokenizer has no [MASK], or a part has too few tokens.
     """
     if modelling is LmObjective.masked:
         vocabulary.needed("mask", "masked language modelling")
@@ -60,23 +57,22 @@ def one_stream(
     The last token of a causal row predicts the first one of the next row, so each token but the first of the stream is
     predicted once. A row for masking is ``[CLS] tokens [SEP]``.
     """
-    end = [] if vocabulary.sep is None else [vocabulary.sep]
+    front, end = vocabulary.cls_ids, vocabulary.sep_ids
     stream = np.array([number for ids in documents for number in (*ids.tolist(), *end)], np.int32)
     if modelling is LmObjective.causal:
-        rows = -(-(len(stream) - 1) // length)
         inputs, targets = stream[:-1], stream[1:]
-        filled = np.zeros((rows, length), bool)
-        filled.reshape(-1)[: len(inputs)] = True
-        return Split(_stacked(inputs, filled, vocabulary.pad), _spread(targets, filled, IGNORE))
-    front = [] if vocabulary.cls is None else [vocabulary.cls]
-    stream = stream[: len(stream) - len(end)]  # each row gets its own end token
-    room = length - len(front) - len(end)
-    rows = -(-len(stream) // room)
-    pieces = [stream[row * room : (row + 1) * room] for row in range(rows)]
-    framed = np.concatenate([np.array([*front, *piece.tolist(), *end], np.int32) for piece in pieces])
-    filled = np.zeros((rows, length), bool)
-    filled.reshape(-1)[: len(framed)] = True
-    return Split(_stacked(framed, filled, vocabulary.pad), _spread(predictable(framed, vocabulary), filled, IGNORE))
+    else:
+        stream = stream[: len(stream) - len(end)]  # each row gets its own end token
+        room = length - len(front) - len(end)
+        pieces = [stream[begin : begin + room] for begin in range(0, len(stream), room)]
+        inputs = np.concatenate([np.array([*front, *piece.tolist(), *end], np.int32) for piece in pieces])
+        targets = predictable(inputs, vocabulary)
+
+    def in_rows(values: Int[np.ndarray, " T"], rest: int) -> Int[np.ndarray, "N L"]:
+        return np.pad(values, (0, -len(values) % length), constant_values=rest).reshape(-1, length)
+
+    ids, filled = in_rows(inputs, vocabulary.pad), in_rows(np.ones_like(inputs), 0)
+    return Split(np.stack([ids, np.zeros_like(ids), filled], axis=1), in_rows(targets, IGNORE))
 
 
 def side_by_side(
@@ -89,17 +85,12 @@ def side_by_side(
 ) -> Split:
     """Return a part's documents split into pieces of at most ``max_seq_len`` tokens, up to ``examples`` in a row."""
     causal = modelling is LmObjective.causal
-    front = [] if vocabulary.cls is None or causal else [vocabulary.cls]
-    end = [] if vocabulary.sep is None else [vocabulary.sep]
+    front, end = [] if causal else vocabulary.cls_ids, vocabulary.sep_ids
     room = source.max_seq_len - len(front) - len(end)
     pieces = [ids[begin : begin + room] for ids in documents for begin in range(0, len(ids), room)]
-    examples = []
-    for piece in pieces:
-        ids = np.array([*front, *piece.tolist(), *end], np.int32)
-        examples.append(Example(ids, np.zeros_like(ids)))
-    targets = [
-        np.append(one.ids[1:], np.int32(IGNORE)) if causal else predictable(one.ids, vocabulary) for one in examples
-    ]
+    framed = [np.array([*front, *piece.tolist(), *end], np.int32) for piece in pieces]
+    targets = [np.append(ids[1:], np.int32(IGNORE)) if causal else predictable(ids, vocabulary) for ids in framed]
+    examples = [Example(ids, np.zeros_like(ids)) for ids in framed]
     rows = source.rows({name: examples}, source.max_seq_len, vocabulary, origin)[name]
     return Split(rows.x, scatter_by_token(rows, targets))
 
@@ -107,13 +98,3 @@ def side_by_side(
 def predictable(ids: Int[np.ndarray, " T"], vocabulary: Vocabulary) -> Int[np.ndarray, " T"]:
     """Return each token's own id, and -1 at special tokens."""
     return np.where(np.isin(ids, vocabulary.special), np.int32(IGNORE), ids)
-
-
-def _stacked(ids: Int[np.ndarray, " T"], filled: np.ndarray, pad: int) -> Int[np.ndarray, "N 3 L"]:
-    return np.stack([_spread(ids, filled, pad), np.zeros(filled.shape, np.int32), filled.astype(np.int32)], axis=1)
-
-
-def _spread(values: Int[np.ndarray, " T"], filled: np.ndarray, rest: int) -> Int[np.ndarray, "N L"]:
-    found = np.full(filled.shape, rest, np.int32)
-    found[filled] = values
-    return found

@@ -60,15 +60,11 @@ ROWS_STREAM = 1  # of split_seed: the choice of rows is independent of the shuff
 
 
 def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"], UInt8[np.ndarray, " N"]]:
-    """Return the images and the labels, 0 to 9, of a pair of idx files in the folder ``data.path``.
-
-    Raises:
-        UserError: there is no such pair, or the two files do not match.
-    """
+    """Return the images and the labels, 0 to 9, of a pair of idx files in the folder ``data.path``."""
     if not Path(path).is_dir():
         raise UserError(f"data.path={path}: there is no such folder")
-    images = read_idx(find_idx(path, f"{files.name}-images-idx3-ubyte"), axes=3)
-    labels = read_idx(find_idx(path, f"{files.name}-labels-idx1-ubyte"), axes=1)
+    images = read_idx(path, f"{files.name}-images-idx3-ubyte", axes=3)
+    labels = read_idx(path, f"{files.name}-labels-idx1-ubyte", axes=1)
     if len(images) != len(labels):
         raise UserError(
             f"data.path={path} holds {len(images)} images and {len(labels)} labels in its "
@@ -79,23 +75,15 @@ def read_digits(path: str, files: MnistFiles) -> tuple[UInt8[np.ndarray, "N H W"
     return images, labels
 
 
-def find_idx(folder: str, name: str) -> Path:
-    """Return the path of an idx file, compressed or not."""
-    for path in (Path(folder) / name, Path(folder) / f"{name}.gz"):
-        if path.is_file():
-            return path
-    raise UserError(f"data.path={folder} has no file {name} or {name}.gz")
-
-
-def read_idx(path: Path, axes: int) -> UInt8[np.ndarray, "N ..."]:
-    """Return the array in an idx file of unsigned bytes.
+def read_idx(folder: str, name: str, axes: int) -> UInt8[np.ndarray, "N ..."]:
+    """Return the array in an idx file of unsigned bytes, compressed or not.
 
     The format: two zero bytes, the type of the values, the number of axes, the size of each axis as a big-endian 32-bit
     number, then the values in C order.
-
-    Raises:
-        UserError: the file has another format or is incomplete.
     """
+    path = next((path for end in ("", ".gz") if (path := Path(folder, name + end)).is_file()), None)
+    if path is None:
+        raise UserError(f"data.path={folder} has no file {name} or {name}.gz")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:

@@ -47,23 +47,18 @@ def build_example(
     Special tokens that the vocabulary lacks are left out. Examples longer than ``length`` tokens are truncated, pairs
     at the longer text first (:func:`truncate_longest_first`).
     """
-    front = [] if vocabulary.cls is None else [vocabulary.cls]
-    back = [] if vocabulary.sep is None else [vocabulary.sep]
     texts = [first] if second is None else [first, second]
-    room = length - len(front) - len(back) * len(texts)
+    room = length - special_tokens(vocabulary, len(texts))
     kept = [min(len(first), room)] if second is None else truncate_longest_first(len(first), len(second), room)
-    cut = any(size < len(text) for size, text in zip(kept, texts, strict=True))
-    parts = [
-        [*front, *texts[0][: kept[0]], *back],
-        *([*text[:size], *back] for text, size in zip(texts[1:], kept[1:], strict=True)),
-    ]
-    ids = np.array([number for part in parts for number in part], np.int32)
-    return Example(ids, np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])), cut
+    parts = [[*text[:size], *vocabulary.sep_ids] for text, size in zip(texts, kept, strict=True)]
+    parts[0] = [*vocabulary.cls_ids, *parts[0]]
+    types = np.repeat(np.arange(len(parts), dtype=np.int32), [len(part) for part in parts])
+    return Example(np.array([*itertools.chain(*parts)], np.int32), types), sum(kept) < sum(map(len, texts))
 
 
 def special_tokens(vocabulary: Vocabulary, texts: int) -> int:
     """Return how many special tokens :func:`build_example` adds to one or two texts."""
-    return (vocabulary.cls is not None) + texts * (vocabulary.sep is not None)
+    return len(vocabulary.cls_ids) + texts * len(vocabulary.sep_ids)
 
 
 def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
@@ -76,9 +71,6 @@ def truncate_longest_first(first: int, second: int, room: int) -> list[int]:
         return [first, second]
     second_kept = min(second, max(room // 2, room - first))
     return [room - second_kept, second_kept]
-
-
-# --- rows ------------------------------------------------------------------------------------------------------------
 
 
 def padded_width(lengths: Sequence[int], limit: int) -> int:
@@ -95,8 +87,7 @@ def pack(lengths: Sequence[int], length: int, most: int, rng: np.random.Generato
     """Return which examples share a row, by best-fit decreasing bin packing.
 
     The longest example comes first, each into the fullest row that has room ("longest-pack-first", Krell et al. 2021,
-    arXiv 2107.02027). The rows are then shuffled, because they would be ordered by length otherwise. The result is
-    determined by the lengths and the state of ``rng``.
+    arXiv 2107.02027). The rows are then shuffled, because they would be ordered by length otherwise.
 
     Args:
         lengths: tokens of each example, at most ``length``.
@@ -128,14 +119,7 @@ def pack(lengths: Sequence[int], length: int, most: int, rng: np.random.Generato
 
 
 def fill_rows(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
-    """Return examples laid out in rows of ``length`` tokens.
-
-    Args:
-        examples: each of them is in exactly one row.
-        rows: the numbers of each row's examples, in their order.
-        length: tokens of a row.
-        pad: the id of the padding token.
-    """
+    """Return examples laid out in rows of ``length`` tokens; ``rows`` has the numbers of each row's examples."""
     x = np.zeros((len(rows), 3, length), np.int32)
     x[:, 0] = pad
     places = np.zeros((len(examples), 3), int)
@@ -170,9 +154,6 @@ def padding_share(x: Int[np.ndarray, "N 3 L"]) -> float:
     return float(np.mean(x[:, 2] == 0))
 
 
-# --- prediction ------------------------------------------------------------------------------------------------------
-
-
 class Bucket(NamedTuple):
     """Rows that are computed at one width."""
 
@@ -184,12 +165,8 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
     """Return rows grouped by the width at which they are predicted, the narrowest first.
 
     Every width is compiled, so there are at most ``shapes`` of them: those multiples of 8 that minimise the number of
-    computed tokens, found by dynamic programming over the multiples that occur.
-
-    Args:
-        lengths: tokens of each row without padding.
-        limit: the largest width.
-        shapes: the most widths.
+    computed tokens, found by dynamic programming over the multiples that occur. ``lengths`` are without padding, and
+    ``limit`` is the largest width.
     """
     lengths = np.asarray(lengths, int)
     needed = np.minimum(np.maximum(-(-lengths // MULTIPLE), 1) * MULTIPLE, limit)
@@ -201,10 +178,8 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
     last: list[list[int]] = [[0] * (len(widths) + 1)]
     for _ in range(shapes):
         above = cost[-1]
-        best = [
-            min((above[i] + (below[j] - below[i]) * widths[j - 1], i) for i in range(j))
-            for j in range(1, len(widths) + 1)
-        ]
+        ends = range(1, len(widths) + 1)
+        best = [min((above[i] + (below[j] - below[i]) * widths[j - 1], i) for i in range(j)) for j in ends]
         cost.append([0.0, *(tokens for tokens, _ in best)])
         last.append([0, *(begin for _, begin in best)])
     end, left = len(widths), min(range(1, shapes + 1), key=lambda k: cost[k][-1])
@@ -215,8 +190,3 @@ def buckets(lengths: Sequence[int] | np.ndarray, limit: int, shapes: int = 4) ->
         found.append(Bucket(widths[end - 1], np.flatnonzero((needed > lowest) & (needed <= widths[end - 1]))))
         end, left = begin, left - 1
     return found[::-1]
-
-
-def num_tokens(x: Int[np.ndarray, "N 3 L"]) -> Int[np.ndarray, " N"]:
-    """Return how many tokens of each row are not padding."""
-    return np.sum(x[:, 2] != 0, axis=1)

@@ -8,6 +8,7 @@ the two texts of a pair. The label is 0 if the second text follows the first, el
 
 from __future__ import annotations
 
+import itertools
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,31 +41,15 @@ LonePolicy = Enum("LonePolicy", ["random", "skip"])
 NEIGHBOURS, OTHER = 0, 1  # labels
 SHORT = 0.1  # share of the documents with shorter pairs, which resemble the texts of fine-tuning
 PAIRS_STREAM = 4  # of split_seed
-BLANK = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 
 Tokens = Int[np.ndarray, " T"]
 Document = Sequence[Tokens]
 
 
-# --- from text -------------------------------------------------------------------------------------------------------
-
-
-def split_documents(text: str) -> list[list[str]]:
-    """Return the documents of a text, which are separated by blank lines, as lists of sentences."""
-    return [split_sentences(part) for part in BLANK.split(text) if part.strip()]
-
-
 def split_sentences(text: str) -> list[str]:
-    """Return the sentences of a document.
-
-    A sentence ends with ``.``, ``!`` or ``?`` before white space and a capital letter (A to Z), so "Mr. Smith" is
-    split.
-    """
+    """Return the sentences of a document, which end with ``.``, ``!`` or ``?`` before white space and a capital."""
     return SENTENCE_END.split(text.strip())
-
-
-# --- pairs -----------------------------------------------------------------------------------------------------------
 
 
 class SentencePair(NamedTuple):
@@ -95,9 +80,7 @@ class PairRules:
     @property
     def skips(self) -> bool:
         """Whether chunks of one sentence are left out."""
-        return (
-            self.lone or {Pairing.next: LonePolicy.random, Pairing.order: LonePolicy.skip}[self.pairing]
-        ) is LonePolicy.skip
+        return self.lone is LonePolicy.skip or (self.lone is None and self.pairing is Pairing.order)
 
 
 class PairsMade(NamedTuple):
@@ -116,16 +99,8 @@ class PairsMade(NamedTuple):
 def sentence_pairs(documents: Sequence[Document], rules: PairRules, rng: np.random.Generator, origin: str) -> PairsMade:
     """Return the pairs of all documents, in order.
 
-    Sentences without tokens and documents with fewer than two sentences are left out.
-
-    Args:
-        documents: lists of sentences.
-        rules: how pairs are made.
-        rng: draws lengths, places and labels.
-        origin: for error messages.
-
-    Raises:
-        UserError: no document has two sentences, or only one has and false pairs need another.
+    Sentences without tokens and documents with fewer than two sentences are left out. ``rng`` draws lengths, places and
+    labels.
     """
     whole = [[sentence for sentence in document if len(sentence)] for document in documents]
     usable = [document for document in whole if len(document) > 1]
@@ -165,34 +140,21 @@ def pairs_of(
             continue
         first, second, label = document[begin:middle], document[middle:end], NEIGHBOURS
         if alone or (rules.pairing is Pairing.next and rng.random() < 0.5):
-            second, label, end = sample_other(documents, number, aim - count_tokens(first), rng), OTHER, middle
+            second, label, end = sample_other(documents, number, aim - sum(map(len, first)), rng), OTHER, middle
         elif rules.pairing is Pairing.order and rng.random() < 0.5:
             first, second, label = second, first, OTHER
         begin = end
         yield truncate_pair(np.concatenate(first), np.concatenate(second), label, rules.room, rng)
 
 
-def count_tokens(sentences: Document) -> int:
-    """Return the number of tokens of some sentences."""
-    return sum(map(len, sentences))
-
-
 def chunk_end(document: Document, begin: int, aim: int) -> int:
     """Return the end of a chunk: the first sentence with which it has at least ``aim`` tokens is its last one."""
-    total = 0
-    for end in range(begin, len(document)):
-        total += len(document[end])
-        if total >= aim:
-            return end + 1
-    return len(document)
+    totals = itertools.accumulate(map(len, document[begin:]))
+    return next((end for end, total in enumerate(totals, begin + 1) if total >= aim), len(document))
 
 
 def sample_other(documents: Sequence[Document], number: int, aim: int, rng: np.random.Generator) -> Document:
-    """Return consecutive sentences of another document, from a random one until ``aim`` tokens are reached.
-
-    All other documents are equally likely. (BERT's code draws from all documents up to ten times until it gets another
-    one, which differs only if it never does.)
-    """
+    """Return consecutive sentences of another document, from a random one until ``aim`` tokens are reached."""
     other = int(rng.integers(len(documents) - 1))
     document = documents[other + (other >= number)]
     begin = int(rng.integers(len(document)))
@@ -214,27 +176,15 @@ def truncate_pair(first: Tokens, second: Tokens, label: int, room: int, rng: np.
     return SentencePair(kept(first, sizes[0]), kept(second, sizes[1]), label)
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
-class PairRows(NamedTuple):
-    """Pairs in rows, one pair in a row."""
-
-    x: Int[np.ndarray, "N 3 L"]
-    y: Int[np.ndarray, " N"]  # labels of the pairs
-    targets: Int[np.ndarray, "N L+1"]  # of the kind "pretraining": the label, then each token's own id
-
-
-def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, vocabulary: Vocabulary) -> PairRows:
+def pair_rows(examples: Sequence[Example], labels: Sequence[int], wide: int, vocabulary: Vocabulary) -> Split:
     """Return encoded pairs as rows of ``wide`` tokens, one pair in a row.
 
-    Targets are those of :class:`src.objectives.pairs.MaskedPairs`: the label, then each token's own id, and -1 at
-    special tokens and padding.
+    Targets are those of :class:`src.objectives.pairs.MaskedPairs`, ``(N, L + 1)``: the label, then each token's own id,
+    and -1 at special tokens and padding.
     """
     rows = fill_rows(examples, unpacked(len(examples)), wide, vocabulary.pad)
-    y = np.array(labels, np.int32)
     own = scatter_by_token(rows, [predictable(one.ids, vocabulary) for one in examples])
-    return PairRows(rows.x, y, np.concatenate([y[:, None], own], axis=1))
+    return Split(rows.x, np.concatenate([np.array(labels, np.int32)[:, None], own], axis=1))
 
 
 def pairing_rows(
@@ -245,39 +195,23 @@ def pairing_rows(
     lone: LonePolicy | None,
     origin: str,
 ) -> dict[str, Split]:
-    """Return each part's documents as rows of pairs; log how many there are and how many were left out.
-
-    Args:
-        source: the source of the texts, which has the settings of rows.
-        parts: documents by part.
-        vocabulary: encodes them.
-        pairing: what a false pair is.
-        lone: see :class:`PairRules`.
-        origin: for messages.
-
-    Raises:
-        UserError: the tokenizer has no [MASK], [CLS] or [SEP], or a part has no pair.
-    """
+    """Return each part's documents as rows of pairs (see :class:`PairRules`); log how many were made and left out."""
     for name in ("mask", "cls", "sep"):
         vocabulary.needed(name, "pretraining on pairs of sentences")
     rules = PairRules(pairing, source.max_seq_len - special_tokens(vocabulary, 2), lone)
     made = {}
     for number, (name, documents) in enumerate(parts.items()):
         rng = np.random.default_rng((source.split_seed, PAIRS_STREAM, number))
-        made[name] = sentence_pairs(
-            encode_documents(documents, vocabulary.encode), rules, rng, f"{origin}, its {name} part,"
-        )
+        encoded = encode_documents(documents, vocabulary.encode)
+        made[name] = sentence_pairs(encoded, rules, rng, f"{origin}, its {name} part,")
         warn_once(f"{origin}: {name} part of {describe(made[name])}", logging.INFO)
     examples = {
         name: [build_example(vocabulary, pair.first, pair.second, source.max_seq_len)[0] for pair in part.pairs]
         for name, part in made.items()
     }
     wide = source.row_width(examples)
-    rows = {
-        name: pair_rows(examples[name], [pair.label for pair in part.pairs], wide, vocabulary)
-        for name, part in made.items()
-    }
-    return {name: Split(part.x, part.targets) for name, part in rows.items()}
+    labels = {name: [pair.label for pair in part.pairs] for name, part in made.items()}
+    return {name: pair_rows(part, labels[name], wide, vocabulary) for name, part in examples.items()}
 
 
 def encode_documents(documents: Sequence[str], encode: Callable[[list[str]], list[Tokens]]) -> list[list[Tokens]]:

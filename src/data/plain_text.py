@@ -13,10 +13,9 @@ import numpy as np
 from ..config.hparams import FRACTION, hparam
 from ..errors import UserError
 from ..types import Split
-from .base import check_fractions
 from .language import LmObjective, language_rows
 from .pairs import LonePolicy, Pairing, pairing_rows
-from .text_source import TextSource, TextTransfer
+from .text_source import TextFileSource, TextTransfer
 from .tokenization import Vocabulary, read_text
 
 Documents = Enum("Documents", ["blank_lines", "files"])
@@ -24,7 +23,7 @@ BLANK = re.compile(r"\n[ \t]*(?:\n[ \t]*)+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainText(TextSource):
+class PlainText(TextFileSource):
     """Text without labels: a file, or a folder of ``.txt`` files in alphabetical order.
 
     ``objective``: ``causal`` predicts the next token, ``masked`` the masked ones. ``pairs``, beside ``masked``, adds
@@ -39,9 +38,6 @@ class PlainText(TextSource):
     objective: LmObjective = hparam(LmObjective.causal)
     pairs: Pairing | None = hparam(None)
     lone_sentences: LonePolicy | None = hparam(None)
-    path: str = hparam()
-    val_path: str | None = hparam(None)
-    test_path: str | None = hparam(None)
     source_path: str | None = hparam(None)
     source_test_fraction: float = hparam(0.1, FRACTION)
     documents: Documents = hparam(Documents.blank_lines)
@@ -53,17 +49,19 @@ class PlainText(TextSource):
                 f"data.pairs is {self.pairs.name}, and data.objective is {self.objective.name}; allowed with pairs of "
                 "sentences: masked"
             )
-        target = self._target()
-        source = {} if self.source_path is None else self._source(self.source_path)
-        corpus = [text for part in (source, target) for text in part.get("train", [])]
-        vocabulary = self.vocabulary(lambda: corpus)
-        rows = self._rows(target, vocabulary, f"data.path={self.path}")
-        before = f"data.source_path={self.source_path}"
+        origin, before = f"data.path={self.path}", f"data.source_path={self.source_path}"
+        given, source = self.read_separate(self._read), {}
+        shares = self.missing_shares(given)
+        target = split_blocks(self._read(self.path, origin), shares, origin) | given
+        if self.source_path is not None:
+            source = split_blocks(self._read(self.source_path, before), {"test": self.source_test_fraction}, before)
+        vocabulary = self.vocabulary(lambda: [*source.get("train", ()), *target["train"]])
+        rows = self._rows(target, vocabulary, origin)
         words = self.num_outputs(vocabulary)
         return TextTransfer(
             kind=self.objective.name if self.pairs is None else "pretraining",
             source=self._rows(source, vocabulary, before) if source else {},
-            target=rows | {"train": self._subsample(rows["train"])},
+            target=rows | {"train": self._subsample(rows["train"], origin)},
             source_outputs=words,
             outputs=words,
             new_head=False,
@@ -77,22 +75,9 @@ class PlainText(TextSource):
             return language_rows(self, parts, vocabulary, self.objective, origin)
         return pairing_rows(self, parts, vocabulary, self.pairs, self.lone_sentences, origin)
 
-    def _target(self) -> dict[str, list[str]]:
-        given = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
-        own = {name: self._read(f"data.{key}", path) for name, (key, path) in given.items() if path is not None}
-        shares = {"val": self.val_fraction, "test": self.test_fraction}
-        wanted = {name: share for name, share in shares.items() if name not in own}
-        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
-        origin = f"data.path={self.path}"
-        return {**split_blocks(self._read("data.path", self.path), wanted, origin), **own}
-
-    def _source(self, path: str) -> dict[str, list[str]]:
-        shares = {"test": self.source_test_fraction}
-        return split_blocks(self._read("data.source_path", path), shares, f"data.source_path={path}")
-
-    def _read(self, key: str, path: str) -> list[str]:
+    def _read(self, path: str, origin: str) -> list[str]:
         """Return the documents of a file or folder; blank ones are left out."""
-        origin, place = f"{key}={path}", Path(path)
+        place = Path(path)
         files = sorted(place.rglob("*.txt")) if place.is_dir() else [place]
         if not files:
             raise UserError(f"{origin}: the folder has no file that ends in .txt")
@@ -105,12 +90,12 @@ class PlainText(TextSource):
             raise UserError(f"{origin} has no text; allowed: at least one document")
         return found
 
-    def _subsample(self, part: Split) -> Split:
+    def _subsample(self, part: Split, origin: str) -> Split:
         """Return ``train_rows`` of the rows, drawn with ``split_seed``, in the order of the text."""
         if self.train_rows is None:
             return part
         order = np.random.default_rng((self.split_seed, ROWS_STREAM)).permutation(len(part.x))
-        rows = np.sort(self.train_subset(order, None, f"data.path={self.path}"))
+        rows = np.sort(self.train_subset(order, None, origin))
         return Split(part.x[rows], part.y[rows])
 
 
@@ -121,14 +106,11 @@ def split_blocks(documents: Sequence[str], shares: Mapping[str, float], origin: 
     """Return ``train`` and the named shares as consecutive blocks of whole documents.
 
     Shares count characters; a document belongs to the block that contains its middle.
-
-    Raises:
-        UserError: a block would be empty.
     """
-    ends = np.cumsum([len(text) for text in documents])
-    middles = (ends - np.array([len(text) for text in documents]) / 2) / ends[-1]
-    borders = np.cumsum([1 - sum(shares.values()), *shares.values()])
-    names = ["train", *shares]
+    sizes = np.array([len(text) for text in documents])
+    middles = (np.cumsum(sizes) - sizes / 2) / sizes.sum()
+    names = ["train", *(name for name in ("val", "test") if name in shares)]
+    borders = np.cumsum([1 - sum(shares.values()), *(shares[name] for name in names[1:])])
     numbers = np.minimum(np.searchsorted(borders, middles, side="right"), len(names) - 1)
     found = {
         name: [text for text, own in zip(documents, numbers, strict=True) if own == n] for n, name in enumerate(names)

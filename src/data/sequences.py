@@ -16,8 +16,7 @@ import numpy as np
 
 from ..config.hparams import COUNT, FRACTION, NATURAL, SHARE, hparam
 from ..errors import UserError
-from .base import ImageTask, Parts, Table, TaskSequence, split_off, subsample
-from .embedded import read_embedded
+from .base import ImageTask, Parts, Table, TaskSequence, only_positive, read_embedded, split_off, subsample
 from .mnist import MnistFiles, read_digits
 
 DIGITS = tuple(range(10))
@@ -67,27 +66,33 @@ class SequenceSource:
     def parts(self, pools: DigitImages, digits: Sequence[int], rng: np.random.Generator) -> Parts:
         """Return the images of some digits as ``train``, ``val`` (unless its fraction is 0) and ``test``."""
         train, test = select_digits(pools.train, digits), select_digits(pools.test, digits)
-        parts = split_off(train, rng, {"val": self.val_fraction} if self.val_fraction else {})
+        parts = split_off(train, rng, only_positive(val=self.val_fraction))
         parts["train"] = subsample(parts["train"], self.train_rows, "classification", train.origin)
         return parts | {"test": subsample((test.x, test.y), self.test_rows, "classification", test.origin, "test")}
 
     def transformed(
         self, pools: DigitImages, rng: np.random.Generator, pixels: Sequence[np.ndarray | None]
     ) -> TaskSequence:
-        """Return tasks of the same images and labels, one for each map of the pixels (see :class:`ImageTask`).
-
-        An image is in the same part of every task, so no task tests on images that another one trained on.
-        """
+        """Return tasks of the same images, each in the same part of every task, one task for each map of the pixels."""
         images = self.parts(pools, DIGITS, rng)
         tasks = tuple(ImageTask(images, pools.ink, change) for change in pixels)
         return TaskSequence("classification", tasks, (len(DIGITS),) * len(tasks), shared_head=True)
 
-    def paired(self, pools: DigitImages, rng: np.random.Generator, heads: Heads) -> TaskSequence:
-        """Return the tasks 0 or 1, 2 or 3, ... and 8 or 9.
 
-        With one head, labels are the digits; with a head for each task, they are 0 and 1.
-        """
-        one, tasks = heads is Heads.one, []
+@dataclass(frozen=True)
+class SplitSequence(SequenceSource):
+    """Base of sequences of five tasks: 0 or 1, 2 or 3, ... and 8 or 9 (Zenke et al. 2017, arXiv 1703.04200).
+
+    ``heads``: ``each`` is task-incremental learning, with a head of 2 outputs for each task, which is known when
+    testing; ``one`` is class-incremental learning, with one head of 10 outputs (van de Ven and Tolias 2019, arXiv
+    1904.07734).
+    """
+
+    heads: Heads = hparam(Heads.each)
+
+    def sequence(self, pools: DigitImages, rng: np.random.Generator) -> TaskSequence:
+        """Return the five tasks."""
+        one, tasks = self.heads is Heads.one, []
         for low in DIGITS[::2]:
             parts = self.parts(pools, (low, low + 1), rng)
             tasks.append(ImageTask({name: (x, y if one else y - low) for name, (x, y) in parts.items()}, pools.ink))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,9 @@ from ..config.hparams import COUNT, hparam
 from ..errors import UserError
 from ..metrics.text import best_spans, squad_scores
 from ..notices import warn_once
-from ..types import Split
-from .base import Table, check_fractions, split_off
-from .packing import IGNORE, Example, build_example, fill_rows, padding_share, special_tokens, unpacked
-from .text_source import LENGTH, TextSource, TextTransfer
-from .tokenization import Pieces, Vocabulary, read_text
+from .packing import IGNORE, Example, build_example, special_tokens
+from .text_source import LENGTH, TextFileSource, TextTransfer
+from .tokenization import Vocabulary, read_text
 
 
 class SquadQuestion(NamedTuple):
@@ -61,19 +58,15 @@ def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: WindowIndex) -> list[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Squad(TextSource):
+class Squad(TextFileSource):
     """Extractive question answering (Rajpurkar et al. 2016, arXiv 1606.05250) on SQuAD 1.1's JSON.
 
     A row is ``[CLS] question [SEP] context [SEP]``. Questions are truncated to ``question_length`` tokens. A context
     that does not fit is split into overlapping windows that start ``stride`` tokens apart, as in Devlin et al. 2019.
-    Windows that contain the whole answer are trained on; all windows are predicted. ``path``: the training file;
-    ``val_path`` and ``test_path``: separate files, ``null`` splits fractions of random contexts off the first.
-    ``train_rows`` counts questions.
+    Windows that contain the whole answer are trained on; all windows are predicted. Parts that have no file consist of
+    random contexts. ``train_rows`` counts questions.
     """
 
-    path: str = hparam()
-    val_path: str | None = hparam(None)
-    test_path: str | None = hparam(None)
     stride: int = hparam(128, COUNT)
     question_length: int = hparam(64, COUNT)
     max_seq_len: int = hparam(384, LENGTH)
@@ -83,87 +76,50 @@ class Squad(TextSource):
         origin = f"data.path={self.path}"
         if self.examples > 1:
             raise UserError(f"data.examples is {self.examples}; allowed with data=squad: 1, an example a row")
-        if self.max_seq_len - self.question_length - 3 < self.stride:
+        if (room := self.max_seq_len - self.question_length - 3) < self.stride:
             raise UserError(
-                f"data.stride is {self.stride}; allowed: at most {self.max_seq_len - self.question_length - 3}, what "
+                f"data.stride is {self.stride}; allowed: at most {room}, what "
                 "data.max_seq_len leaves beside a question of data.question_length and 3 special tokens"
             )
         parts = self._parts(origin)
         vocabulary = self.vocabulary(lambda: [text for one in parts["train"] for text in (one.context, one.text)])
-        cuts = {name: windows(part, vocabulary, self) for name, part in parts.items()}
+        cuts = {name: list(windows(part, vocabulary, self)) for name, part in parts.items()}
         wide = self.row_width({name: [one.example for one in part] for name, part in cuts.items()})
         chosen = set(self.train_subset(np.arange(len(parts["train"])), None, origin).tolist())
         cuts["train"] = [one for one in cuts["train"] if one.question in chosen and one.span[0] != IGNORE]
         if not cuts["train"]:
             raise UserError(f"{origin}: no window contains a whole answer; allowed: at least one")
-        asked = {name: window_rows(part, parts[name], wide, vocabulary.pad) for name, part in cuts.items()}
-        share = padding_share(asked["train"][0].x)
-        warn_once(
-            f"{origin}: {len(cuts['train'])} rows of {wide} tokens to train on, {share:.1%} of them padding",
-            logging.INFO,
-        )
-        return SquadTransfer(
-            kind="spans",
-            source={},
-            target={name: split for name, (split, _) in asked.items()},
-            source_outputs=2,
-            outputs=2,
-            new_head=True,
-            vocabulary=vocabulary,
-            questions={name: kept for name, (_, kept) in asked.items()},
-        )
+        rows = self.rows({name: [one.example for one in part] for name, part in cuts.items()}, wide, vocabulary, origin)
+        spans = {name: np.array([one.span for one in part], np.int32) for name, part in cuts.items()}
+        asked = {name: window_index(part, parts[name], wide) for name, part in cuts.items()}
+        return SquadTransfer.without_source("spans", rows, spans, 2, vocabulary=vocabulary, questions=asked)
 
     def _parts(self, origin: str) -> dict[str, list[SquadQuestion]]:
-        files = {"val": ("val_path", self.val_path), "test": ("test_path", self.test_path)}
-        own = {name: read_questions(path, f"data.{key}={path}") for name, (key, path) in files.items() if path}
-        shares = {"test": self.test_fraction, "val": self.val_fraction}
-        wanted = {name: share for name, share in shares.items() if name not in own}
-        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
+        given = {name: [part] for name, part in self.read_separate(read_questions).items()}
         by_context: dict[str, list[SquadQuestion]] = {}
         for one in read_questions(self.path, origin):
             by_context.setdefault(one.context, []).append(one)
-        contexts, rng = list(by_context.values()), np.random.default_rng(self.split_seed)
-        numbers = np.arange(len(contexts))
-        parts = split_off(Table(numbers, numbers, origin), rng, wanted)
-        found = {name: [one for row in rows for one in contexts[row]] for name, (rows, _) in parts.items()}
-        found["train"] = [found["train"][row] for row in rng.permutation(len(found["train"]))]
-        return {name: (found | own)[name] for name in ("train", "val", "test")}
+        rng = np.random.default_rng(self.split_seed)
+        contexts = self.split(list(by_context.values()), given, rng, origin)
+        found = {name: [one for questions in part for one in questions] for name, part in contexts.items()}
+        return found | {"train": [found["train"][row] for row in rng.permutation(len(found["train"]))]}
 
 
 def read_questions(path: str, origin: str) -> list[SquadQuestion]:
-    """Return the questions of a file; questions without an answer (in SQuAD 2.0) are counted and left out.
-
-    Raises:
-        UserError: the file is not in SQuAD's format.
-    """
-    if not Path(path).is_file():
-        raise UserError(f"{origin}: there is no such file")
+    """Return the questions of a file; questions without an answer (in SQuAD 2.0) are counted and left out."""
     whole = questions_in(read_text(Path(path), origin), origin)
     found = [one for one in whole if one.answers]
-    silent = len(whole) - len(found)
     if not found:
         raise UserError(f"{origin} has no questions with an answer; allowed: at least one")
-    lost = sum(one.start == IGNORE for one in found)
-    for count, reason in (
-        (silent, "have no answer and are left out"),
-        (lost, "have an answer that is not in their context"),
-    ):
-        if count:
-            warn_once(f"{origin}: {count} of {silent + len(found)} questions {reason}")
+    if silent := len(whole) - len(found):
+        warn_once(f"{origin}: {silent} of {len(whole)} questions have no answer and are left out")
+    if lost := sum(one.start == IGNORE for one in found):
+        warn_once(f"{origin}: {lost} of {len(whole)} questions have an answer that is not in their context")
     return found
 
 
 def questions_in(content: str, origin: str, answered: bool = True) -> list[SquadQuestion]:
-    """Return the questions of a text in SQuAD's format, in order.
-
-    Args:
-        content: the JSON text.
-        origin: for error messages.
-        answered: whether to read answers; without them, questions have none.
-
-    Raises:
-        UserError: the text is not in SQuAD's format.
-    """
+    """Return the questions of a JSON text in SQuAD's format, in order; with no answers unless ``answered``."""
     try:
         known: Any = json.loads(content)
     except ValueError as error:
@@ -175,10 +131,8 @@ def questions_in(content: str, origin: str, answered: bool = True) -> list[Squad
             for asked in paragraph["qas"]:
                 given = asked["answers"] if answered else ()
                 answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in given]
-                words, start = (
-                    tuple(text for text, _ in answers),
-                    find_answer(context, *answers[0]) if answers else IGNORE,
-                )
+                words = tuple(text for text, _ in answers)
+                start = find_answer(context, *answers[0]) if answers else IGNORE
                 found.append(SquadQuestion(str(asked["id"]), str(asked["question"]), context, words, start))
     except (KeyError, TypeError, ValueError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
@@ -196,9 +150,6 @@ def find_answer(context: str, answer: str, start: int) -> int:
     return min(places, key=lambda place: abs(place - start), default=IGNORE)
 
 
-# --- windows ---------------------------------------------------------------------------------------------------------
-
-
 class Window(NamedTuple):
     """A question with a piece of its context."""
 
@@ -208,42 +159,26 @@ class Window(NamedTuple):
     offsets: Int[np.ndarray, "T 2"]
 
 
-def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings: Squad) -> list[Window]:
-    """Return the windows of each question, in the order of the questions."""
+def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings: Squad) -> Iterator[Window]:
+    """Yield the windows of each question, in the order of the questions."""
     contexts = sorted({one.context for one in questions})
     pieces = dict(zip(contexts, vocabulary.encode_with_offsets(contexts), strict=True))
-    asked = vocabulary.encode([one.text for one in questions])
-    return [
-        window
-        for number, (one, ids) in enumerate(zip(questions, asked, strict=True))
-        for window in windows_of(
-            number, one, ids[: settings.question_length], pieces[one.context], vocabulary, settings
-        )
-    ]
-
-
-def windows_of(
-    number: int,
-    question: SquadQuestion,
-    asked: Int[np.ndarray, " Q"],
-    context: Pieces,
-    vocabulary: Vocabulary,
-    settings: Squad,
-) -> Iterator[Window]:
-    """Yield the windows of a question; the last one contains the end of its context."""
-    room = settings.max_seq_len - len(asked) - special_tokens(vocabulary, 2)
-    front = (vocabulary.cls is not None) + len(asked) + (vocabulary.sep is not None)
-    answer = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
-    for begin in range(0, len(context.ids), settings.stride):
-        end = min(begin + room, len(context.ids))
-        example, _ = build_example(vocabulary, asked, context.ids[begin:end], settings.max_seq_len)
-        offsets = np.full((len(example.ids), 2), IGNORE)
-        offsets[front : front + end - begin] = context.offsets[begin:end]
-        inside = question.start != IGNORE and begin <= answer[0] <= answer[1] < end
-        span = (front + answer[0] - begin, front + answer[1] - begin) if inside else (IGNORE, IGNORE)
-        yield Window(example, number, span, offsets)
-        if end == len(context.ids):
-            break
+    asked = [ids[: settings.question_length] for ids in vocabulary.encode([one.text for one in questions])]
+    for number, (question, ids) in enumerate(zip(questions, asked, strict=True)):
+        context = pieces[question.context]
+        room = settings.max_seq_len - len(ids) - special_tokens(vocabulary, 2)
+        front = len(vocabulary.cls_ids) + len(ids) + len(vocabulary.sep_ids)
+        first, last = token_span(context.offsets, question.start, question.start + len("".join(question.answers[:1])))
+        for begin in range(0, len(context.ids), settings.stride):
+            end = min(begin + room, len(context.ids))
+            example, _ = build_example(vocabulary, ids, context.ids[begin:end], settings.max_seq_len)
+            offsets = np.full((len(example.ids), 2), IGNORE)
+            offsets[front : front + end - begin] = context.offsets[begin:end]
+            inside = question.start != IGNORE and begin <= first <= last < end
+            span = (front + first - begin, front + last - begin) if inside else (IGNORE, IGNORE)
+            yield Window(example, number, span, offsets)
+            if end == len(context.ids):  # this window contains the end of the context
+                break
 
 
 def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[int, int]:
@@ -252,13 +187,9 @@ def token_span(offsets: Int[np.ndarray, "T 2"], start: int, end: int) -> tuple[i
     return first, int(np.searchsorted(offsets[:, 0], end, side="left")) - 1
 
 
-def window_rows(
-    cuts: Sequence[Window], questions: list[SquadQuestion], wide: int, pad: int
-) -> tuple[Split, WindowIndex]:
-    """Return windows as rows, and what maps their predictions back to text."""
-    rows = fill_rows([one.example for one in cuts], unpacked(len(cuts)), wide, pad)
+def window_index(cuts: Sequence[Window], questions: list[SquadQuestion], wide: int) -> WindowIndex:
+    """Return what maps predictions of windows in rows of ``wide`` tokens back to text."""
     offsets = np.full((len(cuts), wide, 2), IGNORE)
     for row, one in enumerate(cuts):
         offsets[row, : len(one.offsets)] = one.offsets
-    spans = np.array([one.span for one in cuts], np.int32)
-    return Split(rows.x, spans), WindowIndex(questions, np.array([one.question for one in cuts]), offsets)
+    return WindowIndex(questions, np.array([one.question for one in cuts]), offsets)

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config.hparams import hparam
-from ..errors import UserError, did_you_mean, listed
+from ..errors import UserError, listed
 from ..notices import warn_once
-from .text_source import LabeledTexts, LabeledTextSource
+from .base import check_column
+from .text_source import LabeledTexts, LabeledTextSource, TextFileSource
 from .tokenization import read_text
 
 OnEmpty = Enum("OnEmpty", ["refuse", "skip"])
@@ -22,18 +23,13 @@ FORMATS = {".csv": "CSV", ".tsv": "TSV", ".txt": "TSV", ".jsonl": "JSONL"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Text(LabeledTextSource):
+class Text(LabeledTextSource, TextFileSource):
     """Files with one example a row: CSV, TSV (``.tsv`` or ``.txt``, without quoting) or JSONL, by file ending.
 
-    ``path``: the training file; ``val_path`` and ``test_path``: separate files, ``null`` splits fractions off the
-    first. ``text``, ``second_text`` (of pairs) and ``label``: columns by name, or by number from 0 if ``header`` is
-    false. ``empty``: whether empty texts are refused, or counted and left out. Paths are relative to the folder that
-    the command is run in.
+    ``text``, ``second_text`` (of pairs) and ``label``: columns by name, or by number from 0 if ``header`` is false.
+    ``empty``: whether empty texts are refused, or counted and left out.
     """
 
-    path: str = hparam()
-    val_path: str | None = hparam(None)
-    test_path: str | None = hparam(None)
     text: str = hparam("text")
     second_text: str | None = hparam(None)
     label: str = hparam("label")
@@ -42,44 +38,35 @@ class Text(LabeledTextSource):
 
     def texts(self) -> dict[str, LabeledTexts]:
         """Read the files."""
-        files = {
-            "train": ("path", self.path),
-            "val": ("val_path", self.val_path),
-            "test": ("test_path", self.test_path),
-        }
-        return {name: self._read(f"data.{key}={path}", path) for name, (key, path) in files.items() if path is not None}
+        return {"train": self._read(self.path, f"data.path={self.path}"), **self.read_separate(self._read)}
 
-    def _read(self, origin: str, path: str) -> LabeledTexts:
-        sheet = read_sheet(path, origin, self.header)
+    def _read(self, path: str, origin: str) -> LabeledTexts:
+        content, suffix = read_text(Path(path), origin), Path(path).suffix
+        if suffix.lower() not in FORMATS:
+            raise UserError(f"{origin} ends in '{suffix}'; allowed: {listed(FORMATS)}")
+        sheet = parse_sheet(content, FORMATS[suffix.lower()], origin, self.header)
         first = sheet.column("data.text", self.text)
         second = None if self.second_text is None else sheet.column("data.second_text", self.second_text)
         labels = [label.strip() for label in sheet.column("data.label", self.label)]
-        bare = next((line for line, label in zip(sheet.lines, labels, strict=True) if not label), None)
-        if bare is not None:
-            raise UserError(f"{origin}: column '{self.label}' has no value in line {bare}; allowed: a label in each")
+        if "" in labels:
+            line = sheet.lines[labels.index("")]
+            raise UserError(f"{origin}: column '{self.label}' has no value in line {line}; allowed: a label in each")
         found = LabeledTexts(first, second, labels, origin)
         return drop_empty(found, self.empty, [f"line {line}" for line in sheet.lines])
 
 
 def drop_empty(texts: LabeledTexts, empty: OnEmpty, places: Sequence[str]) -> LabeledTexts:
-    """Return the rows whose texts are not blank; log how many others there are.
-
-    Raises:
-        UserError: there are blank texts and ``empty`` refuses them; ``places`` names their rows.
-    """
-    kept = [row for row in range(len(texts.first)) if texts.first[row].strip()]
-    if texts.second is not None:
-        kept = [row for row in kept if texts.second[row].strip()]
-    count = len(texts.first) - len(kept)
-    if count and empty is OnEmpty.refuse:
-        first = next(row for row, other in enumerate([*kept, None]) if row != other)
+    """Return the rows whose texts are not blank; refuse or log the others, whose ``places`` errors name."""
+    seconds = texts.first if texts.second is None else texts.second
+    blank = [not (a.strip() and b.strip()) for a, b in zip(texts.first, seconds, strict=True)]
+    if any(blank) and empty is OnEmpty.refuse:
         raise UserError(
-            f"{texts.origin} has {count} empty texts, the first in {places[first]}; "
+            f"{texts.origin} has {sum(blank)} empty texts, the first in {places[blank.index(True)]}; "
             "allowed: none, or data.empty=skip to leave them out"
         )
-    if count:
-        warn_once(f"{texts.origin}: {count} of {len(texts.first)} rows have an empty text and are left out")
-    return texts.only(kept)
+    if any(blank):
+        warn_once(f"{texts.origin}: {sum(blank)} of {len(blank)} rows have an empty text and are left out")
+    return texts.only(row for row, missing in enumerate(blank) if not missing)
 
 
 class Sheet(NamedTuple):
@@ -92,34 +79,16 @@ class Sheet(NamedTuple):
 
     def column(self, key: str, name: str) -> list[str]:
         """Return the cells of a column by name."""
-        if name not in self.columns:
-            raise UserError(
-                f"{key}: {self.origin} has no column '{name}'{did_you_mean(name, self.columns)}; "
-                f"it has {listed(self.columns)}"
-            )
+        check_column(key, name, self.columns, self.origin)
         place = self.columns.index(name)
         return [row[place] for row in self.cells]
 
 
-def read_sheet(path: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of a CSV, TSV or JSONL file; without a header, columns are called ``0``, ``1`` ...
-
-    Raises:
-        UserError: there is no such file, its ending is unknown, or a line cannot be read; the message names it.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"{origin}: there is no such file")
-    if file.suffix.lower() not in FORMATS:
-        raise UserError(f"{origin} ends in '{file.suffix}'; allowed: {listed(FORMATS)}")
-    return parse_sheet(read_text(file, origin), FORMATS[file.suffix.lower()], origin, header)
-
-
 def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
-    """Return the cells of text in one of :data:`FORMATS`."""
+    """Return the cells of CSV, TSV or JSONL; without a header, columns are called ``0``, ``1`` ..."""
     if form == "JSONL":
         return parse_jsonl(content, origin)
-    cells, lines = parse_csv(content, origin) if form == "CSV" else parse_tsv(content)
+    cells, lines = parse_rows(content, form, origin)
     if len(cells) <= header:
         raise UserError(f"{origin} has no rows" + (" below its header" if header else ""))
     columns = cells.pop(0) if header else [str(number) for number in range(len(cells[0]))]
@@ -133,16 +102,11 @@ def parse_sheet(content: str, form: str, origin: str, header: bool) -> Sheet:
     return Sheet(origin, columns, cells, lines)
 
 
-def parse_tsv(content: str) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of tab-separated text, without quoting, and the line number of each row."""
-    kept = [(line.split("\t"), number) for number, line in enumerate(content.split("\n"), 1) if line]
-    return [cells for cells, _ in kept], [number for _, number in kept]
-
-
-def parse_csv(content: str, origin: str) -> tuple[list[list[str]], list[int]]:
-    """Return the cells of comma-separated values (RFC 4180), and the line in which each row ends."""
+def parse_rows(content: str, form: str, origin: str) -> tuple[list[list[str]], list[int]]:
+    """Return the cells of CSV (RFC 4180) or of TSV without quoting, and the line in which each row ends."""
     before = csv.field_size_limit(len(content) + 1)  # the default limit is 128 kB a cell
-    reader = csv.reader(io.StringIO(content, newline=""), strict=True)
+    dialect: dict[str, Any] = {} if form == "CSV" else {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    reader = csv.reader(io.StringIO(content, newline=""), strict=True, **dialect)
     try:
         kept = [(cells, reader.line_num) for cells in reader if cells]
     except csv.Error as error:
@@ -169,10 +133,9 @@ def parse_jsonl(content: str, origin: str) -> Sheet:
     if not objects:
         raise UserError(f"{origin} has no rows")
     columns = list(dict.fromkeys(key for one in objects for key in one))
-    return Sheet(origin, columns, [to_cells(one, columns) for one in objects], lines)
+    return Sheet(origin, columns, [[to_cell(one.get(column)) for column in columns] for one in objects], lines)
 
 
-def to_cells(values: dict, columns: Sequence[str]) -> list[str]:
-    """Return an object's values as strings."""
-    found = [values.get(column) for column in columns]
-    return ["" if value is None else value if isinstance(value, str) else json.dumps(value) for value in found]
+def to_cell(value: Any) -> str:
+    """Return a JSON value as a string."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)

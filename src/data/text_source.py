@@ -13,10 +13,11 @@ position without a target:
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,7 +26,7 @@ from ..config.hparams import COUNT, FRACTION, NATURAL, Check, hparam
 from ..errors import UserError, did_you_mean, listed
 from ..notices import warn_once
 from ..types import Split
-from .base import LabelKind, Table, Transfer, check_fractions, split_off, subsample
+from .base import LabelKind, Transfer, check_fractions, split_rows, subsample
 from .packing import (
     Example,
     Rows,
@@ -39,6 +40,7 @@ from .packing import (
 )
 from .tokenization import TOKENIZER, Subwords, Vocabulary, load_vocabulary, trained_vocabulary
 
+T = TypeVar("T")
 Padding = Enum("Padding", ["longest", "max_length"])
 LENGTH = Check("a whole number >= 8", lambda v: v >= 8)
 PACKING_STREAM = 2  # of split_seed: the order of packed rows is independent of the shuffle that splits them
@@ -53,6 +55,14 @@ class TextTransfer(Transfer):
     scale: tuple[float, float] = (0.0, 1.0)  # mean and deviation by which a regression's targets are standardised
     pairs: str | None = None  # of a source task with pairs of sentences: what its false pairs are (next, order)
 
+    @classmethod
+    def without_source(
+        cls, kind: str, rows: Mapping[str, Rows], targets: Mapping[str, np.ndarray], outputs: int, **more: Any
+    ) -> Self:
+        """Return a target task with these targets of its rows and a new head."""
+        target = {name: Split(part.x, targets[name]) for name, part in rows.items()}
+        return cls(kind=kind, source={}, target=target, source_outputs=outputs, outputs=outputs, new_head=True, **more)
+
     def facts(self) -> dict[str, Any]:
         """Return the entries of the record under ``data``, with class names or the scale of a regression."""
         scale = [] if self.kind != "regression" else list(self.scale)
@@ -61,7 +71,7 @@ class TextTransfer(Transfer):
 
     def files(self) -> dict[str, str]:
         """Return the tokenizer in its library's file format."""
-        return {TOKENIZER: self.vocabulary.written}
+        return {TOKENIZER: self.vocabulary.backend.to_str()}
 
 
 @dataclass(frozen=True)
@@ -110,12 +120,27 @@ class TextSource:
         """Return the outputs of a language model: the size of the model's embedding table if it is known."""
         return self.vocab_size or vocabulary.size
 
+    def split(
+        self, items: Sequence[T], given: Mapping[str, Sequence[T]], rng: np.random.Generator, origin: str
+    ) -> dict[str, list[T]]:
+        """Return ``train``, ``val`` and ``test``: parts that are not given are split off the shuffled items."""
+        parts = split_rows(len(items), rng, self.missing_shares(given), origin)
+        found = {name: [items[row] for row in rows] for name, rows in parts.items()}
+        return {name: list(given.get(name, found.get(name, ()))) for name in ("train", "val", "test")}
+
+    def missing_shares(self, given: Iterable[str]) -> dict[str, float]:
+        """Return the fractions of the parts that are not given, of ``test`` and ``val``."""
+        wanted = {name: getattr(self, f"{name}_fraction") for name in ("test", "val") if name not in given}
+        check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
+        return wanted
+
     def train_subset(
-        self, part: Int[np.ndarray, " n"], labels: np.ndarray | None, origin: str
+        self, part: Int[np.ndarray, " n"], classes: np.ndarray | None, origin: str
     ) -> Int[np.ndarray, " n"]:
-        """Return ``train_rows`` of the training rows' numbers, with labels as balanced as possible."""
-        balanced = "classification" if labels is not None else "regression"
-        return subsample((part, part if labels is None else labels), self.train_rows, balanced, origin)[0]
+        """Return ``train_rows`` of the training rows' numbers, with classes as balanced as possible."""
+        if classes is None:
+            return subsample((part, part), self.train_rows, "regression", origin)[0]
+        return subsample((part, classes), self.train_rows, "classification", origin)[0]
 
     def row_width(self, parts: Mapping[str, Sequence[Example]]) -> int:
         """Return the tokens of a row; all parts count, so ``train_rows`` does not change it."""
@@ -134,80 +159,83 @@ class TextSource:
             groups = unpacked(len(part)) if self.examples == 1 else pack(lengths, wide, self.examples, rng)
             found[name] = fill_rows(part, groups, wide, vocabulary.pad)
             if name == "train":
-                warn_once(f"{origin}: {self.padding_summary(lengths, found[name])}", logging.INFO)
+                warn_once(f"{origin}: {self.padding_summary(lengths, found[name].x)}", logging.INFO)
         return found
 
-    def padding_summary(self, lengths: Sequence[int], rows: Rows) -> str:
+    def padding_summary(self, lengths: Sequence[int], x: Int[np.ndarray, "N 3 L"]) -> str:
         """Return a sentence on the share of padding, with packing also on the share without it."""
-        wide, share = rows.x.shape[2], padding_share(rows.x)
+        share = f"{padding_share(x):.1%} of them padding"
         if self.examples == 1:
-            return f"{len(rows.x)} rows of {wide} tokens to train on, {share:.1%} of them padding"
+            return f"{len(x)} rows of {x.shape[2]} tokens to train on, {share}"
         alone = padded_width(lengths, self.max_seq_len)
         return (
-            f"{len(lengths)} examples to train on in {len(rows.x)} rows of {wide} tokens, {share:.1%} of them padding; "
-            f"one in a row they would have {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
+            f"{len(lengths)} examples to train on in {len(x)} rows of {x.shape[2]} tokens, {share}; one in a row they "
+            f"would have {alone} tokens, {1 - np.mean(lengths) / alone:.1%} of them padding"
         )
 
     def tokenize(
-        self,
-        texts: Mapping[str, tuple[Sequence[str], Sequence[str] | None]],
-        vocabulary: Vocabulary,
-        origin: str,
+        self, parts: Mapping[str, LabeledTexts], vocabulary: Vocabulary, origin: str
     ) -> dict[str, list[Example]]:
         """Return each part's texts or pairs as examples; log how many are truncated to ``max_seq_len`` tokens."""
-        examples: dict[str, list[Example]] = {}
-        truncated = {}
-        for name, (first, second) in texts.items():
-            ids = vocabulary.encode(first)
-            others = [None] * len(ids) if second is None else vocabulary.encode(second)
-            both = [build_example(vocabulary, a, b, self.max_seq_len) for a, b in zip(ids, others, strict=True)]
-            examples[name] = [example for example, _ in both]
-            truncated[name] = sum(cut for _, cut in both)
-        if any(truncated.values()):
-            warn_once(f"{origin}: data.max_seq_len={self.max_seq_len} truncated {format_counts(truncated, examples)}")
-        return examples
+        found = {}
+        for name, part in parts.items():
+            ids = vocabulary.encode(part.first)
+            others = [None] * len(ids) if part.second is None else vocabulary.encode(part.second)
+            found[name] = [build_example(vocabulary, a, b, self.max_seq_len) for a, b in zip(ids, others, strict=True)]
+        self.warn_truncated({name: [cut for _, cut in part] for name, part in found.items()}, origin)
+        return {name: [example for example, _ in part] for name, part in found.items()}
+
+    def warn_truncated(self, parts: Mapping[str, Sequence[bool]], origin: str) -> None:
+        """Log how many examples of each part are truncated, for instance "3 of 100 (train), 1 of 10 (val)"."""
+        counts = [f"{sum(part)} of {len(part)} ({name})" for name, part in parts.items() if any(part)]
+        if counts:
+            warn_once(f"{origin}: data.max_seq_len={self.max_seq_len} truncated {', '.join(counts)}")
+
+    def split_texts(self, given: Mapping[str, LabeledTexts], rng: np.random.Generator) -> dict[str, LabeledTexts]:
+        """Return ``train``, ``val`` and ``test``: parts that are not given are split off ``train``."""
+        whole = given["train"]
+        for part in given.values():
+            if not part.first:
+                raise UserError(f"{part.origin} has no rows; allowed: at least one")
+        rows = self.split(range(len(whole.first)), {name: () for name in given if name != "train"}, rng, whole.origin)
+        return {name: whole.only(own) if own else given[name] for name, own in rows.items()}
 
     def labeled_transfer(
         self, parts: Mapping[str, LabeledTexts], vocabulary: Vocabulary, classes: Sequence[str]
     ) -> TextTransfer:
-        """Return texts with labels as the target task, without a source task.
-
-        Args:
-            parts: ``train``, ``val`` and ``test``.
-            vocabulary: encodes the texts.
-            classes: the labels in the order of their numbers; empty for a regression.
-        """
+        """Return texts with labels as the target task, without a source task; ``classes`` is empty for a regression."""
         origin = parts["train"].origin
         targets, scale = encode_targets(parts, classes)
-        examples = self.tokenize({name: (part.first, part.second) for name, part in parts.items()}, vocabulary, origin)
+        examples = self.tokenize(parts, vocabulary, origin)
         wide = self.row_width(examples)
         chosen = self.train_subset(np.arange(len(targets["train"])), targets["train"] if classes else None, origin)
         examples["train"], targets["train"] = [examples["train"][row] for row in chosen], targets["train"][chosen]
         rows = self.rows(examples, wide, vocabulary, origin)
-        many = self.examples > 1
-        placed = {
-            name: scatter_by_example(part, targets[name], self.examples) if many else targets[name]
-            for name, part in rows.items()
-        }
-        return TextTransfer(
-            kind="labels" if many else "classification" if classes else "regression",
-            source={},
-            target={name: Split(part.x, placed[name]) for name, part in rows.items()},
-            source_outputs=len(classes) or 1,
-            outputs=len(classes) or 1,
-            new_head=True,
-            vocabulary=vocabulary,
-            labels=tuple(classes),
-            scale=scale,
+        kind = "classification" if classes else "regression"
+        if self.examples > 1:
+            kind = "labels"
+            targets = {name: scatter_by_example(part, targets[name], self.examples) for name, part in rows.items()}
+        return TextTransfer.without_source(
+            kind, rows, targets, len(classes) or 1, vocabulary=vocabulary, labels=tuple(classes), scale=scale
         )
 
 
-def format_counts(some: Mapping[str, int], of: Mapping[str, Sequence[object]]) -> str:
-    """Return ``"3 of 100 (train), 1 of 10 (val)"``, without the parts whose count is 0."""
-    return ", ".join(f"{count} of {len(of[name])} ({name})" for name, count in some.items() if count)
+@dataclass(frozen=True, kw_only=True)
+class TextFileSource(TextSource):
+    """Base of sources that read a file, ``path``.
 
+    ``val_path`` and ``test_path``: separate files; ``null`` splits a fraction off the first. Paths are relative to the
+    folder that the command is run in.
+    """
 
-# --- rows with a label -----------------------------------------------------------------------------------------------
+    path: str = hparam()
+    val_path: str | None = hparam(None)
+    test_path: str | None = hparam(None)
+
+    def read_separate(self, read: Callable[[str, str], T]) -> dict[str, T]:
+        """Read the files of ``val`` and ``test`` that are separate, given their paths and what errors call them."""
+        paths = {"val": self.val_path, "test": self.test_path}
+        return {name: read(path, f"data.{name}_path={path}") for name, path in paths.items() if path is not None}
 
 
 class LabeledTexts(NamedTuple):
@@ -227,29 +255,6 @@ class LabeledTexts(NamedTuple):
     def all(self) -> list[str]:
         """Return all texts, for training a tokenizer."""
         return [*self.first, *(self.second or [])]
-
-
-def split_texts(
-    given: Mapping[str, LabeledTexts], val_fraction: float, test_fraction: float, rng: np.random.Generator
-) -> dict[str, LabeledTexts]:
-    """Return ``train``, ``val`` and ``test``: parts that are not given are split off the shuffled ``train``.
-
-    Raises:
-        UserError: a part would be empty.
-    """
-    whole = given["train"]
-    shares = {"test": test_fraction, "val": val_fraction}
-    wanted = {name: share for name, share in shares.items() if name not in given}
-    check_fractions(**{f"{name}_fraction": share for name, share in wanted.items()})
-    numbers = np.arange(len(whole.first))
-    parts = split_off(Table(numbers, numbers, whole.origin), rng, wanted)
-    found = {name: whole.only(rows.tolist()) for name, (rows, _) in parts.items()} | {
-        name: part for name, part in given.items() if name != "train"
-    }
-    for part in found.values():
-        if not part.first:
-            raise UserError(f"{part.origin} has no rows; allowed: at least one")
-    return {name: found[name] for name in ("train", "val", "test")}
 
 
 @dataclass(frozen=True)
@@ -272,8 +277,7 @@ class LabeledTextSource(TextSource):
         if self.examples > 1 and self.kind is LabelKind.regression:
             raise UserError(f"data.examples is {self.examples}; allowed with a regression: 1, an example a row")
         given = self.texts()
-        rng = np.random.default_rng(self.split_seed)
-        parts = split_texts(given, self.val_fraction, self.test_fraction, rng)
+        parts = self.split_texts(given, np.random.default_rng(self.split_seed))
         vocabulary = self.vocabulary(parts["train"].all)
         classes = class_names(given["train"]) if self.kind is LabelKind.classification else []
         return self.labeled_transfer(parts, vocabulary, classes)
@@ -300,33 +304,27 @@ def encode_targets(
 
 
 def encode_labels(texts: LabeledTexts, classes: Sequence[str]) -> Int[np.ndarray, " N"]:
-    """Return the class number of each label.
-
-    Raises:
-        UserError: a label does not occur in the training texts.
-    """
+    """Return the class number of each label; refuse one that does not occur in the training texts."""
     index = {label: number for number, label in enumerate(classes)}
-    for label in texts.labels:
-        if label not in index:
-            raise UserError(
-                f"{texts.origin} has the label '{label}'{did_you_mean(label, classes)}, which the rows to train on do "
-                f"not have; allowed: {listed(classes)}"
-            )
+    if (strange := next((label for label in texts.labels if label not in index), None)) is not None:
+        raise UserError(
+            f"{texts.origin} has the label '{strange}'{did_you_mean(strange, classes)}, which the rows to train on do "
+            f"not have; allowed: {listed(classes)}"
+        )
     return np.array([index[label] for label in texts.labels], np.int32)
 
 
 def parse_numbers(texts: LabeledTexts) -> Float[np.ndarray, " N"]:
-    """Return the labels of a regression.
+    """Return the labels of a regression as numbers; refuse one that is not a finite number."""
 
-    Raises:
-        UserError: a label is not a finite number.
-    """
-    values = np.empty(len(texts.labels))
-    for row, label in enumerate(texts.labels):
+    def number(label: str) -> float:
         try:
-            values[row] = float(label)
+            return float(label)
         except ValueError:
-            values[row] = np.nan
-        if not np.isfinite(values[row]):
-            raise UserError(f"{texts.origin} has the label '{label}'; allowed with a regression: finite numbers")
+            return math.nan
+
+    values = np.array([number(label) for label in texts.labels])
+    if not np.isfinite(values).all():
+        label = texts.labels[int(np.argmin(np.isfinite(values)))]
+        raise UserError(f"{texts.origin} has the label '{label}'; allowed with a regression: finite numbers")
     return values

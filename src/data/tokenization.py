@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from ..errors import UserError
-from ..store import Store, key_of
+from ..errors import UserError, first_line
+from ..store import key_of, stored
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -60,10 +60,15 @@ class Vocabulary:
         """The rows that the model's embedding table needs: the highest id plus one."""
         return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
 
-    @functools.cached_property
-    def written(self) -> str:
-        """The tokenizer in its library's file format."""
-        return self.backend.to_str()
+    @property
+    def cls_ids(self) -> list[int]:
+        """The tokens at the start of an example: one or none."""
+        return [] if self.cls is None else [self.cls]
+
+    @property
+    def sep_ids(self) -> list[int]:
+        """The tokens at the end of a text: one or none."""
+        return [] if self.sep is None else [self.sep]
 
     @property
     def special(self) -> tuple[int, ...]:
@@ -79,12 +84,11 @@ class Vocabulary:
 
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " T"]]:
         """Return the ids of each text, without special tokens and not truncated."""
-        found = self._encode(list(texts))
-        return [np.array(one.ids, np.int32) for one in found]
+        return [np.array(one.ids, np.int32) for one in self._encode(texts)]
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Pieces]:
         """Return the same with the characters that each token spans."""
-        found = self._encode(list(texts))
+        found = self._encode(texts)
         return [Pieces(np.array(one.ids, np.int32), np.array(one.offsets, int).reshape(-1, 2)) for one in found]
 
     def encode_words(self, sentences: Sequence[Sequence[str]]) -> list[list[Int[np.ndarray, " T"]]]:
@@ -117,18 +121,14 @@ class Vocabulary:
                 "allowed: a tokenizer of at most as many"
             )
 
-    def _encode(self, texts: list[str]) -> list:
+    def _encode(self, texts: Sequence[str]) -> list:
         survive_forks()
-        return self.backend.encode_batch(texts, add_special_tokens=False)
+        return self.backend.encode_batch(list(texts), add_special_tokens=False)
 
 
 @functools.cache
 def survive_forks() -> None:
-    """Let processes that are forked from now on encode on one core, without the library's warning.
-
-    The library's threads do not survive a fork, so a child that used them would wait forever. By default the library
-    detects this and warns on stderr each time; it is silent if the variable is set. A value set by the user is kept.
-    """
+    """Let forked processes encode on one core, as the library's threads do not survive a fork, without its warning."""
     name = "TOKENIZERS_PARALLELISM"
     if name not in os.environ:
         os.register_at_fork(
@@ -141,33 +141,20 @@ def wrap_tokenizer(backend: Tokenizer, origin: str) -> Vocabulary:
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True
-
-    def number(*names: str) -> int | None:
-        return next((found for name in names if (found := backend.token_to_id(name)) is not None), None)
-
-    pad = number("[PAD]")
+    pad, unknown, cls, sep, mask, end = map(backend.token_to_id, (*WORDPIECE_SPECIAL, END_OF_TEXT))
     return Vocabulary(
         backend,
         origin,
-        cls=number("[CLS]"),
-        sep=number("[SEP]", END_OF_TEXT),
-        mask=number("[MASK]"),
-        unknown=number(UNKNOWN, END_OF_TEXT),
+        cls=cls,
+        sep=end if sep is None else sep,
+        mask=mask,
+        unknown=end if unknown is None else unknown,
         pad=0 if pad is None else pad,
     )
 
 
-# --- a model's own ---------------------------------------------------------------------------------------------------
-
-
 def load_vocabulary(name: str) -> Vocabulary:
-    """Return the tokenizer of a folder, a file or a model of the Hub by its id.
-
-    It is read from ``tokenizer.json`` or else from the ``vocab.txt`` of a WordPiece BERT.
-
-    Raises:
-        UserError: there is none, it cannot be read, or the Hub cannot be reached.
-    """
+    """Return the tokenizer of a folder, a file or a Hub id, from ``tokenizer.json`` or a BERT's ``vocab.txt``."""
     from tokenizers import Tokenizer
 
     origin = f"data.tokenizer={name}"
@@ -181,48 +168,37 @@ def load_vocabulary(name: str) -> Vocabulary:
     try:
         return wrap_tokenizer(Tokenizer.from_file(str(file)), origin)
     except Exception as error:  # the library raises no specific exception
-        raise UserError(f"{origin}: {file} is no tokenizer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{origin}: {file} is no tokenizer: {first_line(error)}") from error
 
 
 def from_hub(name: str, origin: str) -> Path:
-    """Return the path of a Hub model's tokenizer, downloaded if it is not in the cache.
-
-    Raises:
-        UserError: there is no such model, it has no tokenizer, or the Hub cannot be reached.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
+    """Return the path of a Hub model's tokenizer, downloaded if it is not in the cache."""
+    from huggingface_hub import errors, hf_hub_download
 
     for file in (TOKENIZER, "vocab.txt"):
         try:
             found = Path(hf_hub_download(name, file))
             if file == "vocab.txt":  # whether it is of lower-cased text stands beside it, in most models
-                with contextlib.suppress(EntryNotFoundError):
+                with contextlib.suppress(errors.EntryNotFoundError):
                     hf_hub_download(name, "tokenizer_config.json")
             return found
-        except (HFValidationError, RepositoryNotFoundError) as error:
+        except (errors.HFValidationError, errors.RepositoryNotFoundError) as error:
             raise UserError(f"{origin}: there is no such folder, and no such model on the Hub") from error
-        except LocalEntryNotFoundError as error:  # of a file that was never downloaded, when nobody answers
+        except errors.LocalEntryNotFoundError as error:  # of a file that was never downloaded, when nobody answers
             raise UserError(
                 f"{origin}: there is no such folder, and the Hub cannot be reached to look for a model of that name"
             ) from error
-        except EntryNotFoundError:
+        except errors.EntryNotFoundError:
             continue
         except OSError as error:
-            raise UserError(f"{origin}: the Hub gave no {file}: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{origin}: the Hub gave no {file}: {first_line(error)}") from error
     raise UserError(f"{origin}: the model on the Hub has no tokenizer.json and no vocab.txt")
 
 
 def from_vocab_txt(file: Path, origin: str) -> Tokenizer:
-    """Return the WordPiece tokenizer of a BERT's ``vocab.txt``, which has one token a line in the order of their ids.
+    """Return the WordPiece tokenizer of a BERT's ``vocab.txt``, a token a line in the order of their ids.
 
-    It lower-cases if ``do_lower_case`` in the ``tokenizer_config.json`` beside it says so; without that file, if no
-    token but the special ones has a capital letter.
+    It lower-cases if ``tokenizer_config.json`` says so; without that file, if no token has a capital letter.
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
@@ -254,13 +230,11 @@ def add_bert_steps(backend: Tokenizer, normalizer: Any, pre_tokenizer: Any) -> T
 
 
 def read_text(file: Path, origin: str) -> str:
-    """Return a file's text without a byte-order mark, with line feeds as line ends.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8; the message names the file and the byte.
-    """
+    """Return a file's text in UTF-8, without a byte-order mark and with line feeds as line ends."""
     try:
         content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise UserError(f"{origin}: there is no such file") from error
     except OSError as error:
         raise UserError(f"{origin}: {file} cannot be read: {error.strerror}") from error
     return decode_utf8(content, str(file), origin)
@@ -279,42 +253,35 @@ def decode_utf8(content: bytes, name: str, origin: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-# --- trained here ----------------------------------------------------------------------------------------------------
-
-
 def trained_vocabulary(texts: Sequence[str], subwords: Subwords, size: int | None, folder: str | None) -> Vocabulary:
     """Return a tokenizer trained on texts; the same texts always give the same tokenizer.
 
-    Args:
-        texts: the corpus, in any order.
-        subwords: uncased WordPiece as in BERT (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2
-            (Radford et al. 2019), which keeps case and white space.
-        size: the most tokens, special ones included; ``None``: 8192.
-        folder: where it is stored; ``None``: nowhere.
-
-    Raises:
-        UserError: ``size`` is smaller than the alphabet and the special tokens.
+    It is uncased WordPiece as in BERT (Devlin et al. 2019, arXiv 1810.04805), or byte-level BPE as in GPT-2 (Radford et
+    al. 2019), which keeps case and white space, of at most ``size`` (default: 8192) tokens, special ones included. It
+    is stored in ``folder``, unless that is ``None``.
     """
     from tokenizers import Tokenizer
 
     size = size or TRAINED_SIZE
     origin = f"the tokenizer of {size} tokens that is trained on the corpus"
-    store, key = Store(folder, "tokenizer"), corpus_key(texts, subwords, size)
-    backend = store.get(key, lambda content: Tokenizer.from_buffer(bytes(content)))
-    if backend is None:
-        survive_forks()
-        backend = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords](texts, size)
-        store.put(key, [backend.to_str().encode()])
+    train = {Subwords.wordpiece: train_wordpiece, Subwords.bpe: train_bpe}[subwords]
+    survive_forks()
+    backend = stored(
+        folder,
+        "tokenizer",
+        corpus_key(texts, subwords, size),
+        lambda: train(texts, size),
+        encode=lambda trained: [trained.to_str().encode()],
+        decode=lambda content: Tokenizer.from_buffer(bytes(content)),
+    )
     return wrap_tokenizer(backend, origin)
 
 
 def corpus_key(texts: Iterable[str], subwords: Subwords, size: int) -> str:
     """Return the key of a trained tokenizer, which does not depend on the order of the texts."""
-    corpus = hashlib.sha256()
-    for one in sorted(hashlib.sha256(text.encode()).digest() for text in texts):
-        corpus.update(one)
+    corpus = hashlib.sha256(b"".join(sorted(hashlib.sha256(text.encode()).digest() for text in texts))).hexdigest()
     settings = {"format": FORMAT, "subwords": subwords.name, "size": size, "library": version("tokenizers")}
-    return key_of(settings | {"corpus": corpus.hexdigest()})
+    return key_of(settings | {"corpus": corpus})
 
 
 def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
@@ -326,8 +293,7 @@ def train_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words = (word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
-    distinct = set(words)
+    distinct = {word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))}
     letters = sorted({letter for word in distinct for letter in word})
     inner = sorted({f"##{letter}" for word in distinct for letter in word[1:]})
     check_vocab_size(size, len(WORDPIECE_SPECIAL) + len(letters) + len(inner))

@@ -20,7 +20,7 @@ from ..config.hparams import static_part
 from ..config.schema import option_name
 from ..data.conll import align_tags
 from ..data.packing import IGNORE, Example, buckets, build_example, fill_rows, unpacked
-from ..data.squad import Squad, SquadQuestion, answers_of, window_rows, windows
+from ..data.squad import Squad, SquadQuestion, answers_of, window_index, windows
 from ..data.tokenization import TOKENIZER, Vocabulary, load_vocabulary
 from ..errors import UserError, listed
 from ..models.transformer import Transformer
@@ -102,12 +102,15 @@ class Predictor:
 
     def predict_answers(self, questions: Sequence[str], contexts: Sequence[str]) -> Prediction:
         """Return the piece of each context that answers its question, over all windows of the context."""
-        max_length = min(self.source.question_length, self.max_length // 2)
-        stride = min(self.source.stride, self.max_length - max_length - 3)
-        settings: Squad = replace(self.source, max_seq_len=self.max_length, question_length=max_length, stride=stride)
-        asked = [SquadQuestion("", *texts, (), IGNORE) for texts in zip(questions, contexts, strict=True)]
-        examples = windows(asked, self.vocabulary, settings)
-        _, kept = window_rows(examples, asked, self.max_length, self.vocabulary.pad)
+        source: Squad = replace(self.source, max_seq_len=self.max_length)
+        max_length = min(source.question_length, self.max_length // 2)
+        stride = min(source.stride, self.max_length - max_length - 3)
+        settings = replace(source, question_length=max_length, stride=stride)
+        asked = [
+            SquadQuestion("", text, context, (), IGNORE) for text, context in zip(questions, contexts, strict=True)
+        ]
+        examples = list(windows(asked, self.vocabulary, settings))
+        kept = window_index(examples, asked, self.max_length)
         outputs = np.zeros((len(examples), self.max_length, 2), np.float32)
         for row, own in enumerate(self.outputs([one.example for one in examples])):
             outputs[row, : len(own)] = own

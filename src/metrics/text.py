@@ -51,14 +51,12 @@ def entities(tags: Sequence[str], strict: bool = False) -> list[Entity]:
 def entity_scores(
     true: Iterable[Sequence[str]], predicted: Iterable[Sequence[str]], strict: bool = False
 ) -> dict[str, Score]:
-    """Return the scores of each type, and of all entities as ``micro``, by true and predicted tags.
+    """Return the scores of each type, and of all entities as ``micro``, from the tags of each sentence.
 
     A predicted entity is correct if its type, its first and its last word are. ``strict``: see :func:`entities`.
     """
     correct, n_true, n_predicted = Counter[str](), Counter[str](), Counter[str]()
     for a, b in zip(true, predicted, strict=True):
-        if len(a) != len(b):
-            raise ValueError(f"a sentence has {len(a)} tags and {len(b)} predictions")
         mine, theirs = set(entities(a, strict)), set(entities(b, strict))
         n_true.update(one.kind for one in mine)
         n_predicted.update(one.kind for one in theirs)
@@ -68,12 +66,8 @@ def entity_scores(
 
 
 def _score(correct: int, n_true: int, n_predicted: int) -> Score:
-    return Score(
-        correct / n_predicted if n_predicted else 0.0,
-        correct / n_true if n_true else 0.0,
-        2 * correct / (n_predicted + n_true) if n_predicted + n_true else 0.0,
-        n_true,
-    )
+    f1 = 2 * correct / max(n_predicted + n_true, 1)
+    return Score(correct / max(n_predicted, 1), correct / max(n_true, 1), f1, n_true)
 
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -87,7 +81,7 @@ def normalised(answer: str) -> str:
 
 def exact_match(answer: str, answers: Iterable[str]) -> float:
     """Return 1.0 if the normalised answer equals one of the correct ones, else 0.0."""
-    return max(float(normalised(answer) == normalised(one)) for one in answers)
+    return float(normalised(answer) in map(normalised, answers))
 
 
 def answer_f1(answer: str, answers: Iterable[str]) -> float:
@@ -123,16 +117,8 @@ def best_spans(
 
     A span's score is the sum of its start and end logits. The ``n_best`` highest starts and ends of each window are
     combined; spans have at most ``max_answer`` tokens, and the first of equal scores wins. A question without a span
-    has the answer "".
-
-    Args:
-        starts: start logits of each row.
-        ends: end logits of each row.
-        offsets: characters of the context that each token spans; -1 for tokens outside of the context.
-        question: the index of each row's question.
-        contexts: the context of each question.
-        n_best: number of starts and of ends to combine in a window.
-        max_answer: the most tokens of an answer.
+    has the answer "". ``offsets``: the characters of the context that each token spans, -1 outside of it;
+    ``question``: the index in ``contexts`` of each row's question.
     """
     best: dict[int, tuple[float, str]] = {}
     for row, number in enumerate(np.asarray(question).tolist()):

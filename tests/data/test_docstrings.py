@@ -234,7 +234,7 @@ def test_the_standard_library(cache, monkeypatch, caplog):
 
 
 def test_an_installation_without_sources(tmp_path, monkeypatch):
-    monkeypatch.setattr(docstrings, "library_folder", lambda: tmp_path)
+    monkeypatch.setattr(docstrings, "LIBRARY", tmp_path)
     with pytest.raises(UserError, match=r"data=docstrings finds no sources in .*; allowed: a Python with its standard"):
         source().load()
     (tmp_path / "json.py").write_text('"""' + "Enough words for one docstring of this module. " * 2 + '"""')

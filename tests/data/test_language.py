@@ -164,7 +164,7 @@ def test_texts_that_cannot_be_used(tmp_path):
         (tmp_path / "blank.txt", {}, r"data.path=.*blank.txt has no text; allowed: at least one document"),
         (tmp_path / "latin.txt", {}, r"byte 3 of .*latin.txt \(0xe9\) is not UTF-8"),
         (path, {"val_path": "nowhere"}, r"data.val_path=nowhere: there is no such file or folder"),
-        (path, {"val_fraction": 0.5, "test_fraction": 0.5}, r"data.val_fraction \+ data.test_fraction is 1; allowed"),
+        (path, {"val_fraction": 0.5, "test_fraction": 0.5}, r"data.test_fraction \+ data.val_fraction is 1; allowed"),
         (
             path,
             {"objective": LmObjective.masked, "subwords": Subwords.bpe},

@@ -16,7 +16,6 @@ from src.data.pairs import (
     pair_rows,
     sample_other,
     sentence_pairs,
-    split_documents,
     split_sentences,
     truncate_pair,
 )
@@ -232,9 +231,6 @@ def test_sentences_end_before_a_capital():
         'No:\n"four".',
     ]
     assert split_sentences("version 3.14 is out") == ["version 3.14 is out"]
-    text = "\n\nA one. B two.\nC three.\n \t\n\nD four.\n\n  \n"
-    assert split_documents(text) == [["A one.", "B two.", "C three."], ["D four."]]
-    assert split_documents(" \n\n ") == []
 
 
 @pytest.fixture
@@ -252,9 +248,8 @@ def test_rows_of_pairs(words):
     np.testing.assert_array_equal(found.x[0, 0], [2, *one, 3, *two, 3, 0, 0, 0, 0])
     np.testing.assert_array_equal(found.x[0, 1], [0] * 6 + [1] * 6 + [0] * 4)
     np.testing.assert_array_equal(found.x[1, 2], [1] * 12 + [0] * 4)
-    np.testing.assert_array_equal(found.targets[0], [0, -1, *one, -1, *two, -1, -1, -1, -1, -1])
-    np.testing.assert_array_equal(found.targets[1], [1, -1, *two, -1, *one, -1, -1, -1, -1, -1])
-    assert found.y.tolist() == [0, 1]
+    np.testing.assert_array_equal(found.y[0], [0, -1, *one, -1, *two, -1, -1, -1, -1, -1])
+    np.testing.assert_array_equal(found.y[1], [1, -1, *two, -1, *one, -1, -1, -1, -1, -1])
     assert {part.dtype for part in found} == {np.dtype(np.int32)}
 
 

@@ -21,7 +21,6 @@ from src.data.split_digits import SplitDigits
 from src.data.split_mnist import SplitMnist
 from src.data.synthetic import Synthetic
 from src.errors import UserError
-from src.types import Split
 from tests.data.test_mnist import idx, write
 
 TRAIN, TEST, SIDE = 300, 90, 6
@@ -363,19 +362,6 @@ def test_the_fingerprint_knows_the_tasks(folder, tmp_path):
     assert len(set(prints)) == len(prints)
     copied = write(tmp_path, *images(TEST, test=True), name="t10k")
     assert dataclasses.replace(permuted, path=copied).load().fingerprint == prints[0]
-
-
-def test_a_sequence_of_plain_arrays():
-    """Tasks need not be lazy; their fingerprint then is of what they hold."""
-
-    def sequence(last):
-        parts = [{"train": Split(np.full((4, 3), v), np.arange(4)), "test": Split(np.ones((2, 3)), np.arange(2))}
-                 for v in (0.0, last)]  # fmt: skip
-        return TaskSequence("classification", tuple(parts), (4, 4), shared_head=True)
-
-    assert sequence(1.0).features == (3,)
-    assert sequence(1.0).fingerprint == sequence(1.0).fingerprint != sequence(2.0).fingerprint
-    assert [name for name, _ in sequence(1.0).parts()] == ["task_1_train", "task_1_test", "task_2_train", "task_2_test"]
 
 
 # --- what cannot be used

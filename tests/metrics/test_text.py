@@ -51,8 +51,6 @@ def test_scores_of_entities():
     strict = entity_scores([["B-A", "O", "B-A", "B-B"]], [["B-A", "O", "O", "I-C"]], strict=True)
     assert strict["micro"] == (1, 1 / 3, 1 / 2, 3)
     assert entity_scores([["O"]], [["O"]])["micro"] == (0, 0, 0, 0)
-    with pytest.raises(ValueError, match="a sentence has 1 tags and 2 predictions"):
-        entity_scores([["O"]], [["O", "O"]])
 
 
 @pytest.mark.parametrize(
