@@ -17,7 +17,7 @@ Gpt2Head = Enum("Gpt2Head", ["classify", "tokens", "spans", "causal"])
 Gpt2Pooling = Enum("Gpt2Pooling", ["last", "mean"])
 
 
-class Gpt2Module(TransformerModule):
+class GptModule(TransformerModule):
     """GPT-2: causal attention, and a normalisation after the last block."""
 
     causal: ClassVar[bool] = True
@@ -62,7 +62,7 @@ class Gpt2(Transformer):
     """
 
     architecture: ClassVar[str] = "gpt2"
-    module_class: ClassVar[type[TransformerModule]] = Gpt2Module
+    module_class: ClassVar[type[TransformerModule]] = GptModule
 
     head: Gpt2Head = hparam(Gpt2Head.causal)
     pooling: Gpt2Pooling = hparam(Gpt2Pooling.last)

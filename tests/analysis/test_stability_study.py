@@ -67,7 +67,7 @@ def quick(request, monkeypatch):
         monkeypatch.setattr(Figure, "savefig", lambda figure, path: path.touch())
 
 
-def told(folder):
+def metrics_of(folder):
     report, page = write_study("stability", folder)
     text = page.read_text()
     assert report.conclusion in text
@@ -77,7 +77,7 @@ def told(folder):
 
 
 def test_healthy_runs_are_all_healthy(tmp_path):
-    report, text = told(sweep(tmp_path, ill=False))
+    report, text = metrics_of(sweep(tmp_path, ill=False))
     assert report.conclusion.startswith("None of 4 runs has a warning; of 4 runs, nearest neighbours")
     assert "beat those of an untrained network in 4 and of pixels in 4." in report.conclusion
     assert "No run has a warning." in text
@@ -85,7 +85,7 @@ def test_healthy_runs_are_all_healthy(tmp_path):
 
 
 def test_ill_runs_are_named_with_their_reasons(tmp_path):
-    report, text = told(sweep(tmp_path))
+    report, text = metrics_of(sweep(tmp_path))
     reasons = f"{SPIKED.rstrip('.')}; {COLLAPSED.split(':')[0]}"
     said = f"2 of 4 runs have warnings: temperature.cold 0.05 at 2 of 2 seeds ({reasons}); "
     assert report.conclusion.startswith(said)
@@ -98,21 +98,21 @@ def test_ill_runs_are_named_with_their_reasons(tmp_path):
 
 
 def test_features_that_are_no_better_than_pixels_are_said_to_be(tmp_path):
-    report, _ = told(sweep(tmp_path, ill=False, learned=0.65))
+    report, _ = metrics_of(sweep(tmp_path, ill=False, learned=0.65))
     assert report.conclusion.endswith("beat those of an untrained network in 4 and of pixels in 0.")
 
 
 def test_fine_tunings_of_one_pre_training_are_one_run(tmp_path):
-    report, _ = told(sweep(tmp_path, rates=(0.1, 0.01), ill=False))
+    report, _ = metrics_of(sweep(tmp_path, rates=(0.1, 0.01), ill=False))
     assert report.conclusion.startswith("None of 4 runs has a warning")
 
 
 def test_a_single_run_is_reported_too(tmp_path):
     folder = sweep(tmp_path, colds=(0.5,), seeds=1)
-    report, text = told(next(folder.iterdir()))
+    report, text = metrics_of(next(folder.iterdir()))
     assert report.conclusion.startswith("The run has no warning; of 1 run, ")
     assert "| simclr | 1 | 0 |" in text
-    report, _ = told(next(sweep(tmp_path / "ill", colds=(0.05,), seeds=1).iterdir()))
+    report, _ = metrics_of(next(sweep(tmp_path / "ill", colds=(0.05,), seeds=1).iterdir()))
     assert report.conclusion.startswith("1 of 1 run has warnings: simclr, seed 0 (The gradient norm")
 
 
@@ -122,7 +122,7 @@ def test_a_pre_training_that_diverged_is_ill(tmp_path):
     config = nested(settings | {"pretrain.temperature.cold": 0.5, "strategy": "linear_probe"})
     rows = [row for row in course(2, 0.5) if row["stage"] == "pretrain" and row["step"] <= 30]
     write_job(folder / "lost", config, rows, status="diverged", objective=math.inf, metrics={}, last_finite_step=30)
-    report, _ = told(folder)
+    report, _ = metrics_of(folder)
     (reason,) = re.findall(
         r"^1 of 5 runs has warnings: temperature.cold 0.5 at 1 of 3 seeds \((.*)\);", report.conclusion
     )
@@ -130,7 +130,7 @@ def test_a_pre_training_that_diverged_is_ill(tmp_path):
 
 
 def test_rows_without_looks_say_how_to_have_them(tmp_path):
-    report, _ = told(sweep(tmp_path, looks=False, ill=False))
+    report, _ = metrics_of(sweep(tmp_path, looks=False, ill=False))
     assert "pretrain.eval_every" in report.notes[0]
 
 

