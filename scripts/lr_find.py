@@ -62,7 +62,7 @@ def main() -> None:
     data = plan.source.load()
     run = resolve(plan.recipe, data)
     pre = execute(pretrain_or_load(run, stage_cache(plan.study), ignore))
-    test = range_test(plan.recipe, data, pre.params, arguments.low, arguments.high, arguments.steps)
+    test = range_test(plan.recipe, data, pre.params, low=arguments.low, high=arguments.high, steps=arguments.steps)
     found = suggestions(test)
     for name, rate in found.items():
         print(f"{name:>12}  lr_fine={rate:.2g}")

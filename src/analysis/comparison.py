@@ -249,6 +249,7 @@ def judged_metric(table: pd.DataFrame) -> str:
 
 def make_spec(
     table: pd.DataFrame,
+    *,
     metric: str | None = None,
     select: str | None = None,
     tune: Sequence[str] | None = None,

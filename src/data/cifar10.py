@@ -64,7 +64,9 @@ class Cifar10(ImageSource):
                 "cifar-10-binary.tar.gz, or a folder or .zip with train/<class>/*.jpg and test/<class>/*.jpg"
             )
         inner = f"{self.path}/{part}"
-        return read_images(inner, f"data.path={inner}", ImageFormat(), OnBad.refuse, self.limit, self.image_cache)
+        return read_images(
+            inner, f"data.path={inner}", ImageFormat(), OnBad.refuse, limit=self.limit, cache=self.image_cache
+        )
 
 
 def of_archive(path: Path, origin: str) -> dict[str, bytes]:

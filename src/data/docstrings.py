@@ -111,7 +111,7 @@ class Docstrings(TextSource):
         if self.pairs is None:
             kind, source = "masked", language_rows(self, corpus, vocabulary, LmObjective.masked, origin)
         else:
-            rows = pairing_rows(self, corpus, vocabulary, self.pairs, self.lone_sentences, origin)
+            rows = pairing_rows(self, corpus, vocabulary, pairing=self.pairs, lone=self.lone_sentences, origin=origin)
             kind, source = "pretraining", rows
         target = self.labeled_transfer(parts, vocabulary, sorted(set(parts["train"].labels)))
         words = self.num_outputs(vocabulary)

@@ -71,7 +71,13 @@ class Decoded(NamedTuple):
 
 
 def read_images(
-    path: str, origin: str, image_format: ImageFormat, on_bad: OnBad, limit: int | None = None, cache: str | None = None
+    path: str,
+    origin: str,
+    image_format: ImageFormat,
+    on_bad: OnBad,
+    *,
+    limit: int | None = None,
+    cache: str | None = None,
 ) -> LabeledImages:
     """Return the images in a folder or a .zip (or in a folder of one), labelled by the folders that they are in.
 

@@ -26,4 +26,6 @@ class ImageFolder(DecodedImageSource):
         return self._read("path", self.path), held_out
 
     def _read(self, key: str, path: str) -> LabeledImages:
-        return read_images(path, f"data.{key}={path}", self.image_format, self.on_bad, self.limit, self.image_cache)
+        return read_images(
+            path, f"data.{key}={path}", self.image_format, self.on_bad, limit=self.limit, cache=self.image_cache
+        )

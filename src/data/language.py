@@ -41,7 +41,7 @@ def language_rows(
         if sum(map(len, ids)) < 2:
             raise UserError(f"{origin} has {sum(map(len, ids))} tokens in its {name} part; allowed: at least 2")
         if source.examples > 1:
-            found[name] = side_by_side(source, ids, vocabulary, modelling, origin, name)
+            found[name] = side_by_side(source, ids, vocabulary, modelling=modelling, origin=origin, name=name)
         else:
             found[name] = one_stream(ids, source.max_seq_len, vocabulary, modelling)
     counts = (f"{np.sum(part.y != IGNORE):,} {name} tokens in {len(part.x)} rows" for name, part in found.items())
@@ -79,6 +79,7 @@ def side_by_side(
     source: TextSource,
     documents: Sequence[Int[np.ndarray, " T"]],
     vocabulary: Vocabulary,
+    *,
     modelling: LmObjective,
     origin: str,
     name: str,

@@ -191,6 +191,7 @@ def pairing_rows(
     source: TextSource,
     parts: Mapping[str, Sequence[str]],
     vocabulary: Vocabulary,
+    *,
     pairing: Pairing,
     lone: LonePolicy | None,
     origin: str,

@@ -73,7 +73,7 @@ class PlainText(TextFileSource):
         """Return each part's documents as rows of inputs and targets."""
         if self.pairs is None:
             return language_rows(self, parts, vocabulary, self.objective, origin)
-        return pairing_rows(self, parts, vocabulary, self.pairs, self.lone_sentences, origin)
+        return pairing_rows(self, parts, vocabulary, pairing=self.pairs, lone=self.lone_sentences, origin=origin)
 
     def _read(self, path: str, origin: str) -> list[str]:
         """Return the documents of a file or folder; blank ones are left out."""

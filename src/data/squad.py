@@ -47,14 +47,14 @@ class SquadTransfer(TextTransfer):
 
     def scores(self, part: str, outputs: Float[np.ndarray, "N L 2"]) -> dict[str, float]:
         """Return exact match and F1 over the questions; each has one answer from all its windows."""
-        asked = self.questions[part]
-        return squad_scores(answers_of(outputs, asked), [one.answers for one in asked.questions])
+        index = self.questions[part]
+        return squad_scores(answers_of(outputs, index), [one.answers for one in index.questions])
 
 
-def answers_of(outputs: Float[np.ndarray, "N L 2"], asked: WindowIndex) -> list[str]:
+def answers_of(outputs: Float[np.ndarray, "N L 2"], index: WindowIndex) -> list[str]:
     """Return the best answer to each question, as text."""
-    contexts = [one.context for one in asked.questions]
-    return best_spans(outputs[..., 0], outputs[..., 1], asked.offsets, asked.question, contexts)
+    contexts = [one.context for one in index.questions]
+    return best_spans(outputs[..., 0], outputs[..., 1], index.offsets, index.question, contexts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Squad(TextFileSource):
             raise UserError(f"{origin}: no window contains a whole answer; allowed: at least one")
         rows = self.rows({name: [one.example for one in part] for name, part in cuts.items()}, wide, vocabulary, origin)
         spans = {name: np.array([one.span for one in part], np.int32) for name, part in cuts.items()}
-        asked = {name: window_index(part, parts[name], wide) for name, part in cuts.items()}
-        return SquadTransfer.without_source("spans", rows, spans, 2, vocabulary=vocabulary, questions=asked)
+        index = {name: window_index(part, parts[name], wide) for name, part in cuts.items()}
+        return SquadTransfer.without_source("spans", rows, spans, 2, vocabulary=vocabulary, questions=index)
 
     def _parts(self, origin: str) -> dict[str, list[SquadQuestion]]:
         given = {name: [part] for name, part in self.read_separate(read_questions).items()}
@@ -128,12 +128,12 @@ def questions_in(content: str, origin: str, answered: bool = True) -> list[Squad
     try:
         for paragraph in (one for article in known["data"] for one in article["paragraphs"]):
             context = str(paragraph["context"])
-            for asked in paragraph["qas"]:
-                given = asked["answers"] if answered else ()
+            for item in paragraph["qas"]:
+                given = item["answers"] if answered else ()
                 answers = [(str(answer["text"]), int(answer["answer_start"])) for answer in given]
                 words = tuple(text for text, _ in answers)
                 start = find_answer(context, *answers[0]) if answers else IGNORE
-                found.append(SquadQuestion(str(asked["id"]), str(asked["question"]), context, words, start))
+                found.append(SquadQuestion(str(item["id"]), str(item["question"]), context, words, start))
     except (KeyError, TypeError, ValueError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{origin} is not in SQuAD's format: {reason}") from error
@@ -163,8 +163,8 @@ def windows(questions: Sequence[SquadQuestion], vocabulary: Vocabulary, settings
     """Yield the windows of each question, in the order of the questions."""
     contexts = sorted({one.context for one in questions})
     pieces = dict(zip(contexts, vocabulary.encode_with_offsets(contexts), strict=True))
-    asked = [ids[: settings.question_length] for ids in vocabulary.encode([one.text for one in questions])]
-    for number, (question, ids) in enumerate(zip(questions, asked, strict=True)):
+    encoded = [ids[: settings.question_length] for ids in vocabulary.encode([one.text for one in questions])]
+    for number, (question, ids) in enumerate(zip(questions, encoded, strict=True)):
         context = pieces[question.context]
         room = settings.max_seq_len - len(ids) - special_tokens(vocabulary, 2)
         front = len(vocabulary.cls_ids) + len(ids) + len(vocabulary.sep_ids)

@@ -110,6 +110,7 @@ def best_spans(
     offsets: Int[np.ndarray, "N L 2"],
     question: Int[np.ndarray, " N"],
     contexts: Sequence[str],
+    *,
     n_best: int = 20,
     max_answer: int = 30,
 ) -> list[str]:

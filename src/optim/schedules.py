@@ -52,7 +52,7 @@ def slanted_triangular(step: Any, total_steps: Any, peak: Any, cut_fraction: Any
 
 
 def one_cycle(
-    step: Any, total_steps: Any, peak: Any, pct_start: Any = 0.25, div: Any = 25.0, div_final: Any = 1e5
+    step: Any, total_steps: Any, peak: Any, *, pct_start: Any = 0.25, div: Any = 25.0, div_final: Any = 1e5
 ) -> Any:
     """Return the rate of an update: half a cosine up from ``peak / div``, half a cosine down to ``peak / div_final``.
 
@@ -164,4 +164,4 @@ class OneCycle(Schedule):
 
     def shape(self, step: Any, total_steps: Any) -> Any:
         """Return the share of the peak rate."""
-        return one_cycle(step, total_steps, 1.0, self.pct_start, self.div, self.div_final)
+        return one_cycle(step, total_steps, 1.0, pct_start=self.pct_start, div=self.div, div_final=self.div_final)

@@ -50,7 +50,7 @@ class RangeTest(NamedTuple):
 
 
 def range_test(
-    recipe: Recipe, data: Transfer, start: Params, low: float = 1e-7, high: float = 10.0, steps: int = 100
+    recipe: Recipe, data: Transfer, start: Params, *, low: float = 1e-7, high: float = 10.0, steps: int = 100
 ) -> RangeTest:
     """Train with growing rates in the first phase of a recipe's fine-tuning.
 

@@ -288,7 +288,7 @@ def test_images_are_decoded_once(tmp_path, monkeypatch):
 
     def load(image_format=PLAIN, on_bad=OnBad.skip, limit=None):
         counted.clear()
-        found = read_images(place, "it", image_format, on_bad, limit, cache)
+        found = read_images(place, "it", image_format, on_bad, limit=limit, cache=cache)
         return found, len(counted)
 
     first, count = load()

@@ -171,7 +171,7 @@ def test_one_cycle_equals_optax(pct_start, div, div_final):
     """Optax divides the first rate, as PyTorch does, where fastai divides the peak."""
     expected = optax.cosine_onecycle_schedule(200, 0.4, pct_start, div, div_final / div)
     steps = np.arange(200)
-    found = one_cycle(steps, 200, 0.4, pct_start, div, div_final)
+    found = one_cycle(steps, 200, 0.4, pct_start=pct_start, div=div, div_final=div_final)
     np.testing.assert_allclose(found, [expected(t) for t in steps], atol=1e-6)
 
 

@@ -66,7 +66,7 @@ def test_on_a_real_task_the_suggestion_trains_and_the_caller_s_parameters_stay()
     recipe = Recipe(strategy=Full(), pretrain_steps=20, finetune_steps=50)
     params = pretrained(recipe, data)
     before = {path: np.array(leaf) for path, leaf in params.items()}
-    test = range_test(recipe, data, params, 1e-5, 100.0)
+    test = range_test(recipe, data, params, low=1e-5, high=100.0)
     assert len(test.rates) < 100  # it explodes before a rate of 100
     for path, leaf in params.items():
         np.testing.assert_array_equal(leaf, before[path])
@@ -80,4 +80,4 @@ def test_on_a_real_task_the_suggestion_trains_and_the_caller_s_parameters_stay()
 def test_bad_input_is_refused(low, high, steps):
     data = Diabetes().load()
     with pytest.raises(UserError, match="allowed"):
-        range_test(Recipe(), data, {}, low, high, steps)
+        range_test(Recipe(), data, {}, low=low, high=high, steps=steps)
