@@ -124,7 +124,7 @@ def train_phase(
         The runner, with the parameters at the end (:meth:`PhaseRunner.params`).
     """
     stage, runner = runs[0].stage, PhaseRunner(runs, data, axis, previous)
-    started, compiling = time.perf_counter(), Compiled.seconds
+    started, compiling, untimed = time.perf_counter(), Compiled.seconds, 0
     best = runner.init_best() if final and stage.trainer.keeps_best else None
     metrics = runner.evaluate()
     if best is not None:
@@ -139,6 +139,8 @@ def train_phase(
         waiting.append(_Interval(step, count, losses, metrics, best, runner.measure_hooks(made)))
         # The interval before is read only now, while this one is computed: the device never waits for the host.
         _log_interval(runs, waiting.pop(0), axis)
+        if step > 0 and not untimed:  # the first interval has been read: a program's first call is slower
+            started, compiling, untimed = time.perf_counter(), Compiled.seconds, step
         if all(run.progress.ended for run in runs):
             break
     for interval in waiting:
@@ -147,7 +149,7 @@ def train_phase(
     for i, run in enumerate(runs):
         run.progress.updates = run.stage.first + run.stage.steps
         run.progress.seconds += seconds / len(runs)
-        run.progress.timed_updates += made
+        run.progress.timed_updates += made - untimed
         if best is not None:
             run.progress.kept_step = run.stage.first + int(np.ravel(best.step)[i])
     runner.best_params = None if best is None else best.params
