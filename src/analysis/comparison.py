@@ -124,8 +124,8 @@ class Comparison:
     @property
     def axis_label(self) -> str:
         """Label of an axis that shows the reported metric."""
-        unit = {"accuracy": "share of rows", "loss": "loss"}.get(self.spec.metric.split("_")[-1], "score")
-        return f"{self.metric} ({unit})\n{'higher' if self.spec.higher else 'lower'} is better"
+        unit = " (share of rows)" if self.spec.metric.endswith("accuracy") else ""
+        return f"{self.metric}{unit}\n{'higher' if self.spec.higher else 'lower'} is better"
 
     def at(self, *level: Any) -> dict[str, Arm]:
         """Return the arms at a level by their label, the best mean validation metric first."""
