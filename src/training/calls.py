@@ -63,9 +63,15 @@ def execute_together(runs: Sequence[Steps[T]], axis: RunAxis) -> list[T]:
                 calls[i] = runs[i].send(answer)
             except StopIteration as end:
                 results[i] = end.value
-        found = type(next(iter(calls.values()))).compute(list(calls.values()), axis) if calls else ()
-        answers = dict(zip(calls, found, strict=True))
+        answers = dict(zip(calls, _compute(list(calls.values()), axis), strict=True))
     return [results[i] for i in range(len(runs))]
+
+
+def _compute(calls: Sequence[Call], axis: RunAxis) -> Sequence[Any]:
+    kinds = {type(call) for call in calls}
+    if len(kinds) > 1:
+        raise TypeError(f"runs that are executed together yield different calls: {sorted(k.__name__ for k in kinds)}")
+    return kinds.pop().compute(calls, axis) if kinds else ()
 
 
 @dataclass(frozen=True)
