@@ -74,5 +74,5 @@ def test_runs_that_part_ways_are_an_error():
     def other(value):
         return (yield Negate(value))
 
-    with pytest.raises(TypeError, match="Double.*Negate"):
+    with pytest.raises(TypeError, match=r"Double.*Negate"):
         execute_together([doubled(1, 1, []), other(1)], RunAxis.map)
