@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from ..data.base import TaskSequence, Transfer
     from ..recipe.resolve import TrainableSummary
     from ..recipe.run import RunResult
-    from ..recipe.sequence import SequenceResult
 
 
 def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | None) -> float:
@@ -69,7 +68,7 @@ def run_job(cfg: DictConfig, folder: Path, overrides: list[str], sweep: str | No
 
 def complete(
     tracking: JobTracking,
-    result: RunResult | SequenceResult,
+    result: RunResult,
     data: Transfer | TaskSequence,
     trainable: TrainableSummary,
     **more: Any,

@@ -44,6 +44,7 @@ class RunResult:
     moved: Moved | None = None  # which parameters fine-tuning changed
     signals: dict[str, float] = field(default_factory=dict)  # of overfitting
     diagnostics: Diagnostics = field(default_factory=Diagnostics)  # of pre-training
+    accuracy_matrix: list[list[float]] | None = None  # of a sequence: R[i][j], test accuracy on task j after task i
 
     @property
     def status(self) -> str:
@@ -62,8 +63,10 @@ class RunResult:
 
     def summary(self) -> dict[str, Any]:
         """Return what else the job's summary records."""
-        moved = None if self.moved is None else self.moved._asdict()
         seconds = {"seconds_per_update": self.seconds_per_update}
+        if self.accuracy_matrix is not None:
+            return {"accuracy_matrix": self.accuracy_matrix, **seconds}
+        moved = None if self.moved is None else self.moved._asdict()
         return {"moved": moved, "signals": self.signals, **seconds, **self.diagnostics.summary()}
 
 

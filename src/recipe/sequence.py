@@ -10,7 +10,6 @@ import functools
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -31,37 +30,10 @@ from ..training.loop import Fit, PhaseData, PhaseRun, RunProgress
 from ..training.stage import Stage
 from ..types import Params, Row, Split
 from .resolve import TrainableSummary, finetune_stage, summarize_trainable
+from .run import RunResult
 from .spec import Recipe
 
 NEW_HEAD_STREAM = 1_000  # of the seed, plus the task's number: each task's head has initial values of its own
-
-
-@dataclass(frozen=True)
-class SequenceResult:
-    """The end of a sequence."""
-
-    params: Params  # after the last task, with that task's own leaves
-    matrix: list[list[float]]  # R[i][j]: test accuracy on task j after training task i; also of later tasks
-    metrics: dict[str, float]
-    diverged: bool
-    last_finite_step: int
-    cost: Cost
-    seconds: dict[str, float]
-    seconds_per_update: float | None = None  # without compilation
-
-    @property
-    def status(self) -> str:
-        """``"completed"`` or ``"diverged"``."""
-        return "diverged" if self.diverged else "completed"
-
-    @property
-    def objective(self) -> float:
-        """The mean validation loss over all tasks at the end; infinite if the run diverged."""
-        return float("inf") if self.diverged else self.metrics["val_loss"]
-
-    def summary(self) -> dict[str, Any]:
-        """Return what else the job's summary records."""
-        return {"accuracy_matrix": self.matrix, "seconds_per_update": self.seconds_per_update}
 
 
 @dataclass(frozen=True)
@@ -132,7 +104,7 @@ def resolve_sequence(recipe: Recipe, data: TaskSequence) -> ResolvedSequence:
     return ResolvedSequence(recipe, data, summary)
 
 
-def run_sequence(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> SequenceResult:
+def run_sequence(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> RunResult:
     """Learn the tasks in their order and evaluate all of them after each.
 
     Args:
@@ -142,7 +114,7 @@ def run_sequence(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> S
     return execute(_sequence_steps(run, log_fn))
 
 
-def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> Steps[SequenceResult]:
+def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -> Steps[RunResult]:
     data, isolated = run.data, run.recipe.retention.isolates
     tasks = range(len(data.tasks))
     started = time.perf_counter()
@@ -172,11 +144,11 @@ def _sequence_steps(run: ResolvedSequence, log_fn: Callable[[str, Row], None]) -
     seconds = {"finetune": time.perf_counter() - started}
     if fit is None or fit.diverged:
         last = 0 if fit is None else fit.last_finite_step
-        return SequenceResult(shared, matrix, {}, True, last, cost, seconds)
+        return RunResult(shared, {}, True, last, cost, seconds, accuracy_matrix=matrix)
     metrics = continual_metrics(matrix, baseline) | (yield from _final_means(run, shared, own, tasks))
     params = {**shared, **own[-1]}
     last, per_update = fit.last_finite_step, fit.seconds_per_update
-    return SequenceResult(params, matrix, metrics, False, last, cost, seconds, per_update)
+    return RunResult(params, metrics, False, last, cost, seconds, per_update, accuracy_matrix=matrix)
 
 
 def _retention_state(
