@@ -85,8 +85,9 @@ def put_legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         entries |= {label: handle for label, handle in zip(labels, handles, strict=True) if label}
     if entries:
         characters = 9 * figure.get_figwidth()  # in a line of the legend; the sample of an entry takes about 8
-        columns = max(1, int(characters / (8 + max(map(len, entries)))))
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, columns, len(entries)))
+        widths = [8 + len(label) for label in entries]
+        columns = len(entries) if sum(widths) <= characters else max(1, int(characters / max(widths)))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, columns))
 
 
 def needs_log(values: Any) -> bool:
@@ -105,13 +106,14 @@ def plot_rates(comparison: Comparison, path: Path) -> bool:
     name = spec.tune[0] if spec.tune else None
     if name is None or not pd.api.types.is_numeric_dtype(points[name]) or points[name].nunique() < 2:
         return False
-    with picture(path, f"{BAND} Ring: the chosen value. Cross: lost seeds.", height=4.6) as (ax,):
+    lost = points[points["completed"] < points["jobs"]]
+    caption = f"{BAND} Ring: the chosen value." + (" Cross: lost seeds." if len(lost) else "")
+    with picture(path, caption, height=4.6) as (ax,):
         tried = sorted(points[name].unique())
         if len(tried) <= 8:
             set_ticks(ax, tried, in_words(name))
         elif tried[0] > 0:
             ax.set_xscale("log")
-        lost = points[points["completed"] < points["jobs"]]
         for arm in comparison.arms:
             draw_rates(ax, comparison, arm.label, name)
         finite = points[["low", "high"]].to_numpy(dtype=float)
